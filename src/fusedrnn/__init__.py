@@ -11,6 +11,7 @@ from fusedrnn.op.network_op import NetworkOp
 from fusedrnn.op.reserve import Reserve
 from fusedrnn.op.rnn_op import RNNOp
 from fusedrnn.op.stream import Stream
+from fusedrnn.op.streams import Streams
 from fusedrnn.quantized_params import QuantizedParams
 from fusedrnn.runtime.thread_pool import get_num_threads, set_num_threads, thread_limits
 from fusedrnn.spec import RNNSpec
@@ -37,6 +38,7 @@ __all__ = [
     "Reserve",
     "SequentialRNNCell",
     "Stream",
+    "Streams",
     "__version__",
     "frozen",
     "get_num_threads",

@@ -17,11 +17,13 @@ from benchmarks.compare.__main__ import app as compare
 from benchmarks.figures.__main__ import app as figures
 from benchmarks.page import app as page_app
 from benchmarks.peers import environments
+from benchmarks.streams import app as streams_app
 from examples.char_lm.__main__ import app as char_lm
+from examples.stream_server.__main__ import app as stream_server
 from fusedrnn import env, mxnet
 from fusedrnn.cli.app import app
 from fusedrnn.onnx import backend, read, weights_io
-from fusedrnn.op import rnn_op
+from fusedrnn.op import rnn_op, streams
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -33,7 +35,9 @@ MODULES = {
     "benchmarks.compare": compare,
     "benchmarks.figures": figures,
     "benchmarks.page": page_app,
+    "benchmarks.streams": streams_app,
     "examples.char_lm": char_lm,
+    "examples.stream_server": stream_server,
 }
 """Commands of the form ``python -m NAME``."""
 SNIPPET = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -83,7 +87,7 @@ def test_snippets_run_in_order(page, unchanged_threads):
         assert RESULTS[page](names) in (None, True)
 
 
-@pytest.mark.parametrize("module", [rnn_op, mxnet, backend, weights_io], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [rnn_op, streams, mxnet, backend, weights_io], ids=lambda module: module.__name__)
 def test_docstring_examples(module):
     result = doctest.testmod(module)
     assert result.attempted > 0
@@ -146,18 +150,19 @@ def test_commands_and_options_exist():
     runner = CliRunner()
     shell = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
     shells = (block for text in TEXTS.values() for block in shell.findall(text))
-    command = r"(?:fusedrnn|python -m) ((?<=fusedrnn )\w+|benchmarks\.\w+|examples\.char_lm)"
+    command = r"(?:fusedrnn|python -m) ((?<=fusedrnn )\w+|benchmarks\.\w+|examples\.(?:char_lm|stream_server \w+))"
     commands = {
         *(found for text in TEXTS.values() for found in re.findall(rf"`{command}([^`|]*)`", text)),
         *(found for block in shells for found in re.findall(rf"{command}([^\n#]*)", block)),
     }
     commands = {(name, options) for name, options in commands if name != "benchmarks.peers"}
-    assert {name for name, _ in commands} >= {"bench", "info", "warmup", *MODULES}
+    assert {name.split()[0] for name, _ in commands} >= {"bench", "info", "warmup", *MODULES}
     described = {}
     for command, options in commands:
         if command not in described:
-            arguments = (MODULES[command], ["--help"]) if command in MODULES else (app, [command, "--help"])
-            shown = runner.invoke(*arguments, env={"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"})
+            module, *subcommand = command.split()
+            called, names = (MODULES[module], subcommand) if module in MODULES else (app, [command])
+            shown = runner.invoke(called, [*names, "--help"], env={"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"})
             assert shown.exit_code == 0, command
             described[command] = shown.output
         for option in re.findall(r"--[a-z]+(?:-[a-z]+)*", options):

@@ -8,7 +8,7 @@ import pytest
 import fusedrnn
 from fusedrnn import RNNOp, RNNSpec, cells, frozen
 from fusedrnn.engines.cpu import cached_call
-from fusedrnn.engines.cpu.launch import ndarray_abi
+from fusedrnn.jit import ndarray_abi
 from problems import Shape, assert_same_bits, make_problem
 
 MODES = "lstm", "gru", "rnn_relu", "rnn_tanh"

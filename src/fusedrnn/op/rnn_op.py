@@ -11,11 +11,11 @@ from fusedrnn.engines.interface import NEEDS, SAVE_POLICIES, Engine, SavePolicy
 from fusedrnn.engines.operands import GradReq, clear_padding
 from fusedrnn.op import bfloat16_arrays, validation
 from fusedrnn.op.grad_req import backward_operands
+from fusedrnn.op.makes_streams import MakesStreams
 from fusedrnn.op.operator import Operator
 from fusedrnn.op.quantizing import QuantizesParams
 from fusedrnn.op.reserve import CACHEABLE, PLAIN_CALL, CallKind, Reserve, check_reserve
 from fusedrnn.op.resets import with_options
-from fusedrnn.op.stream import Streams
 from fusedrnn.quantized_params import Params
 from fusedrnn.scalars import as_bool, check_choice
 from fusedrnn.spec import Array, RNNSpec
@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # loaded with the engine
 _GATES: SavePolicy = "gates"
 
 
-class RNNOp(Operator, QuantizesParams, Streams):
+class RNNOp(Operator, QuantizesParams, MakesStreams):
     """A recurrent network ready to run: kernels, packed weights and workspace for one spec.
 
     Sizes: T steps, N sequences, I inputs, H hidden units, S features of h (H, or the projection's size), L layers, D

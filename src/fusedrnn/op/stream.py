@@ -7,11 +7,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fusedrnn.frozen_array import frozen
 from fusedrnn.op.resets import restarted
-from fusedrnn.op.validation import check_params, check_states
-from fusedrnn.quantized_params import Params
-from fusedrnn.scalars import check_bytes, positive_int
+from fusedrnn.op.validation import check_states
 from fusedrnn.spec import Array, RNNSpec
 
 _NO_OPTIONS: dict[str, Any] = {}
@@ -25,7 +22,7 @@ class ForwardOp(Protocol):
     def forward(
         self,
         x: Array,
-        params: Array,
+        params: Any,
         states: Sequence[Array | None] | None = None,
         *,
         out: Array | None = None,
@@ -113,25 +110,3 @@ class Stream:
         initial = checked or (np.zeros(shape, self.op.spec.dtype) for shape in shapes)
         self.states = tuple(state.copy() for state in initial)
 
-
-class Streams:
-    """An operator with the method :meth:`stream`."""
-
-    def stream(self: ForwardOp, params: Params, batch: int = 1, states: Sequence[Array | None] | None = None) -> Stream:
-        """Sequences that arrive in chunks: the state is carried from one to the next.
-
-        Args:
-            params: The flat parameter vector, which is copied; or frozen or quantized ones, which many streams share.
-            batch: N.
-            states: Initial states as in :meth:`forward`, which are copied.
-
-        Raises:
-            TypeError: Naming the argument, what was given and what was expected.
-            ValueError: Likewise; also if the network has a reverse direction, which starts at a sequence's end.
-        """
-        for name in ("bidirectional", "reverse"):
-            if getattr(self.spec, name):
-                raise ValueError(f"a stream must be of a network that runs forward alone; got {name}=True")
-        batch = positive_int("batch", batch)
-        check_bytes("batch", batch, self.spec.state_shape(batch), self.spec.dtype)
-        return Stream(self, frozen(check_params(params, self.spec)), batch, states)

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedrnn.engines.cpu.executor import Executor, Problem
-from fusedrnn.engines.cpu.launch import ndarray_abi
 from fusedrnn.engines.cpu.launch.call_kernel import CALL_CACHE, GUARD, load_guarded_call
 from fusedrnn.engines.cpu.launch.kernel_args import JobArgs, PlannedJob
 from fusedrnn.engines.operands import Operand
+from fusedrnn.jit import ndarray_abi
 from fusedrnn.jit.loader import address
 from fusedrnn.runtime.thread_pool import get_num_threads, get_pool, load_pool, pool_team, release_pool, try_acquire_pool
 

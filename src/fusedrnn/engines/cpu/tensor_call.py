@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fusedrnn.engines.cpu.executor import Executor, Problem
-from fusedrnn.engines.cpu.launch import ndarray_abi
 from fusedrnn.engines.cpu.launch.kernel_args import KernelArgs
 from fusedrnn.engines.cpu.launch.tensor_kernel import (
     ANY_STRIDE,
@@ -23,6 +22,7 @@ from fusedrnn.engines.cpu.launch.tensor_kernel import (
     load_tensor_call,
 )
 from fusedrnn.engines.cpu.varlen import VarLen
+from fusedrnn.jit import ndarray_abi
 from fusedrnn.jit.loader import address
 from fusedrnn.runtime.buffers import Scratch
 from fusedrnn.runtime.thread_pool import ThreadTeam

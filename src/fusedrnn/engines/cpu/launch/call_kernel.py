@@ -3,7 +3,7 @@
 Binding writes the structs of a plan, with the values of a call relocated. A cached call reads arrays as objects of the
 interpreter, in place. It compares their type, dtype, shape, strides and flags with those of arrays that a checked call
 has checked, and refuses a written array that may share memory with another. The caller holds references to the arrays.
-:mod:`fusedrnn.engines.cpu.launch.ndarray_abi` knows how objects are laid out,
+:mod:`fusedrnn.jit.ndarray_abi` knows how objects are laid out,
 :mod:`fusedrnn.engines.cpu.guarded_call` writes the structs.
 """
 
@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fusedrnn.engines.cpu.launch.ndarray_abi import DTYPE, FLAGS, NDIM, SHAPE, STRIDES
 from fusedrnn.jit.builder import I32, I64, Function, Module, Value, Variable
 from fusedrnn.jit.c_function import c_function, emit_c_function
 from fusedrnn.jit.host import current_target
 from fusedrnn.jit.loader import function, load, load_once
+from fusedrnn.jit.ndarray_abi import DTYPE, FLAGS, NDIM, SHAPE, STRIDES
 from fusedrnn.jit.struct import Struct
 
 RELOC = Struct("symbol", "addend")

@@ -1,0 +1,135 @@
+"""``python -m benchmarks.streams``: what it costs that streams come and go, beside a batch that stays.
+
+Times are medians of rounds in which the two take turns, in one process. The schedule is that of
+``examples.stream_server``: every stream has a frame in every period, at a time of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.table import Table
+
+import fusedrnn
+from examples.stream_server import schedule
+from examples.stream_server.latency import distribution
+from examples.stream_server.latency import table as latency_table
+from examples.stream_server.settings import CELLS, Settings
+from fusedrnn import Streams
+from fusedrnn.bench.report import environment_report
+from fusedrnn.cli.console import check_writable, fail, output
+from fusedrnn.env import MAX_THREADS
+
+ROUND_SECONDS = 0.02
+"""Of each of the two in a round: other work on the machine then falls into one round, not into the median."""
+BATCHES = (1, 8, 64, 256)
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One step of some streams out of many, beside one step of a batch of as many that stays.
+
+    Attributes:
+        batch: The number of streams.
+        stream: Seconds of a call of :class:`fusedrnn.Stream`, the median.
+        streams: Seconds of :meth:`fusedrnn.Streams.step`, the median.
+        difference: Seconds by which a round of the second took longer in each call, the median.
+    """
+
+    batch: int
+    stream: float
+    streams: float
+    difference: float
+
+
+def compare(streams: Streams, batch: int, rounds: int) -> Comparison:
+    """Time both on the same input; the streams are any ones, in any order."""
+    rng, spec = np.random.default_rng(0), streams.op.spec
+    ids = rng.permutation(streams.ids)[:batch]
+    x = rng.standard_normal((1, batch, spec.input_size)).astype(spec.dtype)
+    stream = fusedrnn.RNNOp.get(spec).stream(streams.params, batch)  # the same op
+    calls: tuple[Callable[[], object], ...] = (lambda: stream(x)), (lambda: streams.step(ids, x))
+    for call in calls:
+        for _ in range(4):
+            call()
+    number = max(1, round(ROUND_SECONDS / _seconds(calls[0], 3)))
+    times = [tuple(_seconds(call, number) for call in calls) for _ in range(rounds)]
+    own, others = (median(column) for column in zip(*times, strict=True))
+    return Comparison(batch, own, others, median(second - first for first, second in times))
+
+
+def _seconds(call: Callable[[], object], number: int) -> float:
+    began = time.perf_counter()
+    for _ in range(number):
+        call()
+    return (time.perf_counter() - began) / number
+
+
+def comparison_table(comparisons: list[Comparison]) -> Table:
+    """A row for each."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("streams in a step", "Stream, µs", "Streams, µs", "difference, µs", "ratio", "µs a stream"):
+        table.add_column(name, justify="right")
+    for row in comparisons:
+        table.add_row(
+            str(row.batch), f"{row.stream * 1e6:.1f}", f"{row.streams * 1e6:.1f}", f"{row.difference * 1e6:.2f}",
+            f"{row.streams / row.stream:.2f}", f"{row.streams / row.batch * 1e6:.2f}",
+        )  # fmt: skip
+    return table
+
+
+@app.command()
+def main(
+    cell: Annotated[str, typer.Option(help=f"{', '.join(CELLS)}.")] = Settings.cell,
+    features: Annotated[int, typer.Option(min=1, help="Features of a frame.")] = Settings.features,
+    hidden: Annotated[int, typer.Option(min=1, help="Hidden units of each layer.")] = Settings.hidden,
+    layers: Annotated[int, typer.Option(min=1, help="Recurrent layers.")] = Settings.layers,
+    capacity: Annotated[int, typer.Option(min=1, help="Streams that have joined.")] = Settings.capacity,
+    threads: Annotated[int, typer.Option(min=1, max=MAX_THREADS, help="Threads.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each comparison.")] = 51,
+    period: Annotated[float, typer.Option(min=0.1, help="Milliseconds between two frames of a stream.")] = 32.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Duration of the schedule.")] = 10.0,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")] = None,
+) -> None:
+    """Time steps of some of many streams beside a batch that stays, and steps on a schedule."""
+    try:
+        check_writable("--json", json_path)
+        settings = Settings(cell, features, hidden, layers, capacity)
+    except ValueError as error:
+        fail(str(error))
+    console, machine = output(), environment_report()
+    console.print(f"{machine['processor']}, {machine['target_description']}, threads: {threads}", highlight=False)
+    with fusedrnn.thread_limits(threads):
+        streams = settings.streams()
+        ids = [streams.join() for _ in range(capacity)]
+        comparisons = [compare(streams, batch, rounds) for batch in BATCHES if batch <= capacity]
+        console.print(comparison_table(comparisons))
+        for id in ids:
+            streams.leave(id)
+        result = schedule.run(streams, capacity, period / 1e3, seconds)
+    latencies = distribution(result.latencies)
+    console.print(f"\n{capacity} streams, a frame of each every {period:g} ms", highlight=False)
+    console.print(latency_table({"due to output": latencies}))
+    share = result.processor_seconds / seconds
+    console.print(f"{share:.0%} of one processor, {np.mean(result.batches):.1f} streams in a step", highlight=False)
+    if json_path:
+        figures = {
+            "machine": machine, "settings": asdict(settings), "threads": threads,
+            "comparisons": [asdict(row) for row in comparisons],
+            "schedule": {"period": period / 1e3, "latency_ms": latencies, "processor_share": share},
+        }  # fmt: skip
+        json_path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m benchmarks.streams")

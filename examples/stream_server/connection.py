@@ -1,0 +1,184 @@
+"""One client of the server: its stream, and its frames that wait for a step."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from typing import Protocol
+
+import fusedrnn
+from examples.stream_server import protocol
+from examples.stream_server.protocol import ProtocolError
+
+MAX_QUEUED = 8
+"""Frames of a connection that wait. The server then reads no more from it, until one has been taken: TCP tells the
+client to send less."""
+
+
+class StepsStreams(Protocol):
+    """What a connection needs of its server."""
+
+    streams: fusedrnn.Streams
+    input_size: int
+    output_size: int
+    connections: set[Connection]
+    refused: int
+
+    def add_frames(self, connection: Connection) -> None:
+        """See :meth:`examples.stream_server.server.Server.add_frames`."""
+
+
+class Frame:
+    """The input of one step.
+
+    Attributes:
+        content: Its bytes.
+        arrived: When it arrived, in seconds.
+        is_first: Whether a sequence begins with it.
+    """
+
+    __slots__ = ("arrived", "content", "is_first")
+
+    def __init__(self, content: bytes, arrived: float, is_first: bool) -> None:
+        self.content, self.arrived, self.is_first = content, arrived, is_first
+
+
+class Connection(asyncio.BufferedProtocol):
+    """A client: its stream, and its frames that wait.
+
+    Attributes:
+        id: Of its stream; -1 if there is none.
+        is_closed: Whether the client has gone, or has been sent away.
+    """
+
+    def __init__(self, server: StepsStreams) -> None:
+        self.id, self.is_closed = -1, False
+        self._server, self._transport = server, asyncio.Transport()
+        frame_bytes = server.input_size * protocol.FLOAT_BYTES
+        space = bytearray(MAX_QUEUED * (protocol.HEADER.size + frame_bytes))
+        self._received, self._space = bytearray(), memoryview(space)
+        self._frame_bytes, self._limits = frame_bytes, {protocol.FRAME: frame_bytes, protocol.RESET: 0}
+        self._frame_header = protocol.HEADER.pack(frame_bytes, protocol.FRAME)
+        self._frames: deque[Frame] = deque()
+        self._is_stepped = self._is_first = self._is_writable = False
+        self._is_reading = True
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Join, or tell the client that the server is full."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport, self._is_writable = transport, True
+        self._server.connections.add(self)
+        try:
+            self.id = self._server.streams.join()
+        except RuntimeError as error:
+            self.refuse(str(error))
+            return
+        transport.write(protocol.welcome(self._server.input_size, self._server.output_size))
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the event loop puts what has arrived."""
+        return self._space
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """So many bytes have arrived."""
+        if self.is_closed:
+            return
+        content, had_frames = self._space[:nbytes], bool(self._frames)
+        header_bytes = len(self._frame_header)
+        if (
+            nbytes == header_bytes + self._frame_bytes
+            and not self._received
+            and content[:header_bytes] == self._frame_header
+        ):  # one frame, as mostly
+            self._add_frame(bytes(content[header_bytes:]))
+        else:
+            self._received += content
+            try:
+                self._take_messages()
+            except ProtocolError as error:
+                self.refuse(str(error))
+                return
+        if self._frames and not had_frames and not self._is_stepped:
+            self._server.add_frames(self)
+        self._regulate()
+
+    def _take_messages(self) -> None:
+        for kind, payload in protocol.messages(self._received, self._limits):
+            if kind == protocol.RESET:
+                self._is_first = True
+            elif len(payload) == self._frame_bytes:
+                self._add_frame(payload)
+            else:
+                raise ProtocolError(f"FRAME must have {self._frame_bytes} bytes; got {len(payload)}")
+
+    def _add_frame(self, content: bytes) -> None:
+        self._frames.append(Frame(content, time.perf_counter(), self._is_first))
+        self._is_first = False
+
+    def eof_received(self) -> bool:
+        """The client closes, which ends the stream; frames that wait are dropped."""
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The client has gone. A step that has its frame ends first."""
+        self.is_closed = True
+        self._server.connections.discard(self)
+        if not self._is_stepped:
+            self._leave()
+
+    def pause_writing(self) -> None:
+        """The client does not read its outputs: no more frames are taken from it."""
+        self._is_writable = False
+        self._regulate()
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        self._is_writable = True
+        self._regulate()
+
+    def refuse(self, words: str) -> None:
+        """Send an error and close."""
+        if not self.is_closed:
+            self.is_closed = True
+            self._server.refused += 1
+            self._transport.write(protocol.message(protocol.ERROR, words.encode()))
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close without sending what is still in the transport's buffer."""
+        self._transport.abort()
+
+    def next_frame(self) -> Frame:
+        """Take the oldest frame for a step."""
+        self._is_stepped = True
+        return self._frames.popleft()
+
+    def end_step(self) -> None:
+        """The step has ended."""
+        self._is_stepped = False
+        if self.is_closed:
+            self._leave()
+        elif self._frames:
+            self._server.add_frames(self)
+
+    def send(self, output: memoryview) -> None:
+        """Send the message of an output."""
+        if not self.is_closed:
+            self._transport.write(output)
+            self._regulate()
+
+    def _regulate(self) -> None:
+        """Read from the socket only while frames can be taken."""
+        should_read = self._is_writable and len(self._frames) < MAX_QUEUED
+        if should_read is not self._is_reading and not self.is_closed:
+            self._is_reading = should_read
+            if should_read:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
+
+    def _leave(self) -> None:
+        if self.id >= 0:
+            self._server.streams.leave(self.id)
+            self.id = -1

@@ -1,0 +1,117 @@
+"""Inference calls of one op whose shapes change from call to call.
+
+An op caches the call of one shape, and plans each other shape anew, which takes longer than a short call does. Here the
+cached calls of several shapes are kept. So that few shapes are enough, a batch may have more rows than it needs: a
+number of rows from a short list, at most an eighth above. The bits of a sequence do not depend on the others.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+import numpy as np
+
+from fusedrnn.engines.interface import CachedForwardCall, CachesCalls, Engine
+from fusedrnn.locks import Lock
+from fusedrnn.op.stream import ForwardOp
+from fusedrnn.op.validation import forward_operands
+from fusedrnn.quantized_params import Params
+from fusedrnn.runtime.thread_pool import get_num_threads, thread_limits
+from fusedrnn.spec import Array
+
+MAX_SHAPES = 64
+"""Shapes that are kept: all batches up to 1,024 of one number of steps. The oldest goes first."""
+_MAX_IDLE = 4
+"""Arrays for states of a small batch that wait for the next call: as many as calls at a time, within reason."""
+_EXACT = 16
+"""Up to so many rows a batch has no more than it needs. Above, eight sizes are between a power of two and the next."""
+
+
+class SelectsEngine(ForwardOp, Protocol):
+    """What these calls need of an operator."""
+
+    def _select_engine(self, training: bool) -> tuple[str, Engine]:
+        """The name and the engine for a call."""
+
+
+class Batch:
+    """Calls of one shape.
+
+    Attributes:
+        rows: Sequences of the batch.
+        is_small: Whether they are few.
+        x_strides: The strides of the input as the calls take it.
+        calls: The cached call of each number of threads.
+        idle: Arrays for initial states that a call may use, and then return if the batch is small: to make new ones
+            takes a noticeable part of a call of one step.
+    """
+
+    __slots__ = ("_dtype", "_state_shapes", "calls", "idle", "is_small", "rows", "x_strides")
+
+    def __init__(self, x: Array, state_shapes: tuple[tuple[int, int, int], ...]) -> None:
+        self.rows, self.x_strides, self._state_shapes, self._dtype = x.shape[1], x.strides, state_shapes, x.dtype
+        self.calls: dict[int, CachedForwardCall | None] = {}
+        self.idle: deque[tuple[Array, ...]] = deque(maxlen=_MAX_IDLE)
+        self.is_small = self.rows <= _EXACT
+
+    def new_states(self) -> tuple[Array, ...]:
+        """New arrays for initial states."""
+        return tuple([np.empty(shape, self._dtype) for shape in self._state_shapes])
+
+
+class InferenceCalls:
+    """Calls of an op without lengths, resets and buffers for the output.
+
+    Args:
+        op: The op.
+        params: Its parameters, frozen or quantized.
+
+    Attributes:
+        batches: The calls by the shape of their input; for other shapes and strides there is :meth:`padded`.
+    """
+
+    def __init__(self, op: SelectsEngine, params: Params) -> None:
+        self._op, self._params = op, params
+        self._engine = op._select_engine(False)[1]
+        self._cacher = self._engine if isinstance(self._engine, CachesCalls) else None
+        self.batches: dict[tuple[int, ...], Batch] = {}
+        self._lock = Lock()
+
+    def padded(self, x: Array) -> tuple[Array, Batch]:
+        """A copy of the input (T, N, I) with as many rows as calls have, zeros behind those of x, and their batch."""
+        spec, (steps, count, size) = self._op.spec, x.shape
+        copy = np.zeros((steps, self._num_rows(count), size), spec.dtype)
+        copy[:, :count] = x
+        batch = self.batches.get(copy.shape)
+        if batch is None:
+            batch = Batch(copy, spec.state_shape(copy.shape[1]))
+            with self._lock:
+                if len(self.batches) >= MAX_SHAPES:
+                    del self.batches[next(iter(self.batches))]
+                self.batches[copy.shape] = batch
+        return copy, batch
+
+    def _num_rows(self, count: int) -> int:
+        """The rows of the call for so many sequences."""
+        if count <= _EXACT or self._cacher is None:
+            return count
+        unit = 1 << (count - 1).bit_length() - _EXACT.bit_length() + 1
+        return -(-count // unit) * unit
+
+    def run(self, batch: Batch, x: Array, states: tuple[Array, ...]) -> tuple[Array, tuple[Array, ...], None]:
+        """The output and the final states, contiguous, and None, of operands with the batch's shapes and strides."""
+        threads = get_num_threads()
+        call = batch.calls.get(threads)
+        if call is not None:
+            result = call(x, self._params, states, None, 0, None)
+            if result is not None:
+                return result
+            if threads > 1:  # another call has the thread pool
+                with thread_limits(1):
+                    return self.run(batch, x, states)
+        operands = forward_operands(self._op.spec, x, self._params, states, None, None)
+        final = self._engine.forward(operands)
+        if self._cacher is not None:
+            batch.calls[threads] = self._cacher.cache_forward(operands, states, None)
+        return operands.y, tuple([np.ascontiguousarray(state) for state in final]), None

@@ -1,0 +1,111 @@
+"""The states of one sequence as bytes: with a header that says of which spec and in which format they are.
+
+The format is the 16 bytes of :data:`MAGIC`, the length of the header as four bytes, the header in JSON, and the states
+one after the other, each (L, size). Numbers of more than one byte are little-endian; the header says so, and another
+version may have others.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+
+from fusedrnn.cell.cells import Cell
+from fusedrnn.spec import Array, RNNSpec
+
+MAGIC = b"fusedrnn state\r\n"
+VERSION = 1
+_BYTE_ORDERS = "little", "big"
+_LENGTH_BYTES = 4
+
+
+def to_bytes(spec: RNNSpec, states: Sequence[Array]) -> bytes:
+    """The snapshot of the states of one sequence, each (L, 1, size)."""
+    data = b"".join(state.astype(state.dtype.newbyteorder("<"), copy=False).tobytes() for state in states)
+    header = {
+        "version": VERSION, "spec": described(spec), "states": _sizes(spec), "dtype": spec.dtype,
+        "byte_order": "little", "crc32": zlib.crc32(data),
+    }  # fmt: skip
+    text = json.dumps(header).encode()
+    return b"".join((MAGIC, len(text).to_bytes(_LENGTH_BYTES, "little"), text, data))
+
+
+def from_bytes(spec: RNNSpec, snapshot: object) -> tuple[Array, ...]:
+    """The states in a snapshot of that spec.
+
+    Raises:
+        TypeError: If it is not bytes.
+        ValueError: If it is not a snapshot, is of another version or another spec, or is damaged.
+    """
+    if not isinstance(snapshot, (bytes, bytearray, memoryview)):
+        raise TypeError(f"snapshot must be bytes; got {type(snapshot).__name__}")
+    header, data = _split(bytes(snapshot))
+    if header.get("version") != VERSION:
+        raise ValueError(f"snapshot must have version {VERSION}; got version {header.get('version')!r}")
+    _check_spec(spec, header)
+    order, shapes = header["byte_order"], spec.state_shape(1)
+    if order not in _BYTE_ORDERS:
+        raise ValueError(f"snapshot must have byte order {' or '.join(_BYTE_ORDERS)}; got {order!r}")
+    dtype = np.dtype(spec.dtype)
+    expected = sum(layers * size for layers, _, size in shapes) * dtype.itemsize
+    if len(data) != expected:
+        raise ValueError(f"snapshot must have {expected} bytes of states; got {len(data)}")
+    if zlib.crc32(data) != header["crc32"]:
+        raise ValueError("snapshot must have the checksum of its header; its states are damaged")
+    values, begin, states = np.frombuffer(data, dtype.newbyteorder(order)).astype(dtype), 0, []
+    for shape in shapes:
+        end = begin + shape[0] * shape[2]
+        states.append(values[begin:end].reshape(shape))
+        begin = end
+    return tuple(states)
+
+
+def described(spec: RNNSpec) -> dict[str, str]:
+    """The fields of a spec as text. A cell that a user has written is told by its name and a hash of its equations."""
+    texts = {field.name: repr(getattr(spec, field.name)) for field in fields(spec)}
+    if isinstance(spec.mode, Cell):
+        texts["mode"] = f"cell {spec.mode.name} {getattr(spec.mode, 'digest', spec.mode.slug)}"
+    return texts
+
+
+def _sizes(spec: RNNSpec) -> dict[str, list[int]]:
+    """Layers and elements of each state, by its name."""
+    return {name: [layers, size] for name, (layers, _, size) in zip(spec.state_names, spec.state_shape(1), strict=True)}
+
+
+def _split(snapshot: bytes) -> tuple[dict[str, Any], bytes]:
+    """The header and the bytes of the states."""
+    error = ValueError("snapshot must be what Streams.snapshot returned; got other bytes")
+    begin = len(MAGIC) + _LENGTH_BYTES
+    if not snapshot.startswith(MAGIC) or len(snapshot) < begin:
+        raise error
+    end = begin + int.from_bytes(snapshot[len(MAGIC) : begin], "little")
+    try:
+        header = json.loads(snapshot[begin:end])
+    except ValueError:
+        raise error from None
+    names = {"version", "spec", "states", "dtype", "byte_order", "crc32"}
+    if not isinstance(header, dict) or not isinstance(header.get("spec"), dict):
+        raise error
+    if header.get("version") == VERSION and not names <= set(header):
+        raise error
+    return header, snapshot[end:]
+
+
+def _check_spec(spec: RNNSpec, header: dict[str, Any]) -> None:
+    """Raise an error that names the fields in which a snapshot's spec differs."""
+    saved, own = header["spec"], described(spec)
+    differences = [
+        f"{name} is {saved.get(name, 'missing')} in the snapshot and {own.get(name, 'missing')} here"
+        for name in {**own, **saved}
+        if saved.get(name) != own.get(name)
+    ]
+    if differences:
+        raise ValueError(f"snapshot must be of this spec: {'; '.join(differences)}")
+    if header["states"] != _sizes(spec) or header["dtype"] != spec.dtype:
+        raise ValueError(f"snapshot must have states {_sizes(spec)} of {spec.dtype}; got {header['states']}")

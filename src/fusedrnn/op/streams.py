@@ -1,0 +1,285 @@
+"""Streams that come and go: the states of each are in a slot, and a call advances any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fusedrnn.op.inference_calls import Batch, InferenceCalls, SelectsEngine
+from fusedrnn.op.resets import restarted
+from fusedrnn.op.snapshot import from_bytes, to_bytes
+from fusedrnn.op.validation import check_array, check_states, check_x
+from fusedrnn.quantized_params import Params
+from fusedrnn.runtime import slot_kernel
+from fusedrnn.runtime.slot_kernel import CLAIM, CLEAR, FREE, GATHER, JOIN, NOBODY, RELEASE, SCATTER
+from fusedrnn.runtime.slots import Slots
+from fusedrnn.spec import Array
+
+States = Sequence[Array | None] | None
+
+
+class Streams:
+    """Streams that come and go: get it from :meth:`RNNOp.streams`.
+
+    A stream that joins gets a number, its id, that no other one ever has. :meth:`step` runs the next chunk of any of
+    them in one call. The outputs of a stream, joined, have the bits of one call on its joined chunks, whichever others
+    were in its calls.
+
+    Any number of threads may call all methods at once. Two calls that run at the same time must be of different
+    streams: the second one raises an error. A call that fails or is interrupted leaves the states as they were.
+
+    Attributes:
+        op: The operator that runs the chunks.
+        params: Its parameters, frozen or quantized.
+        capacity: How many streams there may be at a time.
+
+    Example:
+    >>> import numpy as np
+    >>> from fusedrnn import RNNOp, RNNSpec
+    >>> op = RNNOp(RNNSpec("gru", input_size=3, hidden_size=5))
+    >>> streams = op.streams(np.zeros(op.spec.layout.size, np.float32), capacity=100)
+    >>> first, second = streams.join(), streams.join()
+    >>> streams.step([first, second], np.ones((1, 2, 3), np.float32)).shape
+    (1, 2, 5)
+    >>> streams.step([second], np.ones((4, 1, 3), np.float32)).shape
+    (4, 1, 5)
+    >>> streams.leave(first)
+    >>> len(streams)
+    1
+    """
+
+    def __init__(self, op: SelectsEngine, params: Params, capacity: int) -> None:
+        self.op, self.capacity = op, capacity
+        self.params = params
+        spec = op.spec
+        self._dtype, self._input_size = np.dtype(spec.dtype), spec.input_size
+        self._sizes = [(layers, size) for layers, _, size in spec.state_shape(1)]
+        self._slots = Slots(capacity, spec.state_shape(1), spec.dtype)
+        self._calls = InferenceCalls(op, params)
+
+    def __len__(self) -> int:
+        """How many streams there are."""
+        return int(np.count_nonzero(self._slots.owners != NOBODY))
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} streams of {self.capacity}, {self.op.spec!r}>"
+
+    @property
+    def ids(self) -> list[int]:
+        """The ids of all streams, in the order of their slots."""
+        owners = self._slots.owners.copy()
+        ids: list[int] = owners[owners != NOBODY].tolist()
+        return ids
+
+    def join(self, states: States = None) -> int:
+        """Take a slot for a new stream.
+
+        Args:
+            states: Its initial states, each (L, 1, H), which are copied, or None for zeros; None if all are.
+
+        Returns:
+            Its id.
+
+        Raises:
+            TypeError: Naming the argument, what was given and what was expected.
+            ValueError: Likewise.
+            RuntimeError: If all slots are taken.
+        """
+        arrays = check_states(states, self.op.spec, 1)
+        slots, write = self._slots, CLEAR if arrays is None else SCATTER
+        new = slots.use(slots.address, JOIN | write | RELEASE, next(slots.claims), _NO_IDS, 1, 1, arrays or ())
+        if new == NOBODY:
+            raise RuntimeError(f"all {self.capacity} slots are taken: a stream must leave before another one joins")
+        return new
+
+    def leave(self, id: int) -> None:
+        """End a stream and free its slot.
+
+        Raises:
+            TypeError: If ``id`` is no integer.
+            ValueError: If there is no such stream.
+            RuntimeError: If a call of it is running.
+        """
+        self._access(FREE, _checked_ids("id", [id]), ())
+
+    def step(
+        self,
+        ids: Sequence[int] | Array,
+        x: Array,
+        *,
+        resets: Array | Sequence[Sequence[bool]] | None = None,
+        reset_states: States = None,
+    ) -> Array:
+        """Run the next chunk of some streams.
+
+        Args:
+            ids: The n streams, in any order, none twice. An array of int64 takes the least time.
+            x: Their input (T, n, I), any T from 1 up, as in :meth:`RNNOp.forward`.
+            resets: Steps of the chunk at which a sequence begins anew, bools (T, n), as in :meth:`RNNOp.forward`.
+            reset_states: The states after a reset likewise, (L, n, H) each; None for zeros.
+
+        Returns:
+            The output (T, n, H).
+
+        Raises:
+            TypeError: Naming the argument, what was given and what was expected.
+            ValueError: Likewise; also if there is no stream of an id, or an id is there twice.
+            RuntimeError: If another call of one of the streams is running.
+        """
+        owners = _checked_ids("ids", ids)
+        count, calls, slots, dtype, result_dtype = len(owners), self._calls, self._slots, self._dtype, None
+        batch = calls.batches.get(x.shape) if type(x) is np.ndarray else None
+        if batch is None or batch.rows != count or x.dtype is not dtype or x.strides != batch.x_strides:
+            x, result_dtype = self._checked_x(x, count)
+            x, batch = calls.padded(x)
+        rows, idle = batch.rows, batch.idle
+        try:
+            states = idle.pop()
+        except IndexError:
+            states = batch.new_states()
+        use, address, claim = slots.use, slots.address, next(slots.claims)
+        # An interrupt is raised between two calls of machine code: it finds all slots claimed by this call, or none.
+        # The handler begins with the call that ends the claim.
+        try:
+            error = use(address, CLAIM | GATHER, claim, owners, count, rows, states)
+            if error:
+                self._refuse(error, owners)
+            if resets is None and reset_states is None:
+                y, final, _ = calls.run(batch, x, states)
+            else:
+                y, final, _ = self._run_with_resets(batch, x, states, resets, reset_states, count)
+            use(address, SCATTER | RELEASE, claim, owners, count, rows, final)
+        except BaseException:
+            use(address, RELEASE, claim, owners, count, rows, ())
+            raise
+        if batch.is_small:
+            idle.append(states)
+        if rows != count:
+            y = y[:, :count]
+        return y if result_dtype is None else y.astype(result_dtype)
+
+    def reset(self, ids: Sequence[int] | Array, states: States = None) -> None:
+        """Let some streams start over.
+
+        Args:
+            ids: The n streams.
+            states: The states to start from, each (L, n, H), which are copied, or None for zeros; None if all are.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: As :meth:`step` does.
+        """
+        owners = _checked_ids("ids", ids)
+        arrays = check_states(states, self.op.spec, len(owners))
+        self._access(CLEAR if arrays is None else SCATTER, owners, arrays or ())
+
+    def states(self, ids: Sequence[int] | Array) -> tuple[Array, ...]:
+        """Copies of the current states of n streams, each (L, n, H).
+
+        Raises:
+            TypeError, ValueError, RuntimeError: As :meth:`step` does.
+        """
+        owners = _checked_ids("ids", ids)
+        arrays = tuple([np.empty((layers, len(owners), size), self._dtype) for layers, size in self._sizes])
+        self._access(GATHER, owners, arrays)
+        return arrays
+
+    def snapshot(self, id: int) -> bytes:
+        """The states of a stream as bytes, for :meth:`restore` in this or another process, on any machine.
+
+        They say of which spec they are. They do not hold parameters: the states mean the same only with equal ones.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: As :meth:`leave` does.
+        """
+        owners = _checked_ids("id", [id])
+        return to_bytes(self.op.spec, self.states(owners))
+
+    def restore(self, snapshot: bytes, id: int | None = None) -> int:
+        """Continue a stream from its snapshot.
+
+        Args:
+            snapshot: What :meth:`snapshot` returned.
+            id: The stream that gets the states; None for a new one.
+
+        Returns:
+            The id.
+
+        Raises:
+            TypeError: If ``snapshot`` is not bytes or ``id`` no integer.
+            ValueError: If the snapshot is of another spec, with the fields in which they differ; if it is damaged or
+                none; or if there is no such stream.
+            RuntimeError: If all slots are taken, or a call of the stream is running.
+        """
+        states = from_bytes(self.op.spec, snapshot)
+        if id is None:
+            return self.join(states)
+        self._access(SCATTER, _checked_ids("id", [id]), states)
+        return int(id)
+
+    def _access(self, action: int, owners: Array, arrays: tuple[Array, ...]) -> None:
+        """Do something with the slots of some streams, in one call of machine code."""
+        slots, count = self._slots, len(owners)
+        actions = CLAIM | action | RELEASE
+        error = slots.use(slots.address, actions, next(slots.claims), owners, count, count, arrays)
+        if error:
+            self._refuse(error, owners)
+
+    def _refuse(self, error: int, owners: Array) -> None:
+        """Raise the error that a call of machine code has returned."""
+        index, kind = divmod(error, slot_kernel.KINDS)
+        id = int(owners[index])
+        if kind == slot_kernel.UNKNOWN:
+            raise ValueError(f"ids must be of streams that have joined and not left; got {id}")
+        if kind == slot_kernel.REPEATED:
+            raise ValueError(f"ids must have each stream once; got {id} twice")
+        raise RuntimeError(f"stream {id} is in another call that is running")
+
+    def _checked_x(self, x: object, count: int) -> tuple[Array, Any]:
+        """The input in the spec's dtype, and the dtype of the output if that is another one."""
+        spec = self.op.spec
+        is_bfloat16 = spec.compute == "bfloat16" and isinstance(x, np.ndarray) and x.dtype.name == "bfloat16"
+        values: Any = x.astype(spec.dtype) if isinstance(x, np.ndarray) and is_bfloat16 else x
+        checked = check_array("x", values, spec)
+        if checked.ndim == 3 and checked.shape[1] != count:
+            raise ValueError(
+                f"x must have shape (T, {count}, {spec.input_size}), with a sequence for each of the ids; "
+                f"got {checked.shape}"
+            )
+        dtype = x.dtype if isinstance(x, np.ndarray) and is_bfloat16 else None
+        return check_x(checked, spec), dtype
+
+    def _run_with_resets(
+        self, batch: Batch, x: Array, states: tuple[Array, ...], resets: Any, reset_states: States, count: int
+    ) -> tuple[Array, tuple[Array, ...], None]:
+        """A chunk with resets, whose first rows are those of the streams.
+
+        One step whose resets are to zeros needs none: its states are zeros before.
+        """
+        if reset_states is None and len(x) == 1:
+            return self._calls.run(batch, x, restarted(states, count, resets))
+        rows = tuple([np.ascontiguousarray(state[:, :count]) for state in states])
+        y, final, _ = self.op.forward(x[:, :count], self.params, rows, resets=resets, reset_states=reset_states)
+        padding = ((0, 0), (0, x.shape[1] - count), (0, 0))
+        return np.pad(y, padding), tuple([np.pad(state, padding) for state in final]), None
+
+
+_INT64 = np.dtype(np.int64)
+_NO_IDS = np.zeros(1, np.int64)
+
+
+def _checked_ids(name: str, ids: Any) -> Array:
+    """A copy of the ids, int64 (n,), at least one: what is checked is what is used."""
+    expected = "must be an integer" if name == "id" else "must be a sequence of integers, the ids of streams"
+    try:
+        array = np.array(ids)
+    except Exception:
+        raise TypeError(f"{name} {expected}; got {ids!r}") from None
+    if array.ndim == 1 and array.dtype is _INT64 and len(array):
+        return array
+    if array.ndim == 1 and not len(array):
+        raise ValueError(f"{name} must have at least one stream; got none")
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise TypeError(f"{name} {expected}; got {ids!r}")
+    return array.astype(np.int64)

@@ -1,0 +1,175 @@
+"""The machine code of slots: a call claims some of them, copies their rows into arrays and back, and releases them.
+
+A slot holds one row of each of several arrays (layers, rows, elements), and has an owner: a number that is never used
+again. At most one call has a claim on a slot. A claim is a number too, another one for each call, so that a call which
+releases a slot twice does not end the claim of another.
+
+The interpreter's lock is held all the time. So nothing is done by halves: signals are handled, and other threads run,
+before or after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fusedrnn.jit.builder import Function, Module, Value
+from fusedrnn.jit.c_function import c_function, emit_c_function
+from fusedrnn.jit.host import current_target
+from fusedrnn.jit.loader import load, load_once
+from fusedrnn.jit.struct import Struct
+
+SLOTS = Struct(
+    "owners", "claims", "capacity", "rows", "row_bytes", "parts", "num_parts", "num_owners", "items_offset",
+    "data_offset",
+)  # fmt: skip
+"""The owner of each slot, :data:`NOBODY` if it is free; the claim on it, 0 if there is none; the rows, ``row_bytes``
+each, and what they consist of; how many owners there have been; where a tuple has its items, and an array its address.
+An owner's number modulo ``capacity`` is that of its slot."""
+PART = Struct("offset", "layers", "bytes")
+"""The part of one array in a row: where it begins, how many layers it has, and the bytes of each."""
+NOBODY = -1
+CLAIM, JOIN, GATHER, SCATTER, CLEAR, FREE, RELEASE = (1 << number for number in range(7))
+"""What a call does, in this order: claim slots, or take a free one for a new owner; copy rows into arrays, copy arrays
+into rows, or set rows to zero; make the slots free; end the claim."""
+UNKNOWN, REPEATED, CLAIMED = 1, 2, 3
+"""Why a slot cannot be claimed: it has another owner or none, this call has claimed it already, or another call has."""
+KINDS = 4
+"""A call returns 0, or the kind of its error plus this times the number of the owner among those it was given. With
+JOIN it returns the new owner, :data:`NOBODY` if no slot is free."""
+
+
+@load_once(2)
+def load_use_slots(reads_objects: bool) -> Callable[..., int]:
+    """The function of :func:`build_use_slots`."""
+    name = "use_slots" if reads_objects else "use_slots_by_address"
+    return c_function(name, load(name, current_target(), build_use_slots, reads_objects))
+
+
+def build_use_slots(reads_objects: bool) -> Module:
+    """The module of ``use_slots(slots, actions, claim, owners, count, rows, arrays)``.
+
+    ``owners`` is an array of ``count`` integers; ``arrays`` is a tuple of an array (layers, rows, elements) for each
+    part, whose first ``count`` rows are those of the owners. GATHER sets the other rows to zero. Where the module does
+    not read objects, they are the addresses of the integers, and of the addresses of the arrays.
+    """
+    module = Module("use_slots")
+    claim_all, take, release, copy_rows = (
+        emit(module) for emit in (_emit_claim, _emit_take, _emit_release, _emit_copy(reads_objects))
+    )
+    names = ["slots", "actions", "claim", "owners", "count", "rows", "arrays"]
+    f = Function(module, "use_slots", names, returns=True)
+    slots, actions, claim, owners, count, rows, arrays = f.arguments
+    c, new_owner, result = SLOTS.read(f, slots), f.alloca(8), f.var(0)
+    used = f.var(f.load(owners + c.data_offset) if reads_objects else owners)
+    with f.if_((actions & CLAIM).is_set):
+        result.set(f.call(claim_all, slots, claim, used.get(), count))
+    joins = (actions & JOIN).is_set
+    with f.if_(joins):
+        result.set(f.call(take, slots, claim))
+        f.store(result.get(), new_owner)
+        used.set(new_owner)
+    with f.if_(joins.select(result.get() >= 0, result.get().is_zero)):
+        with f.if_((actions & (GATHER | SCATTER | CLEAR)).is_set):
+            f.call(copy_rows, slots, actions, used.get(), count, rows, arrays)
+        with f.if_((actions & FREE).is_set), f.loop(0, count) as number:
+            f.store(NOBODY, c.owners + _slot(f, slots, used.get(), number) * 8)
+        with f.if_((actions & RELEASE).is_set):
+            f.call(release, slots, claim, used.get(), count)
+    f.ret(result.get())
+    objects = [names.index(name) for name in ("owners", "arrays")] if reads_objects else ()
+    emit_c_function(module, f, objects, keeps_lock=True)
+    return module
+
+
+def _slot(f: Function, slots: Value, owners: Value, number: Value) -> Value:
+    """The slot of an owner, by its number among those of a call."""
+    return f.load(owners + number * 8) % SLOTS.read(f, slots).capacity
+
+
+def _emit_claim(module: Module) -> Function:
+    """A function of (slots, claim, owners, count): claim the slots of all, or of none, with the result of the call."""
+    undo = _emit_release(module, "undo")
+    f = Function(module, "claim", ["slots", "claim", "owners", "count"], returns=True)
+    slots, claim, owners, count = f.arguments
+    c, error, number = SLOTS.read(f, slots), f.var(0), f.var(0)
+    with f.forever() as loop:
+        f.break_if(loop, number.get() >= count)
+        owner, slot = f.load(owners + number.get() * 8), _slot(f, slots, owners, number.get())
+        before = f.load(c.claims + slot * 8)
+        is_owner = (owner >= 0) & f.load(c.owners + slot * 8).equals(owner)
+        refusal = before.equals(claim).select(REPEATED, f.constant(CLAIMED))
+        error.set(is_owner.select(before.is_zero.select(0, refusal), UNKNOWN))
+        f.break_if(loop, error.get().is_set)
+        f.store(claim, c.claims + slot * 8)
+        number.set(number.get() + 1)
+    with f.if_(error.get().is_set):
+        f.call(undo, slots, claim, owners, number.get())
+        error.set(error.get() + number.get() * KINDS)
+    f.ret(error.get())
+    return f
+
+
+def _emit_release(module: Module, name: str = "release") -> Function:
+    """A function of (slots, claim, owners, count): end the claim on their slots, where they have this one."""
+    f = Function(module, name, ["slots", "claim", "owners", "count"])
+    slots, claim, owners, count = f.arguments
+    with f.loop(0, count) as number:
+        address = SLOTS.read(f, slots).claims + _slot(f, slots, owners, number) * 8
+        with f.if_(f.load(address).equals(claim)):
+            f.store(0, address)
+    f.ret()
+    return f
+
+
+def _emit_take(module: Module) -> Function:
+    """A function of (slots, claim): claim a free slot for a new owner, and return that, or NOBODY."""
+    f = Function(module, "take", ["slots", "claim"], returns=True)
+    slots, claim = f.arguments
+    c, owner, slot = SLOTS.read(f, slots), f.var(NOBODY), f.var(0)
+    with f.forever() as loop:
+        f.break_if(loop, slot.get() >= c.capacity)
+        address = c.owners + slot.get() * 8
+        with f.if_(f.load(address).equals(NOBODY)):
+            owner.set(c.num_owners * c.capacity + slot.get())
+            f.store(c.num_owners + 1, slots + SLOTS.offset("num_owners"))
+            f.store(owner.get(), address)
+            f.store(claim, c.claims + slot.get() * 8)
+        f.break_if(loop, owner.get() >= 0)
+        slot.set(slot.get() + 1)
+    f.ret(owner.get())
+    return f
+
+
+def _emit_copy(reads_objects: bool) -> Callable[[Module], Function]:
+    """What emits a function of (slots, actions, owners, count, rows, arrays): GATHER, SCATTER or CLEAR."""
+
+    def emit(module: Module) -> Function:
+        f = Function(module, "copy_rows", ["slots", "actions", "owners", "count", "rows", "arrays"])
+        slots, actions, owners, count, rows, arrays = f.arguments
+        c, gathers, clears = SLOTS.read(f, slots), (actions & GATHER).is_set, (actions & CLEAR).is_set
+
+        def array_of(number: Value) -> Value:
+            """The address of the array of a part."""
+            item = f.load(arrays + number * 8 + (c.items_offset if reads_objects else 0))
+            return f.load(item + c.data_offset) if reads_objects else item
+
+        with f.loop(0, count) as index:
+            row = c.rows + _slot(f, slots, owners, index) * c.row_bytes
+            with f.if_else(clears) as (to_zero, copied):
+                with to_zero:
+                    f.fill_zero(row, c.row_bytes)
+                with copied, f.loop(0, c.num_parts) as number:
+                    part = PART.read(f, c.parts + number * PART.size)
+                    array, stored = array_of(number) + index * part.bytes, row + part.offset
+                    with f.loop(0, part.layers) as layer:
+                        element, in_row = array + layer * rows * part.bytes, stored + layer * part.bytes
+                        f.copy(gathers.select(element, in_row), gathers.select(in_row, element), part.bytes)
+        with f.if_(gathers & (rows > count)), f.loop(0, c.num_parts) as number:
+            part = PART.read(f, c.parts + number * PART.size)
+            with f.loop(0, part.layers) as layer:
+                unused = array_of(number) + (layer * rows + count) * part.bytes
+                f.fill_zero(unused, (rows - count) * part.bytes)
+        f.ret()
+        return f
+
+    return emit

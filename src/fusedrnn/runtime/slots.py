@@ -1,0 +1,81 @@
+"""Rows of several arrays in slots, which owners take and leave: calls gather the rows of some owners into arrays."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from fusedrnn.jit.ndarray_abi import object_layout
+from fusedrnn.runtime.buffers import aligned_empty
+from fusedrnn.runtime.slot_kernel import NOBODY, PART, SLOTS, load_use_slots
+
+Array = NDArray[Any]
+_CACHE_LINE = 64
+_all: weakref.WeakSet[Slots] = weakref.WeakSet()
+
+
+class Slots:
+    """So many slots of one row of each array; see :mod:`fusedrnn.runtime.slot_kernel`.
+
+    Args:
+        capacity: The number of slots.
+        shapes: Of the arrays with one row, each (layers, 1, elements).
+        dtype: Of the arrays.
+
+    Attributes:
+        owners: The owner of each slot, int64 (capacity,), NOBODY if it is free.
+        use: The function ``use(address, actions, claim, owners, count, rows, arrays)`` of machine code.
+        address: Its first argument.
+        claims: Numbers for claims, each another one.
+    """
+
+    def __init__(self, capacity: int, shapes: Sequence[tuple[int, int, int]], dtype: DTypeLike) -> None:
+        item, offset, parts = np.dtype(dtype).itemsize, 0, []
+        for layers, _, elements in shapes:
+            parts.append((offset, layers, elements * item))
+            offset += layers * elements * item
+        stride = math.ceil(offset / _CACHE_LINE) * _CACHE_LINE
+        self._rows = aligned_empty((capacity, stride), np.uint8)
+        self._parts = np.array(parts, np.int64)
+        assert self._parts.shape[1] == len(PART)
+        self.owners, self._claimed = np.full(capacity, NOBODY, np.int64), np.zeros(capacity, np.int64)
+        layout = object_layout()
+        fields = {
+            "owners": self.owners.ctypes.data, "claims": self._claimed.ctypes.data, "capacity": capacity,
+            "rows": self._rows.ctypes.data, "row_bytes": stride, "parts": self._parts.ctypes.data,
+            "num_parts": len(parts), "num_owners": 0, "items_offset": layout.items_offset if layout else 0,
+            "data_offset": layout.data_offset if layout else 0,
+        }  # fmt: skip
+        self._struct = np.array([fields[name] for name in SLOTS.names], np.int64)
+        self.address = self._struct.ctypes.data
+        self._use = load_use_slots(layout is not None)
+        self.use = self._use if layout is not None else self._use_by_address
+        self.claims = itertools.count(1)
+        _all.add(self)
+
+    def _use_by_address(
+        self, address: int, actions: int, claim: int, owners: Array, count: int, rows: int, arrays: Sequence[Array]
+    ) -> int:
+        """The same where machine code does not know how the interpreter lays out objects."""
+        addresses = np.array([array.ctypes.data for array in arrays], np.int64)
+        return self._use(address, actions, claim, owners.ctypes.data, count, rows, addresses.ctypes.data)
+
+    def forget_claims(self) -> None:
+        """End all claims: in a forked child, where the calls that have them do not run."""
+        self._claimed[:] = 0
+
+
+def _after_fork_in_child() -> None:
+    for slots in _all:
+        slots.forget_claims()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

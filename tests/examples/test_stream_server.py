@@ -1,0 +1,254 @@
+"""stream_server: outputs over a socket are those of the operator, and every end of a connection is clear."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import socket
+import time
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from examples.stream_server import limits, protocol, schedule
+from examples.stream_server.__main__ import app
+from examples.stream_server.connection import MAX_QUEUED
+from examples.stream_server.load import Client
+from examples.stream_server.protocol import ProtocolError
+from examples.stream_server.server import Server
+from examples.stream_server.settings import Settings
+
+SMALL = Settings(features=5, hidden=7, layers=2, capacity=4)
+HOST = "127.0.0.1"
+
+
+def serve(work, settings=SMALL, **options):
+    """Run ``work(server, port)`` in a thread beside a server, and stop that."""
+
+    async def run():
+        server = Server(settings.streams(), **options)
+        port = await server.start(HOST, 0)
+        try:
+            return await asyncio.wait_for(asyncio.to_thread(work, server, port), 60)
+        finally:
+            await server.stop()
+
+    return asyncio.run(run())
+
+
+def inputs(steps, seed=0):
+    return np.random.default_rng(seed).standard_normal((steps, SMALL.features)).astype(np.float32)
+
+
+def expected(x):
+    streams = SMALL.streams()
+    return streams.step([streams.join()], x[:, None])[:, 0]
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def received(client):
+    """The kinds and payloads of what the server sends until it closes the connection."""
+    messages = []
+    try:
+        while True:
+            messages += client.receive()
+    except ConnectionError:
+        return messages
+
+
+@pytest.mark.parametrize("window", [0.0, 0.002])
+def test_outputs_are_those_of_the_operator(window):
+    """Of clients that come, go, and begin a new sequence."""
+
+    def work(server, port):
+        x = [inputs(steps, steps) for steps in (3, 6, 9)]
+        clients, outputs = [Client(HOST, port) for _ in x], [[], [], []]
+        for step in range(9):
+            for client, frames, rows in zip(clients, x, outputs, strict=True):
+                if step < len(frames):
+                    rows.append(client.step(frames[step]))
+                elif step == len(frames):
+                    client.socket.close()
+        for frames, rows in zip(x, outputs, strict=True):
+            np.testing.assert_array_equal(rows, expected(frames))
+        clients[2].socket.sendall(protocol.message(protocol.RESET))
+        np.testing.assert_array_equal([clients[2].step(frame) for frame in x[0]], expected(x[0]))
+        clients[2].socket.close()
+        wait_until(lambda: len(server.streams) == 0)
+        assert len(server.latencies) == sum(server.batches) == 21
+
+    serve(work, window=window)
+
+
+def test_a_client_that_does_not_read_is_not_read():
+    """It gets all outputs in the end, in their order; others are served meanwhile."""
+
+    def work(server, port):
+        x = inputs(4000)
+        with socket.socket() as fast:
+            fast.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            fast.connect((HOST, port))
+            fast.setblocking(False)
+            content = memoryview(b"".join(protocol.message(protocol.FRAME, row.tobytes()) for row in x))
+            other, outputs, most, got = Client(HOST, port), bytearray(), 0, []
+            while len(got) < len(x):
+                with contextlib.suppress(BlockingIOError):
+                    content = content[fast.send(content) :] if content else content
+                other.step(x[0])
+                most = max(most, *(len(connection._frames) for connection in list(server.connections)))
+                try:
+                    outputs += fast.recv(2048)
+                except BlockingIOError:
+                    continue
+                limit = {protocol.OUTPUT: 100, protocol.WELCOME: 100}
+                got += [payload for kind, payload in protocol.messages(outputs, limit) if kind == protocol.OUTPUT]
+        assert b"".join(got) == expected(x).tobytes()
+        assert most <= 2 * MAX_QUEUED
+        other.socket.close()
+
+    serve(work)
+
+
+def test_messages_in_pieces():
+    def work(server, port):
+        client, x = Client(HOST, port), inputs(2)
+        content = b"".join(protocol.message(protocol.FRAME, row.tobytes()) for row in x)
+        client.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for index in range(0, len(content), 7):
+            client.socket.sendall(content[index : index + 7])
+        got = []
+        while len(got) < 2:
+            got += client.receive()
+        assert b"".join(payload for _, payload in got) == expected(x).tobytes()
+        client.socket.close()
+
+    serve(work)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (protocol.message(protocol.FRAME, bytes(16)), "FRAME must have 20 bytes; got 16"),
+        (protocol.HEADER.pack(1 << 31, protocol.FRAME), "FRAME must have at most 20 bytes; got 2147483648"),
+        (protocol.message(protocol.RESET, b"x"), "RESET must have at most 0 bytes; got 1"),
+        (protocol.message(77), "a message must be FRAME or RESET; got one of kind 77"),
+        (protocol.message(protocol.OUTPUT), "a message must be FRAME or RESET; got one of kind OUTPUT"),
+        (b"GET / HTTP/1.1\r\n\r\n", "got one of kind 47"),
+    ],
+)
+def test_bad_messages(content, words):
+    def work(server, port):
+        client, other = Client(HOST, port), Client(HOST, port)
+        client.socket.sendall(content)
+        ((kind, payload),) = received(client)
+        assert kind == protocol.ERROR
+        assert words in payload.decode()
+        wait_until(lambda: len(server.streams) == 1)
+        np.testing.assert_array_equal([other.step(row) for row in inputs(2)], expected(inputs(2)))
+        for each in (client, other):
+            each.socket.close()
+
+    serve(work)
+
+
+def test_a_full_server_and_a_shutdown():
+    clients = []
+
+    def work(server, port):
+        clients.extend(Client(HOST, port) for _ in range(SMALL.capacity))
+        with pytest.raises(ProtocolError, match=r"^the server says: all 4 slots are taken"):
+            Client(HOST, port)
+        clients.pop().socket.close()
+        wait_until(lambda: len(server.streams) == 3)
+        clients.append(Client(HOST, port))
+        return server
+
+    server = serve(work)
+    for client in clients:
+        assert received(client) == [(protocol.ERROR, b"the server shuts down")]
+        client.socket.close()
+    assert len(server.streams) == 0 and not server.connections
+
+
+def test_a_client_that_goes_during_its_step():
+    def work(server, port):
+        step = server.streams.step
+        client = Client(HOST, port)
+
+        def step_and_lose(*arguments, **options):
+            client.socket.close()
+            wait_until(lambda: not server.connections)
+            return step(*arguments, **options)
+
+        server.streams.step = step_and_lose
+        client.send(protocol.message(protocol.FRAME, inputs(1).tobytes()))
+        wait_until(lambda: len(server.streams) == 0)
+        server.streams.step = step
+        other = Client(HOST, port)
+        np.testing.assert_array_equal([other.step(row) for row in inputs(2)], expected(inputs(2)))
+        other.socket.close()
+
+    serve(work)
+
+
+def test_the_schedule_steps_every_stream_in_every_period():
+    streams = SMALL.streams()
+    result = schedule.run(streams, 4, period=0.02, seconds=0.1)
+    assert sum(result.batches) == len(result.latencies) == 20
+    assert min(result.latencies) > 0
+    assert len(streams) == 0
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_the_commands(tmp_path):
+    sizes = ["--features", 5, "--hidden", 7, "--streams", 3, "--seconds", 0.3]
+    result = run("test", *sizes, "--period", 20, "--plot", tmp_path / "latency.png")
+    assert result.exit_code == 0, result.output
+    for words in ("server", "end to end", "frame sent late by", "p99", "µs of processor time"):
+        assert words in result.output
+    assert "without an output" not in result.output
+    assert (tmp_path / "latency.png").stat().st_size > 0
+    result = run("schedule", *sizes, "--plot", tmp_path / "operator.svg")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"operator +\d+", result.output)
+
+
+def test_errors_of_commands(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "processors", lambda: [0])
+    with socket.create_server((HOST, 0)) as taken:
+        port = taken.getsockname()[1]
+        for arguments, words in (
+            (["serve", "--port", port, "--capacity", 2, "--hidden", 7], "address already in use"),
+            (["serve", "--cell", "transformer"], "--cell must be one of gru, lstm, rnn_tanh, rnn_relu"),
+            (["serve", "--processor", 4000], "--processor must be one of 0; got 4000"),
+            (["schedule", "--plot", tmp_path / "a.txt"], "its ending must be one of"),
+            (["test", "--pin"], "--pin needs two processors; this process may run on 1"),
+        ):
+            result = run(*arguments)
+            assert result.exit_code != 0
+            assert words in result.output.replace("\n", " "), result.output
+    assert "refused" in run("load", "--port", port, "--streams", 1).output.lower()
+
+
+def test_the_limit_of_open_files(monkeypatch):
+    resource = pytest.importorskip("resource")
+    new = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (100, 500))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, values: new.append(values))
+    limits.allow_connections(60)
+    assert new == []
+    limits.allow_connections(400)
+    assert new == [(432, 500)]
+    with pytest.raises(ValueError, match=r"^1000 connections need 1032 open files, and this system allows 500"):
+        limits.allow_connections(1000)

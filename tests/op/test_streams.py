@@ -1,0 +1,450 @@
+"""Streams that come and go have the bits of one call each, whoever steps them with whom."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import tracemalloc
+from dataclasses import replace
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import fusedrnn
+from forks import FORK_WARNING, FORKS, in_child
+from fusedrnn import RNNOp, RNNSpec, cells
+from fusedrnn.op import inference_calls, snapshot
+from fusedrnn.runtime import slots
+from fusedrnn.testing.tolerance import longest_sum, tolerance
+from problems import assert_same_bits
+
+I, H, T = 6, 11, 23
+SPECS = {
+    "lstm": RNNSpec("lstm", I, H, 2),
+    "gru-float64": RNNSpec("gru", I, H, 2, dtype="float64"),
+    "projection": RNNSpec("lstm", I, H, 2, projection_size=5),
+    "relu": RNNSpec("rnn_relu", I, H, 1),
+    "bfloat16": RNNSpec("gru", I, H, 2, compute="bfloat16"),
+    "int8": RNNSpec("lstm", I, H, 1, compute="int8"),
+    "int8_weights": RNNSpec("gru", I, H, 1, compute="int8_weights"),
+    "three states": RNNSpec(cells.slstm, I, H, 2),
+}
+
+
+class Sequences:
+    """Random sequences, whose streams join, advance in chunks and leave; ``outputs`` are joined in the end."""
+
+    def __init__(self, op, streams, seed, count):
+        self.op, self.streams, self.rng = op, streams, np.random.default_rng(seed)
+        spec = op.spec
+        self.params = streams.params
+        self.x = self.rng.standard_normal((T, count, I)).astype(spec.dtype)
+        self.initial = tuple(self.rng.uniform(-1, 1, s).astype(spec.dtype) for s in spec.state_shape(count))
+        self.ids, self.done, self.outputs = {}, np.zeros(count, int), [[] for _ in range(count)]
+
+    def turn(self):
+        """Join, step and leave a few."""
+        rng = self.rng
+        for index in rng.permutation(np.flatnonzero(self.done == 0)):
+            if index not in self.ids:
+                try:
+                    self.ids[index] = self.streams.join([state[:, [index]] for state in self.initial])
+                except RuntimeError:
+                    break
+        steps = int(rng.choice([1, 1, 1, 2, 5]))
+        ready = [index for index in self.ids if self.done[index] + steps <= T]
+        if ready:
+            chosen = rng.permutation(ready)[: rng.integers(1, len(ready) + 1)]
+            x = np.stack([self.x[self.done[index] : self.done[index] + steps, index] for index in chosen], axis=1)
+            y = self.streams.step([self.ids[index] for index in chosen], x)
+            for row, index in enumerate(chosen):
+                self.outputs[index].append(y[:, row])
+            self.done[chosen] += steps
+        for index in [index for index in self.ids if self.done[index] == T]:
+            self.streams.leave(self.ids.pop(index))
+
+    def run(self):
+        """All of them, to the end."""
+        while (self.done < T).any():
+            self.turn()
+
+    def check(self, compare=assert_same_bits):
+        expected = self.op.forward(self.x, self.params, self.initial)[0]
+        compare(np.stack([np.concatenate(parts) for parts in self.outputs], axis=1), expected)
+
+
+def network(spec=SPECS["lstm"], capacity=25, backend=None):
+    op, rng = RNNOp(spec, backend), np.random.default_rng(5)
+    params = (rng.standard_normal(spec.layout.size) * 0.3).astype(spec.dtype)
+    params = op.quantize(params) if spec.compute == "int8_weights" else params
+    return op, op.streams(params, capacity)
+
+
+def inputs(count, steps=1, seed=1):
+    return np.random.default_rng(seed).standard_normal((steps, count, I)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_bits_of_the_whole(name):
+    op, streams = network(SPECS[name])
+    sequences = Sequences(op, streams, 3, 30)
+    sequences.run()
+    sequences.check()
+    assert len(streams) == 0
+
+
+def test_an_engine_that_caches_no_calls():
+    op, streams = network(replace(SPECS["lstm"], num_layers=1), backend="reference")
+    sequences = Sequences(op, streams, 3, 5)
+    sequences.run()
+    rtol, atol = tolerance("float32", longest_sum(op.spec))
+    sequences.check(lambda y, expected: np.testing.assert_allclose(y, expected, rtol, atol))
+
+
+def test_where_objects_cannot_be_read(monkeypatch):
+    monkeypatch.setattr(slots, "object_layout", lambda: None)
+    op, streams = network()
+    sequences = Sequences(op, streams, 3, 20)
+    sequences.run()
+    sequences.check()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_eight_threads(threads, use_all_threads):
+    """There are fewer slots than sequences, and with two threads a call the others find the pool taken."""
+    interval = sys.getswitchinterval()
+    op, streams = network(capacity=50)
+    groups, errors = [Sequences(op, streams, seed, 12) for seed in range(8)], []
+
+    def work(group):
+        try:
+            with fusedrnn.thread_limits(threads):
+                group.run()
+        except BaseException as error:
+            errors.append(error)
+            raise
+
+    workers = [threading.Thread(target=work, args=(group,)) for group in groups]
+    try:
+        sys.setswitchinterval(1e-5)
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not errors
+    for group in groups:
+        group.check()
+    assert streams.ids == []
+
+
+def test_ids_are_never_used_again():
+    _, streams = network(capacity=2)
+    seen = set()
+    for _ in range(5):
+        pair = [streams.join(), streams.join()]
+        assert streams.ids == sorted(pair, key=lambda id: id % 2)
+        seen.update(pair)
+        for id in pair:
+            streams.leave(id)
+    assert len(seen) == 10
+    for id in seen:
+        with pytest.raises(ValueError, match=f"ids must be of streams that have joined and not left; got {id}$"):
+            streams.step([id], inputs(1))
+
+
+def test_a_full_server_says_so():
+    _, streams = network(capacity=3)
+    ids = [streams.join() for _ in range(3)]
+    with pytest.raises(RuntimeError, match=r"^all 3 slots are taken: a stream must leave before another one joins$"):
+        streams.join()
+    streams.leave(ids[1])
+    assert len(streams) == 2
+    assert streams.join() not in ids
+
+
+def test_errors_change_nothing():
+    op, streams = network()
+    a, b = streams.join(), streams.join()
+    streams.step([a, b], inputs(2))
+    before = streams.states([a, b])
+    for ids, x, words in (
+        ([], inputs(1), "ids must have at least one stream"),
+        ([a, a], inputs(2), f"ids must have each stream once; got {a} twice"),
+        ([a, 999], inputs(2), "joined and not left; got 999"),
+        ([a, -1], inputs(2), "joined and not left; got -1"),
+        ([a, 0.5], inputs(2), "ids must be a sequence of integers"),
+        ([True, False], inputs(2), "ids must be a sequence of integers"),
+        (a, inputs(1), "ids must be a sequence of integers"),
+        ([[a], [b, a]], inputs(1), "ids must be a sequence of integers"),
+        ([a, b], inputs(3), r"x must have shape \(T, 2, 6\), with a sequence for each of the ids; got \(1, 3, 6\)"),
+        ([a, b], inputs(2)[..., :5], r"x must have shape \(T, N, 6\); got \(1, 2, 5\)"),
+        ([a, b], inputs(2)[0], r"x must have shape \(T, N, 6\); got \(2, 6\)"),
+        ([a, b], inputs(2)[:0], "x must have at least one step"),
+        ([a, b], inputs(2).astype(np.float64), "x must have dtype float32; got float64"),
+        ([a, b], inputs(2).tolist(), "x must be a NumPy array; got list"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=words):
+            streams.step(ids, x)
+    for options, words in (({"resets": [[1, 0]]}, "resets must be bools"), ({"reset_states": ()}, "reset_states must")):
+        with pytest.raises((TypeError, ValueError), match=words):
+            streams.step([a, b], inputs(2), **options)
+    for call, words in (
+        (lambda: streams.join([np.zeros((2, 1, H), np.float32)]), "states must be a tuple of 2"),
+        (lambda: streams.reset([a], [np.zeros((2, 2, H), np.float32), None]), "states: h0 must have shape"),
+        (lambda: streams.leave("a"), "id must be an integer; got"),
+        (lambda: op.streams(streams.params, 0), "capacity must be"),
+        (lambda: op.streams(streams.params, 1 << 60), "capacity must be at most"),
+        (lambda: op.streams(streams.params[:-1], 3), "params must have shape"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=words):
+            call()
+    backwards = RNNSpec("gru", 3, 4, bidirectional=True)
+    with pytest.raises(ValueError, match="runs forward alone; got bidirectional=True"):
+        RNNOp(backwards).streams(np.zeros(backwards.layout.size, np.float32), 3)
+    assert_same_bits(streams.states([a, b]), before)
+    streams.step([b, a], inputs(2))
+
+
+def test_a_stream_is_in_one_call_at_a_time(monkeypatch):
+    """The second one raises an error, and the first one goes on; others may join, leave and step meanwhile."""
+    op, streams = network()
+    a, b = streams.join(), streams.join()
+    run, other = streams._calls.run, []
+
+    def run_with_others_at_it(*arguments):
+        monkeypatch.setattr(streams._calls, "run", run)
+        for call in (
+            lambda: streams.step([b, a], inputs(2)),
+            lambda: streams.leave(a),
+            lambda: streams.reset([a]),
+            lambda: streams.snapshot(a),
+        ):
+            with pytest.raises(RuntimeError, match=f"stream {a} is in another call that is running"):
+                call()
+        other.append(streams.join())
+        streams.step([b, *other], inputs(2))
+        streams.leave(b)
+        return run(*arguments)
+
+    monkeypatch.setattr(streams._calls, "run", run_with_others_at_it)
+    y = streams.step([a], inputs(1))
+    assert_same_bits(y, op.forward(inputs(1), streams.params)[0])
+    assert streams.ids == [a, *other]
+    streams.leave(a)
+
+
+def test_a_failed_step_leaves_the_states(monkeypatch):
+    _, streams = network()
+    ids = [streams.join() for _ in range(3)]
+    streams.step(ids, inputs(3))
+    before = streams.states(ids)
+    with monkeypatch.context() as patch:
+        patch.setattr(streams._calls, "run", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            streams.step(ids, inputs(3))
+    assert_same_bits(streams.states(ids), before)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
+def test_interrupts(monkeypatch):
+    """A step that is interrupted has advanced all of its streams or none, and leaves no stream taken."""
+    # An interrupt that falls into a callback of the garbage collector is lost, which is no fault of a step.
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    _, streams = network()
+    ids, x, rng = [streams.join() for _ in range(3)], np.repeat(inputs(1), 3, axis=1), np.random.default_rng(0)
+    trajectory = [streams.states(ids)]
+    for _ in range(400):
+        streams.step(ids, x)
+        trajectory.append(streams.states(ids))
+    handler, caught = signal.signal(signal.SIGALRM, signal.default_int_handler), 0
+    try:
+        for _ in range(300):
+            streams.reset(ids)
+            done = 0
+            try:
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-6, 2e-4))
+                while done < len(trajectory) - 2:
+                    streams.step(ids, x)
+                    done += 1
+            except KeyboardInterrupt:
+                caught += 1
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            states = streams.states(ids)
+            step = next(step for step in (done, done + 1) if np.array_equal(states[0], trajectory[step][0]))
+            assert_same_bits(states, trajectory[step])
+        assert caught > 250
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+
+
+@FORKS
+@FORK_WARNING
+def test_a_fork_inside_a_step(monkeypatch):
+    """In the child that call does not run: its streams can be stepped."""
+    _, streams = network()
+    id = streams.join()
+    run, content = streams._calls.run, []
+
+    def run_and_fork(*arguments):
+        monkeypatch.setattr(streams._calls, "run", run)
+        content.append(in_child(lambda: streams.step([id], inputs(1)).tobytes()))
+        return run(*arguments)
+
+    monkeypatch.setattr(streams._calls, "run", run_and_fork)
+    assert content == [] and streams.step([id], inputs(1)).tobytes() == content[0]
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("has_states", [False, True])
+def test_resets(steps, has_states):
+    op, streams = network(capacity=20)
+    ids, rng = [streams.join() for _ in range(18)], np.random.default_rng(2)
+    streams.step(ids, inputs(18, 3))
+    states, x, marks = streams.states(ids), inputs(18, steps, 7), rng.random((steps, 18)) < 0.4
+    replaced = tuple(rng.standard_normal(state.shape).astype(np.float32) for state in states) if has_states else None
+    expected, final, _ = op.forward(x, streams.params, states, resets=marks, reset_states=replaced)
+    assert_same_bits(streams.step(ids, x, resets=marks, reset_states=replaced), expected)
+    assert_same_bits(streams.states(ids), final)
+
+
+def test_reset_of_some():
+    _, streams = network()
+    ids = np.array([streams.join() for _ in range(4)])
+    streams.step(ids, inputs(4, 3))
+    before = streams.states(ids)
+    streams.reset(ids[[3, 1]], [state[:, :2] for state in before])
+    streams.reset(ids[[2]])
+    for state, old in zip(streams.states(ids), before, strict=True):
+        assert_same_bits((state[:, 3], state[:, 1], state[:, 0]), (old[:, 0], old[:, 1], old[:, 0]))
+        assert not state[:, 2].any()
+
+
+def test_any_input_array():
+    """Strides, byte alignment and, in a network that multiplies bfloat16, arrays of it."""
+    op, streams = network(SPECS["bfloat16"])
+    ids, x = [streams.join() for _ in range(3)], inputs(3, 2)
+    unaligned = np.frombuffer(b"\0" + x.tobytes(), np.uint8)[1:].view(np.float32).reshape(x.shape)
+    expected = op.forward(x, streams.params)[0]
+    for variant in (x, x.transpose(1, 0, 2).copy().transpose(1, 0, 2), np.repeat(x, 2, axis=2)[..., ::2], unaligned):
+        for _ in range(2):
+            streams.reset(ids)
+            assert_same_bits(streams.step(ids, variant), expected)
+    narrow = x.astype(ml_dtypes.bfloat16)
+    streams.reset(ids)
+    y = streams.step(ids, narrow)
+    assert y.dtype == narrow.dtype
+    assert_same_bits(y.view(np.uint16), op.forward(narrow, streams.params)[0].view(np.uint16))
+
+
+def test_memory_is_steady():
+    _, streams = network(capacity=100)
+    ids, x = np.array([streams.join() for _ in range(100)]), inputs(100, 4)
+
+    def vary():
+        for count in range(1, 101, 3):
+            for steps in (1, 2, 3, 4):
+                streams.step(ids[:count], x[:steps, :count])
+
+    vary()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        vary()
+        first = tracemalloc.get_traced_memory()[0] - before
+        vary()
+        assert tracemalloc.get_traced_memory()[0] - before < 1.2 * first + 100_000
+    finally:
+        tracemalloc.stop()
+    assert len(streams._calls.batches) == inference_calls.MAX_SHAPES
+
+
+def edited(content, **changes):
+    """A snapshot with another header."""
+    header, data = snapshot._split(content)
+    text = json.dumps({**header, **changes}).encode()
+    return snapshot.MAGIC + len(text).to_bytes(4, "little") + text + data
+
+
+CHILD = """
+import sys
+import numpy as np
+from fusedrnn import RNNOp, RNNSpec, cells
+content, params, x = (sys.stdin.buffer.read(int(size)) for size in sys.argv[1:])
+streams = RNNOp(RNNSpec(cells.slstm, 6, 11, 2)).streams(np.frombuffer(params, np.float32), 7)
+streams.join()
+id = streams.restore(content)
+sys.stdout.buffer.write(streams.step([id], np.frombuffer(x, np.float32).reshape(-1, 1, 6)).tobytes())
+"""
+
+
+def test_a_snapshot_goes_to_another_process():
+    op, streams = network(SPECS["three states"])
+    ids, x = [streams.join() for _ in range(2)], inputs(2, 8)
+    streams.step(ids, x[:5])
+    content = streams.snapshot(ids[1])
+    assert type(content) is bytes
+    parts = content, streams.params.tobytes(), x[5:, 1].tobytes()
+    sizes = [str(len(part)) for part in parts]
+    child = subprocess.run([sys.executable, "-c", CHILD, *sizes], input=b"".join(parts), capture_output=True)
+    assert child.returncode == 0, child.stderr.decode()
+    expected = op.forward(x, streams.params)[0][5:, 1]
+    assert child.stdout == expected.tobytes()
+    assert streams.restore(content, ids[0]) == ids[0]
+    assert streams.step([ids[0]], x[5:, [1]]).tobytes() == expected.tobytes()
+
+
+def test_a_snapshot_of_another_byte_order():
+    _, streams = network()
+    id = streams.join()
+    streams.step([id], inputs(1))
+    header, data = snapshot._split(streams.snapshot(id))
+    swapped = np.frombuffer(data, "<f4").astype(">f4").tobytes()
+    other = edited(streams.snapshot(id)[: -len(data)] + swapped, byte_order="big", crc32=snapshot.zlib.crc32(swapped))
+    assert header["byte_order"] == "little"
+    assert_same_bits(streams.states([streams.restore(other)]), streams.states([id]))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"hidden_size": 12}, "snapshot must be of this spec: hidden_size is 12 in the snapshot and 11 here$"),
+        ({"mode": "gru", "num_layers": 1}, "mode is 'gru' in the snapshot and 'lstm' here; num_layers is 1 in"),
+        ({"dtype": "float64"}, "dtype is 'float64' in the snapshot and 'float32' here"),
+        ({"mode": cells.slstm}, "mode is cell slstm [0-9a-f]+ in the snapshot"),
+    ],
+)
+def test_a_snapshot_of_another_spec(change, words):
+    _, streams = network()
+    _, others = network(replace(SPECS["lstm"], **change))
+    with pytest.raises(ValueError, match=words):
+        streams.restore(others.snapshot(others.join()))
+    assert len(streams) == 0
+
+
+def test_snapshots_that_are_none():
+    _, streams = network(capacity=1)
+    id = streams.join()
+    content = streams.snapshot(id)
+    for other, words in (
+        (content[:-1], "snapshot must have 176 bytes of states; got 175"),
+        (content[:-1] + b"\1", "its states are damaged"),
+        (b"", "snapshot must be what Streams.snapshot returned"),
+        (content[:30], "snapshot must be what Streams.snapshot returned"),
+        (b"x" + content, "snapshot must be what Streams.snapshot returned"),
+        (edited(content, spec=3), "snapshot must be what Streams.snapshot returned"),
+        (edited(content, version=2), "snapshot must have version 1; got version 2"),
+        (edited(content, byte_order="middle"), "byte order little or big; got 'middle'"),
+        (edited(content, states={}), "snapshot must have states"),
+        (content.decode("latin1"), "snapshot must be bytes; got str"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=words):
+            streams.restore(other, id)
+    with pytest.raises(RuntimeError, match="all 1 slots are taken"):
+        streams.restore(content)
+    with pytest.raises(ValueError, match="joined and not left; got 7"):
+        streams.restore(content, 7)
