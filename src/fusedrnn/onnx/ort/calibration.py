@@ -1,0 +1,112 @@
+"""Measures which recurrent nodes of a model are faster on the fused operator, and whether that makes the model faster.
+
+Two profiled sessions, one of which has all nodes replaced, tell the time of each node. A session in which the faster
+ones are replaced is then compared with ONNX Runtime alone. All is measured in alternation, and judged by medians.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+from fusedrnn.onnx.ort.feeds import Feeds
+from fusedrnn.onnx.ort.sessions import Sessions, node_times
+
+# A model is replaced if it takes at most so much of its time in ONNX Runtime alone.
+_PAYS = 0.98
+_MIN_ROUNDS = 3
+_WARM_UP_RUNS = 2
+
+
+@dataclass(frozen=True)
+class NodeTimes:
+    """The times of a node: medians of a run, in seconds.
+
+    Attributes:
+        onnxruntime: In ONNX Runtime.
+        fused: On the fused operator, with the best number of threads; None if the node cannot be replaced.
+        threads: That number.
+    """
+
+    onnxruntime: float
+    fused: float | None
+    threads: int
+
+    @property
+    def pays(self) -> bool:
+        """Whether the node is faster on the fused operator."""
+        return self.fused is not None and self.fused < self.onnxruntime
+
+
+def measure_nodes(
+    sessions: Sessions, feeds: Sequence[Feeds], threads: Sequence[int], seconds: float
+) -> dict[int, NodeTimes]:
+    """The times of the nodes that these feeds run, by number; of several feeds, the sums.
+
+    Args:
+        sessions: Makes the sessions.
+        feeds: One set of feeds or several.
+        threads: Numbers of threads to try.
+        seconds: How long to measure, about.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        before = sessions.profiled([], Path(folder))
+        after = sessions.profiled(sessions.replaceable, Path(folder))
+        settings = [(before, 0), *((after, count) for count in threads)]
+        num_runs, num_warm, began = 0, _WARM_UP_RUNS * len(feeds), perf_counter()
+        while num_runs < num_warm + _MIN_ROUNDS * len(feeds) or perf_counter() - began < seconds:
+            for session, count in settings:
+                if count:
+                    sessions.set_num_threads(dict.fromkeys(sessions.replaceable, count))
+                    session.run(None, feeds[num_runs % len(feeds)])  # prepares the one that is measured
+                session.run(None, feeds[num_runs % len(feeds)])
+            num_runs += 1
+        profiles = [node_times(session) for session in (before, after)]
+    step = 2 * len(threads)
+    runs = {0: profiles[0], **{count: profiles[1][2 * index + 1 :: step] for index, count in enumerate(threads)}}
+    times = {count: _medians(each[num_warm:], len(feeds)) for count, each in runs.items()}
+    results = {}
+    for number, time in times[0].items():
+        fused = {count: times[count][number] for count in threads if number in sessions.replaceable}
+        best = min(fused, key=fused.__getitem__, default=1)
+        results[number] = NodeTimes(time, fused.get(best), best)
+    return results
+
+
+def _medians(runs: Sequence[dict[int, float]], num_feeds: int) -> dict[int, float]:
+    """The median of each node, of several feeds the sum of their medians."""
+    totals: dict[int, float] = {}
+    for first in range(num_feeds):
+        of_feeds = runs[first::num_feeds]
+        for number in {number for run in of_feeds for number in run}:
+            totals[number] = totals.get(number, 0.0) + median(run.get(number, 0.0) for run in of_feeds)
+    return totals
+
+
+def compare(sessions: Sequence[Any], feeds: Sequence[Feeds], seconds: float) -> list[float]:
+    """The median seconds of a run of each session, in alternation; of several feeds, the sum of their medians."""
+    times: list[list[list[float]]] = [[[] for _ in feeds] for _ in sessions]
+    for session in sessions:
+        for each in feeds:
+            for _ in range(_WARM_UP_RUNS):
+                session.run(None, each)
+    began = perf_counter()
+    rounds = 0
+    while rounds < _MIN_ROUNDS or perf_counter() - began < seconds:
+        for number, each in enumerate(feeds):
+            for session, of_session in zip(sessions, times, strict=True):
+                start = perf_counter()
+                session.run(None, each)
+                of_session[number].append(perf_counter() - start)
+        rounds += 1
+    return [sum(map(median, of_session)) for of_session in times]
+
+
+def pays(before: float, after: float) -> bool:
+    """Whether a model that took ``before`` seconds in ONNX Runtime alone is worth replacing for one of ``after``."""
+    return after <= _PAYS * before

@@ -1,0 +1,104 @@
+"""A layer's inference as one job on ONNX Runtime's memory: the kernel writes Y with its directions apart."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusedrnn.engines.cpu.executor import PlannedCall, Problem
+from fusedrnn.engines.cpu.launch.kernel_args import KernelArgs
+from fusedrnn.engines.cpu.varlen import VarLen
+from fusedrnn.jit.loader import address
+from fusedrnn.onnx.ort.op_kernel import MAX_INPUTS, MAX_OUTPUTS, OPERATOR
+from fusedrnn.op.rnn_op import RNNOp
+from fusedrnn.runtime.buffers import Scratch
+from fusedrnn.runtime.thread_pool import pool_team
+
+Array = NDArray[Any]
+
+_SYMBOLS = {
+    "X": "x", "sequence_lens": "nothing", "initial_h": "h0", "initial_c": "c0", "Y": "y", "Y_h": "h_n", "Y_c": "c_n",
+}  # fmt: skip
+"""The symbols of kernel arguments whose values are the addresses of inputs and outputs."""
+_ITEM = np.dtype(np.float32).itemsize
+
+
+class LayerJob:
+    """A layer on arrays by address. Any number of threads may call it at once.
+
+    Args:
+        op: The operator, on the engine ``cpu``.
+        params: Its parameters, which cannot change.
+        num_threads: The most threads of a call.
+    """
+
+    def __init__(self, op: RNNOp, params: Any, num_threads: int) -> None:
+        self._executor, self._params, self._team = op.by_address(), params, pool_team(num_threads)
+        self._directions, self._row = op.spec.num_directions, op.spec.hidden_size * _ITEM
+        self._input_row = op.spec.input_size * _ITEM
+        self._planned: PlannedCall | None = None
+
+    def plan(self, steps: int, batch: int) -> PlannedCall:
+        """The planned call of T steps of N sequences; the last one is kept."""
+        problem: Problem = "forward", steps, batch, None
+        planned = self._planned
+        if planned is None or planned.problem != problem:
+            planned = self._executor.plan(problem, self._team.threads, directions_apart=True)
+            self._planned = planned
+        return planned
+
+    def run(self, steps: int, batch: int, addresses: Mapping[str, int], lengths: Array | None) -> None:
+        """Run a call on inputs and outputs at these addresses; Y's padding must be zero."""
+        varlen = None if lengths is None else self._executor.varlen(lengths, steps)
+
+        def bind(args: KernelArgs, scratch: Scratch) -> int:
+            self._write_values(args, scratch, steps, batch, addresses, varlen)
+            return args.bind_symbols(scratch)
+
+        self._executor.run_planned(self.plan(steps, batch), self._team, bind)
+
+    def fill_slot(self, operator: Array, planned: PlannedCall, names: Sequence[Sequence[str]]) -> list[object]:
+        """Write what repeats a planned call into an operator's slot; return what the slot refers to.
+
+        ``names`` are those of the inputs, and those of the outputs.
+        """
+        args = planned.args
+        _, steps, batch, _ = planned.problem
+        scratch = Scratch(args.size)
+        self._write_values(args, scratch, steps, batch, {}, None)
+        symbols = args.symbol_index
+        fields = {
+            "scratch": scratch.address, "relocs": args.relocs, "num_fields": args.num_fields,
+            "args": scratch.address + args.args_offset, "job": address(planned.job),
+        }  # fmt: skip
+        for kind, most, given in zip(("input", "output"), (MAX_INPUTS, MAX_OUTPUTS), names, strict=True):
+            numbers = [symbols[_SYMBOLS[name]] for name in given]
+            numbers += [symbols["nothing"]] * (most - len(numbers))
+            fields |= {f"{kind}_symbol{index}": number for index, number in enumerate(numbers)}
+        for name, value in fields.items():
+            operator[OPERATOR.index[name]] = value
+        return [planned, scratch]
+
+    def _write_values(
+        self, args: KernelArgs, scratch: Scratch, steps: int, batch: int, addresses: Mapping[str, int],
+        varlen: VarLen | None,
+    ) -> None:  # fmt: skip
+        """Write the values of the symbols of kernel arguments into scratch."""
+        weights = self._executor.weights_of(self._params, steps, batch, None)  # packed, since they are frozen
+        values = {
+            "x_step": batch * self._input_row, "x_row": self._input_row,
+            "y_step": self._directions * batch * self._row, "y_row": self._row,
+            "weights": weights.address, "spins": self._team.spins,
+            "tables": 0 if varlen is None else varlen.tables(args.plan.row_starts).ctypes.data,
+            "workspace": scratch.address + args.plan_offset, "args": scratch.address + args.args_offset,
+            **{_SYMBOLS[name]: value for name, value in addresses.items()},
+        }  # fmt: skip
+        count = len(args.symbol_index)
+        into = (ctypes.c_int64 * count).from_address(scratch.address)
+        ctypes.memset(into, 0, 8 * count)
+        for symbol, value in values.items():
+            into[args.symbol_index[symbol]] = value
