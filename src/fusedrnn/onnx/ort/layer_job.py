@@ -24,6 +24,9 @@ _SYMBOLS = {
     "X": "x", "sequence_lens": "nothing", "initial_h": "h0", "initial_c": "c0", "Y": "y", "Y_h": "h_n", "Y_c": "c_n",
 }  # fmt: skip
 """The symbols of kernel arguments whose values are the addresses of inputs and outputs."""
+# Calls of one thread are planned for so many steps at least: almost all fit into the plan then.
+_LONG = 256
+_ANY_STEPS = 1 << 62
 _ITEM = np.dtype(np.float32).itemsize
 
 
@@ -61,17 +64,28 @@ class LayerJob:
 
         self._executor.run_planned(self.plan(steps, batch), self._team, bind)
 
-    def fill_slot(self, operator: Array, planned: PlannedCall, names: Sequence[Sequence[str]]) -> list[object]:
-        """Write what repeats a planned call into an operator's slot; return what the slot refers to.
+    def fill_slot(self, operator: Array, steps: int, batch: int, names: Sequence[Sequence[str]]) -> list[object] | None:
+        """Write what repeats calls of N sequences, of T steps and as many others as possible, into an operator's slot.
 
-        ``names`` are those of the inputs, and those of the outputs.
+        ``names`` are those of the inputs, and those of the outputs. Returns what the slot refers to; None if such calls
+        are for several threads.
         """
+        is_single = self._team.threads == 1
+        if not is_single and not self.plan(steps, batch).is_single:
+            return None
+        # A plan is for one T. But that of one thread depends on T by the size of a chunk of steps alone, and by weights
+        # for single steps.
+        longest = max(steps, _LONG) if is_single and steps > 1 else steps
+        planned = self._executor.plan(("forward", longest, batch, None), 1, directions_apart=True)
         args = planned.args
-        _, steps, batch, _ = planned.problem
+        if is_single and args.plan.share.chunk < longest:
+            longest = _ANY_STEPS
         scratch = Scratch(args.size)
         self._write_values(args, scratch, steps, batch, {}, None)
         symbols = args.symbol_index
+        steps_row: Array = args.table[args.field_numbers["steps"]]
         fields = {
+            "min_steps": min(2, steps), "max_steps": longest, "steps_at": steps_row[1:].ctypes.data,
             "scratch": scratch.address, "relocs": args.relocs, "num_fields": args.num_fields,
             "args": scratch.address + args.args_offset, "job": address(planned.job),
         }  # fmt: skip

@@ -75,11 +75,14 @@ class LayerRunner:
         self._check_shapes(shapes)
         if not has_slot:
             return IN_PYTHON
-        operator[OPERATOR.index["mode"]] = mode = IN_PYTHON
+        mode = IN_PYTHON
+        for name, value in (("mode", mode), ("min_steps", shapes["X"][0]), ("max_steps", shapes["X"][0])):
+            operator[OPERATOR.index[name]] = value
         if self._job is not None:
-            planned = self._job.plan(*shapes["X"][:2])
-            if planned.is_single:
-                self._slot = self._job.fill_slot(operator, planned, (self.inputs, self.outputs))
+            steps, batch, _ = shapes["X"]
+            slot = self._job.fill_slot(operator, steps, batch, (self.inputs, self.outputs))
+            if slot is not None:
+                self._slot = slot
                 operator[OPERATOR.index["mode"]] = mode = IN_MACHINE_CODE
         first = OPERATOR.index["known ndim of 0"]
         operator[first : first + MAX_INPUTS * _SHAPE_WORDS] = words[: MAX_INPUTS * _SHAPE_WORDS]

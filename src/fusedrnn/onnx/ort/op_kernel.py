@@ -27,6 +27,7 @@ CALL = Struct(
     "has_slot", "status",
 )  # fmt: skip
 """A call: the shape of each input, then the addresses of inputs and outputs; whether it has the slot; an error."""
+_STEPS, _BATCH = CALL.offset("size0 of 0"), CALL.offset("size1 of 0")
 _NUM_SHAPE_WORDS = MAX_INPUTS * _SHAPE_WORDS
 
 OPERATOR = Struct(
@@ -34,14 +35,16 @@ OPERATOR = Struct(
     *(f"input_type{number}" for number in range(MAX_INPUTS)), *(f"is_state{number}" for number in range(MAX_OUTPUTS)),
     "directions", "hidden", "lengths", "busy", "mode", *(f"known {name}" for name in CALL.names[:_NUM_SHAPE_WORDS]),
     *(f"input_symbol{number}" for number in range(MAX_INPUTS)),
-    *(f"output_symbol{number}" for number in range(MAX_OUTPUTS)), "scratch", "relocs", "num_fields", "args", "job",
+    *(f"output_symbol{number}" for number in range(MAX_OUTPUTS)),
+    "min_steps", "max_steps", "steps_at", "scratch", "relocs", "num_fields", "args", "job",
 )  # fmt: skip
 """An operator: ONNX Runtime's struct; the layer; and from ``busy`` on the *slot*, what repeats the last call.
 
 ``lengths`` is the offset in a call of the address of the lengths, 0 if there are none. One call at a time has the slot,
-which ``busy`` tells. It is for calls whose sequences all have T steps. ``mode`` is one of :data:`MODES`. ``scratch``
-begins with the values of the symbols of kernel arguments, whose numbers are ``input_symbol`` and ``output_symbol``.
-``args`` is where the arguments are bound, ``job`` what runs on them.
+which ``busy`` tells. The slot is for calls whose sequences all have T steps, from ``min_steps`` to ``max_steps``; T is
+written to ``steps_at``. ``mode`` is one of :data:`MODES`. ``scratch`` begins with the values of the symbols of kernel
+arguments, whose numbers are ``input_symbol`` and ``output_symbol``. ``args`` is where the arguments are bound, ``job``
+what runs on them.
 """
 FAILED, IN_MACHINE_CODE, IN_PYTHON = MODES = range(3)
 """How a call goes on: as an error; by the slot; by Python."""
@@ -163,16 +166,19 @@ def _read_inputs(f: Function, api: _ApiCalls, context: Value, count: Value, call
 
 
 def _same_shapes(f: Function, operator: Value, call: Value) -> Value:
-    same: Variable = f.var(1)
+    """Whether the slot is for calls of such shapes."""
+    o, steps = OPERATOR.read(f, operator), f.load(call + _STEPS)
+    same = f.var(((steps >= o.min_steps) & (steps <= o.max_steps)).select(f.constant(1), 0))
     known = operator + OPERATOR.offset("known ndim of 0")
     with f.loop(0, _NUM_SHAPE_WORDS) as word:
-        same.set(f.load(known + word * 8).equals(f.load(call + word * 8)).select(same.get(), 0))
+        is_same = (word * 8).equals(_STEPS) | f.load(known + word * 8).equals(f.load(call + word * 8))
+        same.set(is_same.select(same.get(), 0))
     return same.get().is_set
 
 
 def _unless_full_length(f: Function, lengths: Value, call: Value, mode: Variable) -> None:
     """Let Python run the call if a sequence is shorter than T."""
-    steps, batch = (f.load(call + CALL.offset(name)) for name in ("size0 of 0", "size1 of 0"))
+    steps, batch = f.load(call + _STEPS), f.load(call + _BATCH)
     with f.loop(0, batch) as number:
         length = f.load(lengths + number * 4, I32, 4).sext(I64)
         mode.set(length.equals(steps).select(mode.get(), IN_PYTHON))
@@ -182,7 +188,7 @@ def _allocate_outputs(f: Function, api: _ApiCalls, context: Value, operator: Val
     """Let ONNX Runtime allocate the outputs: Y (T, D, N, H), states (D, N, H)."""
     o = OPERATOR.read(f, operator)
     slot, shape = f.alloca(8), f.alloca(8 * 4)
-    steps, batch = (f.load(call + CALL.offset(name)) for name in ("size0 of 0", "size1 of 0"))
+    steps, batch = f.load(call + _STEPS), f.load(call + _BATCH)
     for axis, size in enumerate((steps, o.directions, batch, o.hidden)):
         f.store(size, shape + 8 * axis)
     with f.loop(0, o.num_outputs) as number:
@@ -197,6 +203,7 @@ def _run_slot(f: Function, operator: Value, o: Fields, call: Value, bind: Functi
         for number in range(most):
             symbol = f.load(operator + OPERATOR.offset(f"{kind}_symbol{number}"))
             f.store(f.load(call + CALL.offset(f"{kind}{number}")), o.scratch + symbol * 8)
+    f.store(f.load(call + _STEPS), o.steps_at)
     f.call(bind, o.relocs, o.num_fields, o.scratch, o.args)
     f.call_address(o.job, o.args, f.constant(0))
 
