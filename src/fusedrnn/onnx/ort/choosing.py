@@ -54,8 +54,12 @@ def choose(
         samples = _runnable_examples(onnxruntime, sessions, plain) if feeds is None else feeds
     except ValueError as error:
         return plain, _report(sessions, left, {}, f"not measured, {error}", threads)
-    times = measure_nodes(sessions, samples, sorted({1, threads}), seconds / 2)
-    return _choose_measured(sessions, plain, samples, times, threads, seconds / 2)
+    try:
+        times = measure_nodes(sessions, samples, sorted({1, threads}), seconds / 2)
+        return _choose_measured(sessions, plain, samples, times, threads, seconds / 2)
+    except Exception as error:  # of many types; what runs without replaced nodes must not fail because of them
+        reason = f"not possible, {type(error).__name__}: {str(error).splitlines()[0]}"
+        return plain, _report(sessions, left, {}, reason, threads)
 
 
 def _choose_measured(

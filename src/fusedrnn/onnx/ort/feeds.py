@@ -91,8 +91,9 @@ def _check_feed(name: str, value: object, entry: Any) -> None:
         return  # lists, sequences and values of ONNX Runtime, which it checks itself
     if value.dtype != dtype:
         raise TypeError(f"feeds: {name!r} must be {np.dtype(dtype)}; got {value.dtype}")
-    sizes = list(shape or ())
-    fits = all(not isinstance(size, int) or size == got for size, got in zip(sizes, value.shape, strict=False))
-    if shape is not None and (len(sizes) != value.ndim or not fits):
-        expected = ", ".join("?" if size is None else str(size) for size in sizes)
+    if not shape:
+        return  # which ONNX Runtime says of scalars and of unknown shapes
+    fits = all(not isinstance(size, int) or size == got for size, got in zip(shape, value.shape, strict=False))
+    if len(shape) != value.ndim or not fits:
+        expected = ", ".join("?" if size is None else str(size) for size in shape)
         raise ValueError(f"feeds: {name!r} must have shape ({expected}); got {value.shape}")

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedrnn.engines.cpu.executor import PlannedCall, Problem
+from fusedrnn.engines.cpu.executor import PlannedCall, Problem, Weights
 from fusedrnn.engines.cpu.launch.kernel_args import KernelArgs
-from fusedrnn.engines.cpu.varlen import VarLen
 from fusedrnn.jit.loader import address
 from fusedrnn.onnx.ort.op_kernel import MAX_INPUTS, MAX_OUTPUTS, OPERATOR
 from fusedrnn.op.rnn_op import RNNOp
@@ -57,9 +56,11 @@ class LayerJob:
     def run(self, steps: int, batch: int, addresses: Mapping[str, int], lengths: Array | None) -> None:
         """Run a call on inputs and outputs at these addresses; Y's padding must be zero."""
         varlen = None if lengths is None else self._executor.varlen(lengths, steps)
+        weights = self._weights(steps, batch)  # which must live until the job has run
 
         def bind(args: KernelArgs, scratch: Scratch) -> int:
-            self._write_values(args, scratch, steps, batch, addresses, varlen)
+            tables = 0 if varlen is None else varlen.tables(args.plan.row_starts).ctypes.data
+            self._write_values(args, scratch, batch, {**addresses, "weights": weights.address, "tables": tables})
             return args.bind_symbols(scratch)
 
         self._executor.run_planned(self.plan(steps, batch), self._team, bind)
@@ -81,7 +82,8 @@ class LayerJob:
         if is_single and args.plan.share.chunk < longest:
             longest = _ANY_STEPS
         scratch = Scratch(args.size)
-        self._write_values(args, scratch, steps, batch, {}, None)
+        weights = self._weights(steps, batch)
+        self._write_values(args, scratch, batch, {"weights": weights.address})
         symbols = args.symbol_index
         steps_row: Array = args.table[args.field_numbers["steps"]]
         fields = {
@@ -95,21 +97,18 @@ class LayerJob:
             fields |= {f"{kind}_symbol{index}": number for index, number in enumerate(numbers)}
         for name, value in fields.items():
             operator[OPERATOR.index[name]] = value
-        return [planned, scratch]
+        return [planned, scratch, weights]
 
-    def _write_values(
-        self, args: KernelArgs, scratch: Scratch, steps: int, batch: int, addresses: Mapping[str, int],
-        varlen: VarLen | None,
-    ) -> None:  # fmt: skip
+    def _weights(self, steps: int, batch: int) -> Weights:
+        return self._executor.weights_of(self._params, steps, batch, None)  # packed, since they are frozen
+
+    def _write_values(self, args: KernelArgs, scratch: Scratch, batch: int, addresses: Mapping[str, int]) -> None:
         """Write the values of the symbols of kernel arguments into scratch."""
-        weights = self._executor.weights_of(self._params, steps, batch, None)  # packed, since they are frozen
         values = {
             "x_step": batch * self._input_row, "x_row": self._input_row,
-            "y_step": self._directions * batch * self._row, "y_row": self._row,
-            "weights": weights.address, "spins": self._team.spins,
-            "tables": 0 if varlen is None else varlen.tables(args.plan.row_starts).ctypes.data,
+            "y_step": self._directions * batch * self._row, "y_row": self._row, "spins": self._team.spins,
             "workspace": scratch.address + args.plan_offset, "args": scratch.address + args.args_offset,
-            **{_SYMBOLS[name]: value for name, value in addresses.items()},
+            **{_SYMBOLS.get(name, name): value for name, value in addresses.items()},
         }  # fmt: skip
         count = len(args.symbol_index)
         into = (ctypes.c_int64 * count).from_address(scratch.address)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Sequence
 from itertools import count
 from typing import Any
@@ -10,18 +11,40 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusedrnn.jit.loader import load_once
 from fusedrnn.onnx.ort.c_api import API_VERSION, FLOAT, INT32, Api
 from fusedrnn.onnx.ort.layer_runner import LayerRunner
 from fusedrnn.onnx.ort.op_kernel import CALL, CHECK, FAILED, OPERATOR, load_operator_functions
-from fusedrnn.onnx.ort.shared_object import shared_object
+from fusedrnn.onnx.ort.shared_object import load_shared_object
 
 Array = NDArray[Any]
 
 _numbers = count(1)
 _immortal: list[object] = []
-_ENTRY = "RegisterCustomOps"
+_ENTRY_NAME = "RegisterCustomOps"
 _Register = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
 _OnCall = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
+
+
+# What the function that ONNX Runtime calls does in this thread, and its error.
+_registration = threading.local()
+
+
+def _register(options: int, api_base: int) -> int:
+    try:
+        _registration.register(options, Api(api_base))
+    except BaseException as error:  # nothing may be raised through C
+        _registration.error = error
+    return 0
+
+
+_entry = _Register(_register)
+
+
+@load_once()
+def _entry_path() -> str:
+    """The path of the shared object in which ONNX Runtime finds :func:`_register`."""
+    return load_shared_object(_ENTRY_NAME, ctypes.cast(_entry, ctypes.c_void_p).value or 0)
 
 
 class OpLibrary:
@@ -62,20 +85,14 @@ class OpLibrary:
         Raises:
             RuntimeError: If ONNX Runtime does not take the operators.
         """
-        errors: list[BaseException] = []
-
-        def register(session_options: int, api_base: int) -> int:
-            try:
-                self._add_to(session_options, Api(api_base))
-            except BaseException as error:  # nothing may be raised through C
-                errors.append(error)
-            return 0
-
-        entry = _Register(register)
-        with shared_object(_ENTRY, ctypes.cast(entry, ctypes.c_void_p).value or 0) as path:
-            options.register_custom_ops_library(path)
-        if errors:
-            raise errors[0]
+        _registration.register = self._add_to
+        try:
+            options.register_custom_ops_library(_entry_path())
+        finally:
+            error = vars(_registration).pop("error", None)
+            vars(_registration).clear()
+        if error is not None:
+            raise error
         if outlives_sessions:  # their layers are freed all the same: no session calls them then
             _immortal.append((self._calls.operators, self._c_names))
             self._domain = 0

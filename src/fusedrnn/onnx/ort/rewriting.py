@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, inliner
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, inliner
 
 from fusedrnn.cell.activations import ACTIVATIONS
 from fusedrnn.onnx.folding import Folder
@@ -35,7 +36,7 @@ class RecurrentNode:
         layer: The layer; None if the node must be left to ONNX Runtime.
         reason: Why it must be left; None if there is a layer.
         inputs: Which of X, sequence_lens, initial_h and initial_c it has.
-        outputs: Y, and which of Y_h and Y_c it has.
+        outputs: Y, Y_h and of an LSTM Y_c: the kernel computes all of them, whatever the node names.
     """
 
     name: str
@@ -109,9 +110,9 @@ def _recurrent_node(layer_node: LayerNode, folder: Folder) -> RecurrentNode:
         layer = _replaceable_layer(layer_node, folder)
     except (TypeError, ValueError, NotImplementedError) as error:
         reason = str(error).removeprefix(f"{layer_node.label}: ")
-    outputs = [name for name, value in zip(_OUTPUTS, node.output, strict=False) if value or name == "Y"]
+    num_states = 1 if layer is None else len(layer.parts[0].spec.state_names)
     inputs = [name for name in inputs_of(node) if name in _INPUTS]
-    return RecurrentNode(layer_node.name, operator_name(node), layer, reason, tuple(inputs), tuple(outputs))
+    return RecurrentNode(layer_node.name, operator_name(node), layer, reason, tuple(inputs), _OUTPUTS[: 1 + num_states])
 
 
 def _replaceable_layer(layer_node: LayerNode, folder: Folder) -> Layer:
@@ -126,32 +127,37 @@ def _replaceable_layer(layer_node: LayerNode, folder: Folder) -> Layer:
         dtype = folder.array(layer_node.scope, layer.inputs["W"]).dtype
         if dtype != "float32":
             raise NotImplementedError(f"W is {dtype}, and ONNX Runtime has float32 alone")
+    _check_activations(node, layer)
     for part in layer.parts:
-        for activation in part.spec.activations or ():
-            function = ACTIVATIONS[activation.name]
-            for parameter in ("alpha", "beta"):
-                if getattr(activation, parameter) is None and getattr(function, parameter) is not None:
-                    raise NotImplementedError(
-                        f"{activation.name} has no activation_{parameter}, whose default in ONNX Runtime differs"
-                    )
         RNNOp(part.spec, "cpu")  # raises if the engine lacks something
     return layer
 
 
+def _check_activations(node: NodeProto, layer: Layer) -> None:
+    """Reject activations without values for their parameters: the defaults of ONNX Runtime are not those of ONNX."""
+    num_values = Counter({entry.name: len(entry.floats) for entry in node.attribute})
+    for parameter in ("alpha", "beta"):
+        takers = [
+            activation.name
+            for part in layer.parts
+            for activation in (part.spec.activations or ()) * part.spec.num_directions
+            if getattr(ACTIVATIONS[activation.name], parameter) is not None
+        ]
+        if len(takers) > num_values[f"activation_{parameter}"]:
+            raise NotImplementedError(
+                f"{takers[-1]} has no activation_{parameter}, whose default is another one in ONNX Runtime"
+            )
+
+
 def _replace_node(recurrent: RecurrentNode, graph: GraphProto, node: NodeProto, domain: str, operator: str) -> None:
-    values = inputs_of(node)
-    shapes = {entry.name: entry for entry in (*graph.value_info, *graph.output)}
-    outputs = dict(zip(_OUTPUTS, node.output, strict=False))
-    if not outputs.get("Y"):
-        outputs["Y"] = f"{domain}/{operator}/Y"
+    values, outputs = inputs_of(node), dict(zip(_OUTPUTS, node.output, strict=False))
+    outputs = {name: outputs.get(name) or f"{domain}/{operator}/{name}" for name in recurrent.outputs}
     inputs = [values[name] for name in recurrent.inputs]
     assert recurrent.layer is not None
-    spec = recurrent.layer.parts[0].spec
     directions = sum(part.spec.num_directions for part in recurrent.layer.parts)
     for name in recurrent.outputs:
-        if outputs[name] not in shapes:
-            sizes = (None, directions, None, spec.hidden_size)[name != "Y" :]
-            graph.value_info.append(helper.make_tensor_value_info(outputs[name], TensorProto.FLOAT, sizes))
+        sizes = (None, directions, None, recurrent.layer.parts[0].spec.hidden_size)[name != "Y" :]
+        _add_shape(graph, helper.make_tensor_value_info(outputs[name], TensorProto.FLOAT, sizes))
     name = node.name
     node.Clear()
     node.name, node.domain, node.op_type = name, domain, operator
@@ -160,17 +166,30 @@ def _replace_node(recurrent: RecurrentNode, graph: GraphProto, node: NodeProto, 
 
 
 def _with_shapes(model: ModelProto) -> ModelProto:
-    """A copy of the model with the inferred shapes of the outputs of recurrent nodes, which no other domain infers."""
+    """A copy of the model with the inferred shapes of the outputs of recurrent nodes.
+
+    ONNX Runtime infers no shapes of operators of other domains, and a Scan needs those of its body's outputs.
+    """
     copy = deepcopy(model)
     try:
         inferred = onnx.shape_inference.infer_shapes(model)
     except (ValueError, onnx.shape_inference.InferenceError):  # too large, or shapes that contradict one another
         return copy
     for graph, source in zip(_graphs(copy.graph), _graphs(inferred.graph), strict=True):
-        known = {entry.name for entry in (*graph.value_info, *graph.output)}
-        names = {name for node in graph.node if is_recurrent(node) for name in node.output if name} - known
-        graph.value_info.extend(entry for entry in source.value_info if entry.name in names)
+        names = {name for node in graph.node if is_recurrent(node) for name in node.output if name}
+        for entry in (*source.value_info, *source.output):
+            if entry.name in names:
+                _add_shape(graph, entry)
     return copy
+
+
+def _add_shape(graph: GraphProto, entry: ValueInfoProto) -> None:
+    """Add the type and shape of a value to a graph that does not have them yet."""
+    known = {each.name: each for each in (*graph.value_info, *graph.output)}.get(entry.name)
+    if known is None:
+        graph.value_info.append(entry)
+    elif not known.type.tensor_type.HasField("shape"):
+        known.type.CopyFrom(entry.type)
 
 
 def _graphs(graph: GraphProto) -> Iterator[GraphProto]:

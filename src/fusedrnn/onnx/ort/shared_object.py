@@ -6,12 +6,11 @@ in the ELF format of Linux, without a compiler or linker. The file exists in mem
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import struct
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 _ET_DYN, _PT_LOAD, _PT_DYNAMIC, _PT_GNU_STACK = 3, 1, 2, 0x6474E551
@@ -40,15 +39,20 @@ def is_supported() -> bool:
     return sys.platform == "linux" and platform.machine().lower() in _PROCESSORS and sys.maxsize > 1 << 32
 
 
-@contextmanager
-def shared_object(name: str, address: int) -> Iterator[str]:
-    """The path of a shared object, inside the block, whose function ``name`` is the function at an address."""
+def load_shared_object(name: str, address: int) -> str:
+    """Load a shared object whose function ``name`` is the function at an address; return its path.
+
+    It stays loaded and the path valid for as long as the process lives: the dynamic linker takes a path that it knows
+    for the object that it has loaded from there, whatever is there now.
+    """
     descriptor = os.memfd_create(f"{name}.so")
-    try:
-        os.write(descriptor, _image(_PROCESSORS[platform.machine().lower()], name.encode(), address))
-        yield f"/proc/self/fd/{descriptor}"
-    finally:
-        os.close(descriptor)
+    os.write(descriptor, _image(_PROCESSORS[platform.machine().lower()], name.encode(), address))
+    path = f"/proc/self/fd/{descriptor}"
+    _loaded.append(ctypes.CDLL(path))
+    return path
+
+
+_loaded: list[ctypes.CDLL] = []
 
 
 def _image(processor: _Processor, name: bytes, address: int) -> bytes:
