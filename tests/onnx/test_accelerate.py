@@ -12,7 +12,7 @@ from onnx import helper
 import fusedrnn.onnx.ort.choosing
 from fusedrnn.onnx import accelerate
 from fusedrnn.onnx.ort import calibration, shared_object
-from fusedrnn.onnx.ort.calibration import NodeTimes
+from fusedrnn.onnx.ort.calibration import NodeTimes, Times, pays
 from fusedrnn.onnx.ort.layer_runner import LayerRunner
 from fusedrnn.onnx.ort.rewriting import RewritableModel
 from fusedrnn.testing.tolerance import difference, tolerance
@@ -213,18 +213,33 @@ def test_a_model_is_replaced_where_that_pays(after, monkeypatch):
         fusedrnn.onnx.ort.choosing, "measure_nodes",
         lambda *arguments: {0: NodeTimes(0.2, 0.1, 1), 1: NodeTimes(0.2, 0.3, 1)},
     )  # fmt: skip
-    monkeypatch.setattr(fusedrnn.onnx.ort.choosing, "compare", lambda *arguments: [1.0, after])
+    monkeypatch.setattr(
+        fusedrnn.onnx.ort.choosing, "compare", lambda *arguments: [Times(1.0, 0.9), Times(after, 0.9 * after)]
+    )
     report = accelerate(model, feeds=feeds(5, 2)).report
     first, second = report.nodes
     assert (first.replaced, second.replaced) == (after <= 0.97, False)
-    assert "slower" in second.reason and report.recurrent_share == 0.4 and report.seconds == (1.0, after)
+    assert (
+        "slower" in second.reason
+        and report.recurrent_share == pytest.approx(0.4 / 0.9)
+        and report.seconds == (1.0, after)
+    )
+
+
+@pytest.mark.parametrize(
+    ("after", "saved", "expected"),
+    [((0.9, 0.9), 0.1, True), ((0.9, 0.99), 0.1, False), ((0.99, 0.9), 0.1, False), ((0.9, 0.9), 0.01, False)],
+)
+def test_what_pays(after, saved, expected):
+    """Two sessions that differ by chance do not."""
+    assert pays(Times(1.0, 1.0), Times(*after), saved) is expected
 
 
 def test_a_branch_that_is_not_run_is_like_one_that_is(monkeypatch):
     model, feeds = NETWORKS["conv_lstm_in_if"]()
     measured = {1: NodeTimes(0.2, 0.1, 1)}
     monkeypatch.setattr(fusedrnn.onnx.ort.choosing, "measure_nodes", lambda *arguments: measured)
-    monkeypatch.setattr(fusedrnn.onnx.ort.choosing, "compare", lambda *arguments: [1.0, 0.5])
+    monkeypatch.setattr(fusedrnn.onnx.ort.choosing, "compare", lambda *arguments: [Times(1.0, 1.0), Times(0.5, 0.5)])
     first, second = accelerate(model, feeds=feeds(5, 2)).report.nodes
     assert first.replaced and second.replaced and second.name in first.reason
 
@@ -257,7 +272,7 @@ def test_a_model_whose_nodes_cannot_be_measured_is_left():
 
 def test_times_of_several_feeds_are_sums():
     runs = [{0: 1.0}, {0: 5.0, 1: 7.0}, {0: 2.0}, {0: 5.0, 1: 7.0}, {0: 9.0}, {0: 4.0, 1: 8.0}]
-    assert calibration._medians(runs, 2) == {0: 7.0, 1: 7.0}
+    assert calibration._fastest(runs, 2) == {0: 5.0, 1: 7.0}
 
 
 def test_models_without_recurrent_nodes():

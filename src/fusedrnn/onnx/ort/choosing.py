@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fusedrnn.onnx.ort import shared_object
-from fusedrnn.onnx.ort.calibration import NodeTimes, compare, measure_nodes, pays
+from fusedrnn.onnx.ort.calibration import NodeTimes, Times, compare, measure_nodes, pays
 from fusedrnn.onnx.ort.feeds import Feeds, example_feeds
 from fusedrnn.onnx.ort.report import NodeReport, Report
 from fusedrnn.onnx.ort.rewriting import RecurrentNode
@@ -77,12 +77,12 @@ def _choose_measured(
     for setting in settings:
         sessions.set_num_threads(setting)
         results.append(compare([plain, session], feeds, seconds / len(settings)))
-    before, after = fastest = min(results, key=lambda result: result[1] / result[0])
-    if not pays(before, after):
+    before, after = best_result = min(results, key=lambda result: result[1].median / result[0].median)
+    if not pays(before, after, sum(times[number].saved for number in chosen if number in times)):
         return plain, _report(sessions, {}, times, "ONNX Runtime alone is as fast", threads, (before, after))
-    sessions.set_num_threads(settings[results.index(fastest)])
+    sessions.set_num_threads(settings[results.index(best_result)])
     reasons = {number: time_of.reason for number, time_of in chosen.items()}
-    reason = f"{before / after:.2f} times as fast as ONNX Runtime alone"
+    reason = f"{before.median / after.median:.2f} times as fast as ONNX Runtime alone"
     return session, _report(sessions, reasons, times, reason, threads, (before, after))
 
 
@@ -129,16 +129,17 @@ def _kind(node: RecurrentNode) -> object:
 
 def _report(
     sessions: Sessions, replaced: Mapping[int, str], times: Mapping[int, NodeTimes], reason: str, threads: int,
-    seconds: tuple[float, float] | None = None,
+    whole: tuple[Times, Times] | None = None,
 ) -> Report:  # fmt: skip
     nodes = [
         _node_report(node, replaced.get(number), times.get(number), measured=bool(times))
         for number, node in enumerate(sessions.nodes)
     ]
-    share = None
-    if seconds is not None:
-        share = min(1.0, sum(time.onnxruntime for time in times.values()) / seconds[0])
-    return Report(tuple(nodes), reason, threads, share, seconds)
+    if whole is None:
+        return Report(tuple(nodes), reason, threads)
+    before, after = whole
+    share = min(1.0, sum(time.onnxruntime for time in times.values()) / before.fastest)
+    return Report(tuple(nodes), reason, threads, share, (before.median, after.median))
 
 
 def _node_report(node: RecurrentNode, replaced: str | None, time: NodeTimes | None, measured: bool) -> NodeReport:

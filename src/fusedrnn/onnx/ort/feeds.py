@@ -16,7 +16,7 @@ _DTYPES = {
     "int16": np.int16, "int8": np.int8, "uint64": np.uint64, "uint32": np.uint32, "uint16": np.uint16,
     "uint8": np.uint8, "bool": np.bool_,
 }  # fmt: skip
-_SIZES = (100, 512, 4096)
+SIZES = (100, 512, 4096)
 """What axes of unknown size are in examples, one after the other, until the model runs. A batch is 1."""
 
 
@@ -25,10 +25,13 @@ def dtype_of(kind: str) -> Any:
     return _DTYPES.get(kind.removeprefix("tensor(").removesuffix(")"))
 
 
-def example_feeds(inputs: Sequence[Any], num_features: Sequence[int]) -> Iterator[dict[str, Array]]:
+def example_feeds(
+    inputs: Sequence[Any], num_features: Sequence[int], sizes: Sequence[int] = SIZES
+) -> Iterator[dict[str, Array]]:
     """Feeds of several sizes for these inputs of a session: normal numbers, ones for integers.
 
-    ``num_features`` are sizes that the last axis of an input may have, if its size is not known.
+    ``num_features`` are sizes that the last axis of an input may have, if its size is not known; other such axes have
+    one of ``sizes``.
 
     Raises:
         ValueError: If an input is no tensor of numbers.
@@ -37,7 +40,7 @@ def example_feeds(inputs: Sequence[Any], num_features: Sequence[int]) -> Iterato
         if dtype_of(entry.type) is None:
             raise ValueError(f"input {entry.name!r} is a {entry.type}, of which there are no examples")
     unknown = any(not isinstance(size, int) for entry in inputs for size in entry.shape or ())
-    for size in _SIZES if unknown else _SIZES[:1]:
+    for size in sizes if unknown else sizes[:1]:
         for last in (size, *num_features) if unknown else (size,):
             rng = np.random.default_rng(0)
             yield {entry.name: _example(rng, entry, size, last) for entry in inputs}

@@ -15,7 +15,7 @@ class NodeReport:
         sizes: I, H and the number of directions; None if they are not known.
         replaced: Whether it runs on the fused operator.
         reason: Why.
-        seconds: Of a run, in ONNX Runtime alone and on the fused operator; None where it was not measured.
+        seconds: Of its fastest run, in ONNX Runtime and on the fused operator; None where it was not measured.
     """
 
     name: str
