@@ -53,13 +53,10 @@ def lay_out_args(
     spec: RNNSpec, plan: Plan, weights: Sequence[PackedWeightsOffsets], reserve: ReserveLayout | None,
     directions_apart: bool = False,
 ) -> KernelArgs:  # fmt: skip
-    """The arguments of a plan's kernel; a reserve is for training and backward.
-
-    With ``directions_apart`` the output of inference is (T, D, N, S), not (T, N, D·S).
-    """
-    if plan.phase == "backward":
-        return _BackwardFields(spec, plan, reserve).kernel_args(weights)
-    return _ForwardFields(spec, plan, reserve, directions_apart).kernel_args(weights)
+    """The arguments of a plan's kernel; with ``directions_apart`` inference writes y as (T, D, N, S)."""
+    fields = (_ForwardFields if plan.phase != "backward" else _BackwardFields)(spec, plan, reserve)
+    fields.y_direction_bytes = fields.h_bytes * (plan.batch if directions_apart else 1)
+    return fields.kernel_args(weights)
 
 
 def _array(name: str, begin: int | Relocation, step: int, row: int) -> Fields:
@@ -79,6 +76,7 @@ class _PlanFields:
     call_struct: Struct
     layer_dir_struct: Struct
     extended_struct: Callable[[TracedCell], Struct]
+    y_direction_bytes: int
 
     def __init__(self, spec: RNNSpec, plan: Plan, reserve: ReserveLayout | None) -> None:
         self.spec, self.plan, self.reserve, self.scratch = spec, plan, reserve, plan.scratch
@@ -200,10 +198,6 @@ class _ForwardFields(_PlanFields):
     call_struct, layer_dir_struct = forward.CALL, forward.LAYER_DIR
     extended_struct = staticmethod(forward.layer_dir_struct)
 
-    def __init__(self, spec: RNNSpec, plan: Plan, reserve: ReserveLayout | None, directions_apart: bool) -> None:
-        super().__init__(spec, plan, reserve)
-        self._direction_bytes = self.h_bytes * (plan.batch if directions_apart else 1)
-
     def symbols(self) -> list[str]:
         """The symbols of a forward call."""
         return [*forward_symbols(self.letters), *super().symbols()]
@@ -219,7 +213,7 @@ class _ForwardFields(_PlanFields):
         else:
             x = self._layer_output("x", layer - 1)
         if layer == self.spec.num_layers - 1:
-            y = _caller_array("y", direction * self._direction_bytes)
+            y = _caller_array("y", direction * self.y_direction_bytes)
         elif reserve is None:
             y = self._layer_output("y", layer, offset)
         else:
