@@ -148,8 +148,19 @@ def figures(data: dict[str, Any], key: str) -> str:
     return table(held["columns"], held["rows"])
 
 
+def onnx_models(data: dict[str, Any], threads: str) -> str:
+    """Whole ONNX models in ONNX Runtime alone and after ``accelerate``."""
+    lines = []
+    for row in data["threads"][threads]:
+        times = f"{row['onnxruntime']:.3g}", f"{row['fused']:.3g}", f"{row['onnxruntime'] / row['fused']:.2f}"
+        error = MISSING if row["error"] is None else f"{row['error']:.2g}"
+        lines.append([row["model"], f"{row['replaced']} of {row['nodes']}", percent(row["share"]), *times, error])
+    return table(["", "replaced", "share", "ONNX Runtime", "accelerate", "ratio", "error"], lines)
+
+
 VIEWS: dict[str, Callable[..., str]] = {
     "peers": peers, "summary": summary, "counts": counts, "engines": engines, "measured": measured, "figures": figures,
+    "onnx_models": onnx_models,
 }  # fmt: skip
 
 

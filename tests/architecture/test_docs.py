@@ -15,6 +15,7 @@ import fusedrnn
 from benchmarks.accuracy import app as accuracy
 from benchmarks.compare.__main__ import app as compare
 from benchmarks.figures.__main__ import app as figures
+from benchmarks.onnx_models import app as onnx_models
 from benchmarks.page import app as page_app
 from benchmarks.peers import environments
 from examples.char_lm.__main__ import app as char_lm
@@ -32,6 +33,7 @@ MODULES = {
     "benchmarks.accuracy": accuracy,
     "benchmarks.compare": compare,
     "benchmarks.figures": figures,
+    "benchmarks.onnx_models": onnx_models,
     "benchmarks.page": page_app,
     "examples.char_lm": char_lm,
 }
@@ -50,6 +52,7 @@ def check_onnx(names):
     assert names["Y"].shape == (20, 1, 16, 32)
     np.testing.assert_array_equal(names["Y"][10], names["Y_h"])
     assert not names["Y"][11:].any()
+    assert names["scores"].shape == (16, 3) and len(names["session"].report.nodes) == 1
 
 
 def check_mxnet(names):
