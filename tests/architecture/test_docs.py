@@ -22,6 +22,7 @@ from examples.char_lm.__main__ import app as char_lm
 from fusedrnn import env, mxnet
 from fusedrnn.cli.app import app
 from fusedrnn.onnx import backend, read, weights_io
+from fusedrnn.onnx.ort import accelerated_session
 from fusedrnn.op import rnn_op
 
 ROOT = Path(__file__).parents[2]
@@ -86,7 +87,7 @@ def test_snippets_run_in_order(page, unchanged_threads):
         assert RESULTS[page](names) in (None, True)
 
 
-@pytest.mark.parametrize("module", [rnn_op, mxnet, backend, weights_io], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [rnn_op, mxnet, accelerated_session, backend, weights_io], ids=lambda module: module.__name__)
 def test_docstring_examples(module):
     result = doctest.testmod(module)
     assert result.attempted > 0

@@ -16,7 +16,7 @@ from fusedrnn.onnx.ort.feeds import Feeds, check_feeds, checked_feeds
 from fusedrnn.onnx.ort.report import Report
 from fusedrnn.onnx.ort.sessions import Sessions
 from fusedrnn.runtime.thread_pool import get_num_threads
-from fusedrnn.scalars import check_choice, positive_int
+from fusedrnn.scalars import check_choice, positive_int, positive_number
 
 Array = NDArray[Any]
 
@@ -133,6 +133,7 @@ def accelerate(
         NotImplementedError: With ``replace="always"``, if this system cannot load custom operators.
 
     Example:
+    >>> import numpy as np
     >>> from onnx.parser import parse_model
     >>> model = parse_model('''<ir_version: 8, opset_import: ["": 14]> g (float[T, N, 1] X) => (float[T, 1, N, 1] Y)
     ...     <float[1, 1, 1] W = {2}, float[1, 1, 1] R = {3}> { Y = RNN <hidden_size = 1> (X, W, R) }''')
@@ -144,26 +145,26 @@ def accelerate(
     """
     onnxruntime = _import_onnxruntime()
     policy = check_choice("replace", replace, _POLICIES)
+    seconds = positive_number("calibration_seconds", calibration_seconds)
     proto = _load(model)
-    options, are_own = sess_options, sess_options is None
-    if are_own:
-        options = onnxruntime.SessionOptions()
-    elif not isinstance(options, onnxruntime.SessionOptions):
-        raise TypeError(f"sess_options must be onnxruntime.SessionOptions; got {type(options).__name__}")
-    before = options.intra_op_num_threads
-    if num_threads is not None:
-        options.intra_op_num_threads = positive_int("num_threads", num_threads)
-    threads = options.intra_op_num_threads or get_num_threads()
+    if sess_options is not None and not isinstance(sess_options, onnxruntime.SessionOptions):
+        raise TypeError(f"sess_options must be onnxruntime.SessionOptions; got {type(sess_options).__name__}")
+    before = 0 if sess_options is None else sess_options.intra_op_num_threads
+    intra_op_threads = before if num_threads is None else positive_int("num_threads", num_threads)
+    threads = intra_op_threads or get_num_threads()
     arguments = {"providers": list(providers or ["CPUExecutionProvider"]), "provider_options": provider_options}
     try:
-        sessions = Sessions(onnxruntime, proto, options, arguments, threads, are_own)
+        if sess_options is not None:
+            sess_options.intra_op_num_threads = intra_op_threads
+        sessions = Sessions(onnxruntime, proto, sess_options, intra_op_threads, arguments, threads)
         plain = sessions.plain()
         inputs, optional = plain.get_inputs(), plain.get_overridable_initializers()
         samples = None if feeds is None else checked_feeds(feeds, inputs, optional)
-        return AcceleratedSession(*choose(onnxruntime, sessions, plain, policy, samples, threads, calibration_seconds))
+        chosen = choose(onnxruntime, sessions, plain, policy, samples, threads, seconds)
+        return AcceleratedSession(*chosen)
     finally:
-        if not are_own:
-            options.intra_op_num_threads = before
+        if sess_options is not None:
+            sess_options.intra_op_num_threads = before
 
 
 def _import_onnxruntime() -> Any:

@@ -156,4 +156,4 @@ def _node_report(node: RecurrentNode, replaced: str | None, time: NodeTimes | No
         else:
             reason = "faster alone, but the model is not" if time.pays else "slower when replaced"
     seconds = None if time is None or time.fused is None else (time.onnxruntime, time.fused)
-    return NodeReport(node.name, node.operator, sizes, replaced is not None, reason, seconds)
+    return NodeReport(node.name, node.operator, node.in_body, sizes, replaced is not None, reason, seconds)

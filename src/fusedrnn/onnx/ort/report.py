@@ -12,6 +12,7 @@ class NodeReport:
     Attributes:
         name: As :attr:`fusedrnn.onnx.Layer.name`: in the body of another node a path.
         operator: Its operator, such as ``LSTM``.
+        in_body: Whether it is in the body of an If, a Loop or a Scan.
         sizes: I, H and the number of directions; None if they are not known.
         replaced: Whether it runs on the fused operator.
         reason: Why.
@@ -20,15 +21,11 @@ class NodeReport:
 
     name: str
     operator: str
+    in_body: bool
     sizes: tuple[int, int, int] | None
     replaced: bool
     reason: str
     seconds: tuple[float, float] | None = None
-
-    @property
-    def in_body(self) -> bool:
-        """Whether the node is in the body of an If, a Loop or a Scan."""
-        return "/then_branch/" in self.name or "/else_branch/" in self.name or "/body/" in self.name
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ class RecurrentNode:
     Attributes:
         name: As :attr:`fusedrnn.onnx.Layer.name`: in the body of another node a path.
         operator: The operator, with its domain unless it is ONNX's own.
+        in_body: Whether the node is in the body of another node.
         layer: The layer; None if the node must be left to ONNX Runtime.
         reason: Why it must be left; None if there is a layer.
         inputs: Which of X, sequence_lens, initial_h and initial_c it has.
@@ -41,6 +42,7 @@ class RecurrentNode:
 
     name: str
     operator: str
+    in_body: bool
     layer: Layer | None
     reason: str | None
     inputs: tuple[str, ...]
@@ -112,7 +114,9 @@ def _recurrent_node(layer_node: LayerNode, folder: Folder) -> RecurrentNode:
         reason = str(error).removeprefix(f"{layer_node.label}: ")
     num_states = 1 if layer is None else len(layer.parts[0].spec.state_names)
     inputs = [name for name in inputs_of(node) if name in _INPUTS]
-    return RecurrentNode(layer_node.name, operator_name(node), layer, reason, tuple(inputs), _OUTPUTS[: 1 + num_states])
+    in_body = layer_node.scope.outer is not None
+    outputs = _OUTPUTS[: 1 + num_states]
+    return RecurrentNode(layer_node.name, operator_name(node), in_body, layer, reason, tuple(inputs), outputs)
 
 
 def _replaceable_layer(layer_node: LayerNode, folder: Folder) -> Layer:

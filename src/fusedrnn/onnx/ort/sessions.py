@@ -28,10 +28,10 @@ class Sessions:
     Args:
         onnxruntime: The module.
         model: The model.
-        options: ``onnxruntime.SessionOptions`` for all sessions.
+        options: ``onnxruntime.SessionOptions`` of the caller; None if there are none.
+        intra_op_threads: The number of threads of options that are made here.
         arguments: Further arguments of ``onnxruntime.InferenceSession``.
         num_threads: The most threads of a replaced node.
-        are_own: Whether nobody else uses the options.
 
     Attributes:
         nodes: The recurrent nodes of the model.
@@ -39,11 +39,17 @@ class Sessions:
     """
 
     def __init__(
-        self, onnxruntime: Any, model: ModelProto, options: Any, arguments: Mapping[str, Any], num_threads: int,
-        are_own: bool,
+        self, onnxruntime: Any, model: ModelProto, options: Any, intra_op_threads: int, arguments: Mapping[str, Any],
+        num_threads: int,
     ) -> None:  # fmt: skip
-        self._onnxruntime, self._options, self._arguments = onnxruntime, options, arguments
-        self._model, self._are_own = model, are_own
+        self._onnxruntime, self._arguments, self._model = onnxruntime, arguments, model
+        self._are_own = options is None
+        self._options, self._plain_options = options, options
+        if options is None:
+            # A session keeps its options: those of one without operators must not refer to any.
+            self._options, self._plain_options = (onnxruntime.SessionOptions() for _ in range(2))
+            for own in (self._options, self._plain_options):
+                own.intra_op_num_threads = intra_op_threads
         self._rewritable = RewritableModel(model)
         self.nodes = self._rewritable.nodes
         self.replaceable = [number for number, node in enumerate(self.nodes) if node.layer is not None]
@@ -58,7 +64,7 @@ class Sessions:
             ValueError: If ONNX Runtime refuses the model.
         """
         try:
-            return self._session(self._model)
+            return self._session(self._model, self._plain_options)
         except Exception as error:  # of many types
             raise ValueError(f"model must be one that ONNX Runtime runs: {error}") from error
 
@@ -73,7 +79,7 @@ class Sessions:
     def _replaced(self, numbers: Sequence[int], names: Sequence[str]) -> Any:
         library = self._load_library()
         operators = [library.names[self.replaceable.index(number)] for number in numbers]
-        session = self._session(self._rewritable.replace(numbers, library.domain, operators, names))
+        session = self._session(self._rewritable.replace(numbers, library.domain, operators, names), self._options)
         session.fusedrnn_library = library  # lives as long as the session
         return session
 
@@ -97,11 +103,11 @@ class Sessions:
             self._library = library
         return self._library
 
-    def _session(self, model: ModelProto) -> Any:
+    def _session(self, model: ModelProto, options: Any) -> Any:
         if model.ByteSize() > _LARGEST:
             raise ValueError("model must have at most 2 GiB with its weights")
         content = model.SerializeToString()
-        return self._onnxruntime.InferenceSession(content, self._options, **self._arguments)
+        return self._onnxruntime.InferenceSession(content, options, **self._arguments)
 
     # ---- profiles
 
