@@ -87,7 +87,9 @@ def test_snippets_run_in_order(page, unchanged_threads):
         assert RESULTS[page](names) in (None, True)
 
 
-@pytest.mark.parametrize("module", [rnn_op, mxnet, accelerated_session, backend, weights_io], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [rnn_op, mxnet, accelerated_session, backend, weights_io], ids=lambda module: module.__name__
+)
 def test_docstring_examples(module):
     result = doctest.testmod(module)
     assert result.attempted > 0
