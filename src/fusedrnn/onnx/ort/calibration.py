@@ -20,6 +20,8 @@ from fusedrnn.onnx.ort.sessions import Sessions, node_times
 # The least share of its time in ONNX Runtime alone that a model must save.
 _MIN_GAIN = 0.02
 _MIN_ROUNDS = 5
+# A profile has room for a million events.
+_MAX_PROFILED_ROUNDS = 200
 _WARM_UP_RUNS = 2
 
 
@@ -64,7 +66,8 @@ def measure_nodes(
         after = sessions.profiled(sessions.replaceable, Path(folder))
         settings = [(before, 0), *((after, count) for count in threads)]
         num_runs, num_warm, began = 0, _WARM_UP_RUNS * len(feeds), perf_counter()
-        while num_runs < num_warm + _MIN_ROUNDS * len(feeds) or perf_counter() - began < seconds:
+        least, most = (num_warm + rounds * len(feeds) for rounds in (_MIN_ROUNDS, _MAX_PROFILED_ROUNDS))
+        while num_runs < least or (num_runs < most and perf_counter() - began < seconds):
             for session, count in settings:
                 if count:
                     sessions.set_num_threads(dict.fromkeys(sessions.replaceable, count))
@@ -89,7 +92,7 @@ def _fastest(runs: Sequence[dict[int, float]], num_feeds: int) -> dict[int, floa
     for first in range(num_feeds):
         of_feeds = runs[first::num_feeds]
         for number in {number for run in of_feeds for number in run}:
-            totals[number] = totals.get(number, 0.0) + min(run.get(number, 0.0) for run in of_feeds)
+            totals[number] = totals.get(number, 0.0) + min(run[number] for run in of_feeds if number in run)
     return totals
 
 
