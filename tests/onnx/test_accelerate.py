@@ -145,6 +145,30 @@ def test_what_is_left_to_onnxruntime(name):
         assert_equal(session.run(None, feeds), plain(model).run(None, feeds))
 
 
+def test_repeated_calls_do_not_enter_python(monkeypatch):
+    """On one thread a call is machine code, also with other T; another N, one step or short sequences are not."""
+    calls = []
+    for name in ("check", "run"):
+        method = getattr(LayerRunner, name)
+        monkeypatch.setattr(
+            LayerRunner, name, lambda *arguments, name=name, method=method: calls.append(name) or method(*arguments)
+        )
+    model, _ = gru_stack()
+    session = accelerate(model, replace="always", num_threads=1)
+
+    def calls_of(T, N, shortest=None):
+        calls.clear()
+        lengths = np.full(N, T, np.int32)
+        lengths[0] = shortest or T
+        session.run(None, {"X": normal(N, T, 4), "lengths": lengths})
+        return calls[::2]  # of one layer
+
+    assert calls_of(5, 2) == ["check"]
+    assert calls_of(7, 2) == calls_of(600, 2) == calls_of(2, 2) == []
+    assert calls_of(7, 2, shortest=3) == ["run"]
+    assert calls_of(7, 3) == calls_of(1, 3) == ["check"]
+
+
 def test_threads_call_one_session():
     model, feeds = gru_stack()
     session, expected = accelerate(model, replace="always", num_threads=1), plain(model)
