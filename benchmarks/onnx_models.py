@@ -56,6 +56,8 @@ class Row:
         share: The recurrent nodes' share of the time in ONNX Runtime alone.
         onnxruntime: In ONNX Runtime alone.
         fused: After ``accelerate``.
+        ratio: The median of the ratio of both in the same round.
+        noise: Likewise of a second session of ONNX Runtime alone, less one.
         error: The largest difference of an output, relative to its tolerance; None for quantized models, whose
             activations ONNX Runtime quantizes in another way.
     """
@@ -66,6 +68,8 @@ class Row:
     share: float | None
     onnxruntime: float
     fused: float
+    ratio: float
+    noise: float
     error: float | None
 
 
@@ -142,30 +146,34 @@ def measure(file: Path, count: int, threads: int, seconds: float, steps: int) ->
     """The figures of a model; None if it has no recurrent nodes."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
-    plain = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    plain, again = (onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"]) for _ in range(2))
     session = accelerate(file, replace="always", sess_options=options)
     if not session.report.nodes:
         return None
     specs = [RNNSpec("rnn_tanh", *node.sizes[:2]) for node in session.report.nodes if node.sizes]
     feeds = feeds_of(file, plain, specs, steps)
     error = error_of(session, plain.run(None, feeds), session.run(None, feeds))
+    if error is not None and error > 1:
+        raise ValueError(f"outputs of {file} must agree within the tolerance; got {error:.2g} times as much")
     del session
     session = accelerate(file, feeds=feeds, sess_options=options, calibration_seconds=seconds)
-    before, after = (times.median for times in compare([plain, session], [feeds], seconds))
+    before, after, control = compare([plain, session, again], [feeds], seconds)
     name = "/".join(file.parts[-2:]) + (f" and {count - 1} more" if count > 1 else "")
     report = session.report
-    return Row(name, len(report.nodes), report.num_replaced, report.recurrent_share, before * 1e3, after * 1e3, error)
+    figures = before.median * 1e3, after.median * 1e3, 1 / after.relative, 1 / control.relative - 1
+    return Row(name, len(report.nodes), report.num_replaced, report.recurrent_share, *figures, error)
 
 
 def table(rows: Sequence[Row], threads: int) -> Table:
     """The rows as a table."""
     title = f"median of a run in ms, {threads} thread{'s' * (threads > 1)}"
     result = Table(title=title)
-    for column in ("model", "recurrent nodes", "replaced", "share", "ONNX Runtime", "accelerate", "ratio", "error"):
+    columns = "model", "recurrent nodes", "replaced", "share", "ONNX Runtime", "accelerate", "ratio", "noise", "error"
+    for column in columns:
         result.add_column(column, justify="left" if column == "model" else "right")
     for row in rows:
         share = "" if row.share is None else f"{row.share:.0%}"
-        times = f"{row.onnxruntime:.3f}", f"{row.fused:.3f}", f"{row.onnxruntime / row.fused:.2f}"
+        times = f"{row.onnxruntime:.3f}", f"{row.fused:.3f}", f"{row.ratio:.2f}", f"{row.noise:+.1%}"
         error = "" if row.error is None else f"{row.error:.2f}"
         result.add_row(row.model, str(row.nodes), str(row.replaced), share, *times, error)
     return result

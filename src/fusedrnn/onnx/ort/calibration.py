@@ -97,43 +97,54 @@ def _fastest(runs: Sequence[dict[int, float]], num_feeds: int) -> dict[int, floa
 
 
 class Times(NamedTuple):
-    """The seconds of a run of a session; of several feeds, their sums."""
+    """The times of a session.
+
+    Attributes:
+        median: The median seconds of a run; of several feeds, of a run of each.
+        fastest: Those of the fastest run.
+        relative: The median of the ratio to the first session's run in the same round: what else the machine does
+            mostly slows down both.
+    """
 
     median: float
     fastest: float
+    relative: float
 
 
 def compare(sessions: Sequence[Any], feeds: Sequence[Feeds], seconds: float) -> list[Times]:
     """The times of each session, measured in alternation for about so many seconds."""
-    times: list[list[list[float]]] = [[[] for _ in feeds] for _ in sessions]
     for session in sessions:
         for each in feeds:
             for _ in range(_WARM_UP_RUNS):
                 session.run(None, each)
-    turns = list(zip(sessions, times, strict=True))
-    began, rounds = perf_counter(), 0
-    while rounds < _MIN_ROUNDS or perf_counter() - began < seconds:
-        for number, each in enumerate(feeds):
-            for session, of_session in turns:
+    turns = list(enumerate(sessions))
+    began, rounds = perf_counter(), list[list[float]]()
+    while len(rounds) < _MIN_ROUNDS or perf_counter() - began < seconds:
+        times = [0.0] * len(sessions)
+        for each in feeds:
+            for number, session in turns:
                 start = perf_counter()
                 session.run(None, each)
-                of_session[number].append(perf_counter() - start)
+                times[number] += perf_counter() - start
         turns.reverse()  # neither is always the first
-        rounds += 1
-    return [Times(sum(map(median, of_session)), sum(map(min, of_session))) for of_session in times]
+        rounds.append(times)
+    return [
+        Times(median(of_session), min(of_session), median(times[number] / times[0] for times in rounds))
+        for number, of_session in enumerate(zip(*rounds, strict=True))
+    ]
 
 
 def pays(before: Times, after: Times, saved: float) -> bool:
     """Whether replaced nodes make a model faster.
 
-    Both the median and the fastest run must be, and the time that the nodes themselves save must explain it: on a busy
+    Both the typical and the fastest run must be, and the time that the nodes themselves save must explain it: on a busy
     machine two equal sessions differ, too.
 
     Args:
-        before: Of ONNX Runtime alone.
+        before: Of ONNX Runtime alone, the first session of a comparison.
         after: With replaced nodes.
         saved: The seconds that the nodes save.
     """
     limit = 1 - _MIN_GAIN
-    is_faster = after.median <= limit * before.median and after.fastest <= limit * before.fastest
+    is_faster = after.relative <= limit and after.fastest <= limit * before.fastest
     return is_faster and saved >= _MIN_GAIN * before.fastest

@@ -77,12 +77,12 @@ def _choose_measured(
     for setting in settings:
         sessions.set_num_threads(setting)
         results.append(compare([plain, session], feeds, seconds / len(settings)))
-    before, after = best_result = min(results, key=lambda result: result[1].median / result[0].median)
+    before, after = best_result = min(results, key=lambda result: result[1].relative)
     if not pays(before, after, sum(times[number].saved for number in chosen if number in times)):
         return plain, _report(sessions, {}, times, "ONNX Runtime alone is as fast", threads, (before, after))
     sessions.set_num_threads(settings[results.index(best_result)])
     reasons = {number: time_of.reason for number, time_of in chosen.items()}
-    reason = f"{before.median / after.median:.2f} times as fast as ONNX Runtime alone"
+    reason = f"{1 / after.relative:.2f} times as fast as ONNX Runtime alone"
     return session, _report(sessions, reasons, times, reason, threads, (before, after))
 
 
