@@ -2,7 +2,9 @@
 
 import gc
 import threading
+import time
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -300,8 +302,18 @@ def test_a_model_whose_nodes_cannot_be_measured_is_left():
 
 
 def test_times_of_several_feeds_are_sums():
-    runs = [{0: 1.0}, {0: 5.0, 1: 7.0}, {0: 2.0}, {0: 5.0, 1: 7.0}, {0: 9.0}, {0: 4.0, 1: 8.0}]
+    """The first two runs of each do not count, nor a run without the node."""
+    runs = [{0: 0.1}, {0: 0.1, 1: 0.1}] * 2 + [{0: 2.0}, {0: 5.0, 1: 7.0}, {0: 9.0}, {0: 4.0, 1: 8.0}, {0: 1.0}, {}]
     assert calibration._fastest(runs, 2) == {0: 5.0, 1: 7.0}
+
+
+def test_measuring_ends():
+    """Even if one run takes longer than all should."""
+    assert len([*calibration._rounds(0.0)]) == 1
+    assert len([*calibration._rounds(1e9, most=9)]) == 9
+    sessions = [SimpleNamespace(run=lambda *arguments: time.sleep(0.001))] * 2
+    for times in calibration.compare(sessions, [{}, {}], 0.0):
+        assert times.fastest >= 0.002 and times.relative > 0
 
 
 def test_models_without_recurrent_nodes():

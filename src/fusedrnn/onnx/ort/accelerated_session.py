@@ -120,7 +120,8 @@ def accelerate(
         sess_options: ``onnxruntime.SessionOptions``; the operators are added to them.
         providers: The execution providers; None for the CPU.
         provider_options: Their options.
-        calibration_seconds: How long to measure, about; at least a few calls are made.
+        calibration_seconds: How long to measure, about. A few calls are made in any case, of large models at least two
+            of each kind, and at most four times as long.
 
     Returns:
         The session. Its ``report`` says what was replaced.

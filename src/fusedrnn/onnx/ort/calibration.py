@@ -7,22 +7,40 @@ ones are replaced is then compared with ONNX Runtime alone. All is measured in a
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from fusedrnn.onnx.ort.feeds import Feeds
 from fusedrnn.onnx.ort.sessions import Sessions, node_times
 
+_Round = TypeVar("_Round")
 # The least share of its time in ONNX Runtime alone that a model must save.
 _MIN_GAIN = 0.02
-_MIN_ROUNDS = 5
+# So many rounds, of which the first ones do not count, are made even if that takes a few times as long as planned.
+_MIN_ROUNDS, _WARM_UP_ROUNDS, _MAX_EXCESS = 7, 2, 4
 # A profile has room for a million events.
 _MAX_PROFILED_ROUNDS = 200
-_WARM_UP_RUNS = 2
+
+
+def _rounds(seconds: float, most: int | None = None) -> Iterator[int]:
+    """The numbers of rounds for about so many seconds, at least one."""
+    began = perf_counter()
+    for number in count():
+        elapsed = perf_counter() - began
+        is_late = elapsed >= (_MAX_EXCESS * seconds if number < _MIN_ROUNDS else seconds)
+        if number and (is_late or number == most):
+            return
+        yield number
+
+
+def _without_warm_up(rounds: Sequence[_Round]) -> Sequence[_Round]:
+    """The rounds that count."""
+    return rounds[min(_WARM_UP_ROUNDS, len(rounds) - 1) :]
 
 
 @dataclass(frozen=True)
@@ -64,25 +82,22 @@ def measure_nodes(
     with tempfile.TemporaryDirectory() as folder:
         before = sessions.profiled([], Path(folder))
         after = sessions.profiled(sessions.replaceable, Path(folder))
-        settings = [(before, 0), *((after, count) for count in threads)]
-        num_runs, num_warm, began = 0, _WARM_UP_RUNS * len(feeds), perf_counter()
-        least, most = (num_warm + rounds * len(feeds) for rounds in (_MIN_ROUNDS, _MAX_PROFILED_ROUNDS))
-        while num_runs < least or (num_runs < most and perf_counter() - began < seconds):
-            for session, count in settings:
-                if count:
-                    sessions.set_num_threads(dict.fromkeys(sessions.replaceable, count))
-                    session.run(None, feeds[num_runs % len(feeds)])  # prepares the one that is measured
-                session.run(None, feeds[num_runs % len(feeds)])
-            num_runs += 1
+        for _ in _rounds(seconds, _MAX_PROFILED_ROUNDS):
+            for each in feeds:
+                before.run(None, each)
+                for num_threads in threads:
+                    sessions.set_num_threads(dict.fromkeys(sessions.replaceable, num_threads))
+                    for _ in range(2):  # the first one prepares the one that counts
+                        after.run(None, each)
         profiles = [node_times(session) for session in (before, after)]
     step = 2 * len(threads)
-    runs = {0: profiles[0], **{count: profiles[1][2 * index + 1 :: step] for index, count in enumerate(threads)}}
-    times = {count: _fastest(each[num_warm:], len(feeds)) for count, each in runs.items()}
+    times = _fastest(profiles[0], len(feeds))
+    fused = {each: _fastest(profiles[1][2 * index + 1 :: step], len(feeds)) for index, each in enumerate(threads)}
     results = {}
-    for number, time in times[0].items():
-        fused = {count: times[count][number] for count in threads if number in sessions.replaceable}
-        best = min(fused, key=fused.__getitem__, default=1)
-        results[number] = NodeTimes(time, fused.get(best), best)
+    for number, time in times.items():
+        candidates = {each: fused[each][number] for each in threads if number in sessions.replaceable}
+        best = min(candidates, key=candidates.__getitem__, default=1)
+        results[number] = NodeTimes(time, candidates.get(best), best)
     return results
 
 
@@ -90,7 +105,7 @@ def _fastest(runs: Sequence[dict[int, float]], num_feeds: int) -> dict[int, floa
     """The fastest run of each node, of several feeds the sum: what else the machine does only makes a node slower."""
     totals: dict[int, float] = {}
     for first in range(num_feeds):
-        of_feeds = runs[first::num_feeds]
+        of_feeds = _without_warm_up(runs[first::num_feeds])
         for number in {number for run in of_feeds for number in run}:
             totals[number] = totals.get(number, 0.0) + min(run[number] for run in of_feeds if number in run)
     return totals
@@ -113,13 +128,8 @@ class Times(NamedTuple):
 
 def compare(sessions: Sequence[Any], feeds: Sequence[Feeds], seconds: float) -> list[Times]:
     """The times of each session, measured in alternation for about so many seconds."""
-    for session in sessions:
-        for each in feeds:
-            for _ in range(_WARM_UP_RUNS):
-                session.run(None, each)
-    turns = list(enumerate(sessions))
-    began, rounds = perf_counter(), list[list[float]]()
-    while len(rounds) < _MIN_ROUNDS or perf_counter() - began < seconds:
+    turns, rounds = list(enumerate(sessions)), list[list[float]]()
+    for _ in _rounds(seconds):
         times = [0.0] * len(sessions)
         for each in feeds:
             for number, session in turns:
@@ -128,9 +138,10 @@ def compare(sessions: Sequence[Any], feeds: Sequence[Feeds], seconds: float) -> 
                 times[number] += perf_counter() - start
         turns.reverse()  # neither is always the first
         rounds.append(times)
+    counted = _without_warm_up(rounds)
     return [
-        Times(median(of_session), min(of_session), median(times[number] / times[0] for times in rounds))
-        for number, of_session in enumerate(zip(*rounds, strict=True))
+        Times(median(of_session), min(of_session), median(times[number] / times[0] for times in counted))
+        for number, of_session in enumerate(zip(*counted, strict=True))
     ]
 
 
