@@ -148,14 +148,16 @@ def figures(data: dict[str, Any], key: str) -> str:
     return table(held["columns"], held["rows"])
 
 
-def onnx_models(data: dict[str, Any], threads: str) -> str:
+def onnx_models(data: dict[str, Any]) -> str:
     """Whole ONNX models in ONNX Runtime alone and after ``accelerate``."""
     lines = []
-    for row in data["threads"][threads]:
-        times = f"{row['onnxruntime']:.3g}", f"{row['fused']:.3g}", f"{row['onnxruntime'] / row['fused']:.2f}"
+    for row in data["rows"]:
+        times = f"{row['onnxruntime']:.3g}", f"{row['fused']:.3g}", f"{row['ratio']:.2f}"
+        noise = f"{row['noise'] * 100:+.1f} %"
         error = MISSING if row["error"] is None else f"{row['error']:.2g}"
-        lines.append([row["model"], f"{row['replaced']} of {row['nodes']}", percent(row["share"]), *times, error])
-    return table(["", "replaced", "share", "ONNX Runtime", "accelerate", "ratio", "error"], lines)
+        replaced = f"{row['replaced']} of {row['nodes']}"
+        lines.append([row["model"], replaced, percent(row["share"]), *times, noise, error])
+    return table(["", "replaced", "share", "ONNX Runtime", "accelerate", "ratio", "noise", "error"], lines)
 
 
 VIEWS: dict[str, Callable[..., str]] = {

@@ -136,7 +136,7 @@ def compare(sessions: Sequence[Any], feeds: Sequence[Feeds], seconds: float) -> 
                 start = perf_counter()
                 session.run(None, each)
                 times[number] += perf_counter() - start
-        turns.reverse()  # neither is always the first
+        turns.append(turns.pop(0))  # none is always the first
         rounds.append(times)
     counted = _without_warm_up(rounds)
     return [
