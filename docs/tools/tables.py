@@ -148,8 +148,21 @@ def figures(data: dict[str, Any], key: str) -> str:
     return table(held["columns"], held["rows"])
 
 
+def onnx_models(data: dict[str, Any]) -> str:
+    """Whole ONNX models in ONNX Runtime alone and after ``accelerate``."""
+    lines = []
+    for row in data["rows"]:
+        times = f"{row['onnxruntime']:.3g}", f"{row['fused']:.3g}", f"{row['ratio']:.2f}"
+        noise = f"{row['noise'] * 100:+.1f} %"
+        error = MISSING if row["error"] is None else f"{row['error']:.2g}"
+        replaced = f"{row['replaced']} of {row['nodes']}"
+        lines.append([row["model"], replaced, percent(row["share"]), *times, noise, error])
+    return table(["", "replaced", "share", "ONNX Runtime", "accelerate", "ratio", "noise", "error"], lines)
+
+
 VIEWS: dict[str, Callable[..., str]] = {
     "peers": peers, "summary": summary, "counts": counts, "engines": engines, "measured": measured, "figures": figures,
+    "onnx_models": onnx_models,
 }  # fmt: skip
 
 

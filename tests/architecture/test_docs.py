@@ -15,6 +15,7 @@ import fusedrnn
 from benchmarks.accuracy import app as accuracy
 from benchmarks.compare.__main__ import app as compare
 from benchmarks.figures.__main__ import app as figures
+from benchmarks.onnx_models import app as onnx_models
 from benchmarks.page import app as page_app
 from benchmarks.peers import environments
 from benchmarks.streams import app as streams_app
@@ -23,6 +24,7 @@ from examples.stream_server.__main__ import app as stream_server
 from fusedrnn import env, mxnet
 from fusedrnn.cli.app import app
 from fusedrnn.onnx import backend, read, weights_io
+from fusedrnn.onnx.ort import accelerated_session
 from fusedrnn.op import rnn_op, streams
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +36,7 @@ MODULES = {
     "benchmarks.accuracy": accuracy,
     "benchmarks.compare": compare,
     "benchmarks.figures": figures,
+    "benchmarks.onnx_models": onnx_models,
     "benchmarks.page": page_app,
     "benchmarks.streams": streams_app,
     "examples.char_lm": char_lm,
@@ -54,6 +57,7 @@ def check_onnx(names):
     assert names["Y"].shape == (20, 1, 16, 32)
     np.testing.assert_array_equal(names["Y"][10], names["Y_h"])
     assert not names["Y"][11:].any()
+    assert names["scores"].shape == (16, 3) and len(names["session"].report.nodes) == 1
 
 
 def check_mxnet(names):
@@ -87,7 +91,9 @@ def test_snippets_run_in_order(page, unchanged_threads):
         assert RESULTS[page](names) in (None, True)
 
 
-@pytest.mark.parametrize("module", [rnn_op, streams, mxnet, backend, weights_io], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [rnn_op, streams, mxnet, accelerated_session, backend, weights_io], ids=lambda module: module.__name__
+)
 def test_docstring_examples(module):
     result = doctest.testmod(module)
     assert result.attempted > 0

@@ -13,6 +13,8 @@ except ModuleNotFoundError as error:
     raise ImportError("fusedrnn.onnx needs the package onnx; install it with: pip install 'fusedrnn[onnx]'") from error
 
 from fusedrnn.onnx.backend import Backend, PreparedModel
+from fusedrnn.onnx.ort.accelerated_session import AcceleratedSession, accelerate
+from fusedrnn.onnx.ort.report import NodeReport, Report
 from fusedrnn.onnx.weight_layout import Part
 from fusedrnn.onnx.weights_io import Layer, read
 from fusedrnn.onnx.writing import write
@@ -24,10 +26,14 @@ run_node = Backend.run_node
 supports_device = Backend.supports_device
 
 __all__ = [
+    "AcceleratedSession",
     "Backend",
     "Layer",
+    "NodeReport",
     "Part",
     "PreparedModel",
+    "Report",
+    "accelerate",
     "is_compatible",
     "prepare",
     "read",

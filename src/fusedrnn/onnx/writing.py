@@ -91,7 +91,7 @@ def _store(layer_node: LayerNode, layer: Layer, parts: Sequence[Part], folder: F
             _insert_constant(layer_node, name, array)
         else:
             _replace_data(tensor, array)
-    _remove_unread(scope.root, [sources[name][0] for name, tensor in tensors.items() if tensor is None])
+    remove_unread(scope.root, [sources[name][0] for name, tensor in tensors.items() if tensor is None])
 
 
 # ---- weights that the model stores
@@ -166,7 +166,7 @@ def _insert_constant(layer_node: LayerNode, name: str, array: Array) -> None:
     node.input[INPUTS.index(name)] = value
 
 
-def _remove_unread(root: Scope, replaced: Sequence[Origin]) -> None:
+def remove_unread(root: Scope, replaced: Sequence[Origin]) -> None:
     """Remove the nodes and initializers that only the replaced values depended on."""
     count = uses(root.body)
     pending = [*replaced]

@@ -40,10 +40,16 @@ Problem = tuple[JobName, int, int, ReserveLayout | None]
 
 
 class PlannedCall(PlannedJob[KernelArgs]):
-    """The kernel arguments for a problem, and the panels of the weights that it reads."""
+    """The kernel arguments for a problem, and the panels of the weights that it reads.
 
-    def __init__(self, weights: WeightCache, tuning: Tuning, problem: Problem, job: Job, threads: int) -> None:
-        self.tiling, self.problem = weights.tiling, problem
+    With ``directions_apart`` the output of inference is (T, D, N, S), not (T, N, D·S).
+    """
+
+    def __init__(
+        self, weights: WeightCache, tuning: Tuning, problem: Problem, job: Job, threads: int,
+        directions_apart: bool = False,
+    ) -> None:  # fmt: skip
+        self.tiling, self.problem, self._directions_apart = weights.tiling, problem, directions_apart
         self._weights, self._tuning = weights.layout.layer_dirs, tuning
         super().__init__(problem[0], job, threads)
 
@@ -54,7 +60,7 @@ class PlannedCall(PlannedJob[KernelArgs]):
             spec, self.tiling.target, steps, batch, threads, "inference" if name == "forward" else name,
             recompute=layout is not None and layout.save == "states", spinning=spinning, tuning=self._tuning,
         )  # fmt: skip
-        return lay_out_args(spec, plan, self._weights, layout)
+        return lay_out_args(spec, plan, self._weights, layout, self._directions_apart)
 
 
 class Executor:
@@ -252,15 +258,19 @@ class Executor:
         last = self._planned.get(problem[0])
         if last is not None and last.threads == threads and last.problem == problem:
             return last
-        weights = self.weight_cache_for(*problem[1:3])
-        job = self.job(problem[0], weights.tiling.target)
-        planned = PlannedCall(weights, self.tuning, problem, job, threads)
+        planned = self.plan(problem, threads)
         self._planned[problem[0]] = planned
         self.debug = env.debug()
         if self.debug >= 1:
             derivative = "" if problem[0] == "forward" else f"; {derivative_of(self.spec.variant)}"
             logger.info(f"{self.spec} on {planned.tiling.target.name}: {planned.args.plan}{derivative}")
         return planned
+
+    def plan(self, problem: Problem, threads: int, directions_apart: bool = False) -> PlannedCall:
+        """A new planned call for a problem on at most so many threads."""
+        weights = self.weight_cache_for(*problem[1:3])
+        job = self.job(problem[0], weights.tiling.target)
+        return PlannedCall(weights, self.tuning, problem, job, threads, directions_apart)
 
     def _execute(self, job: Job, args: Args, team: ThreadTeam, bind: Bind[Args]) -> bool:
         """Bind the arguments and run the job; False if there are fewer threads now than planned."""

@@ -132,6 +132,7 @@ class KernelArgs(JobArgs):
     Attributes:
         plan: The plan.
         num_struct_fields: Fields of all structs.
+        field_numbers: The number of each field of the first struct.
     """
 
     def __init__(
@@ -147,12 +148,14 @@ class KernelArgs(JobArgs):
         super().__init__((*values, *SPARE), MAX_ARRAYS, num_fields, plan.scratch.zeroed, plan.scratch.size)
         self.plan, self.num_threads, self.forecast = plan, plan.num_threads, plan.forecast
         self.num_struct_fields, self._constants = num_fields, constants
+        self.field_numbers: dict[str, int] = {}
         self._values = struct.Struct(f"{len(values)}q")
         self._relocate(structs)
 
     def _relocate(self, structs: Iterable[tuple[Struct, Fields]]) -> None:
         number = 0
         for layout, fields in structs:
+            self.field_numbers = self.field_numbers or {name: index for index, name in enumerate(layout.names)}
             for name in layout.names:
                 field = fields[name]
                 if isinstance(field, Relocation):

@@ -50,11 +50,13 @@ _RESERVE_STRIDES = {
 
 
 def lay_out_args(
-    spec: RNNSpec, plan: Plan, weights: Sequence[PackedWeightsOffsets], reserve: ReserveLayout | None
-) -> KernelArgs:
-    """The arguments of a plan's kernel; a reserve is for training and backward."""
-    fields_of = _ForwardFields if plan.phase != "backward" else _BackwardFields
-    return fields_of(spec, plan, reserve).kernel_args(weights)
+    spec: RNNSpec, plan: Plan, weights: Sequence[PackedWeightsOffsets], reserve: ReserveLayout | None,
+    directions_apart: bool = False,
+) -> KernelArgs:  # fmt: skip
+    """The arguments of a plan's kernel; with ``directions_apart`` inference writes y as (T, D, N, S)."""
+    fields = (_ForwardFields if plan.phase != "backward" else _BackwardFields)(spec, plan, reserve)
+    fields.y_direction_bytes = fields.h_bytes * (plan.batch if directions_apart else 1)
+    return fields.kernel_args(weights)
 
 
 def _array(name: str, begin: int | Relocation, step: int, row: int) -> Fields:
@@ -74,6 +76,7 @@ class _PlanFields:
     call_struct: Struct
     layer_dir_struct: Struct
     extended_struct: Callable[[TracedCell], Struct]
+    y_direction_bytes: int
 
     def __init__(self, spec: RNNSpec, plan: Plan, reserve: ReserveLayout | None) -> None:
         self.spec, self.plan, self.reserve, self.scratch = spec, plan, reserve, plan.scratch
@@ -210,7 +213,7 @@ class _ForwardFields(_PlanFields):
         else:
             x = self._layer_output("x", layer - 1)
         if layer == self.spec.num_layers - 1:
-            y = _caller_array("y", offset)
+            y = _caller_array("y", direction * self.y_direction_bytes)
         elif reserve is None:
             y = self._layer_output("y", layer, offset)
         else:

@@ -1,0 +1,1 @@
+"""Whole models in ONNX Runtime, with recurrent nodes that run on the fused operator."""

@@ -1,0 +1,145 @@
+"""Custom operators of ONNX Runtime for recurrent layers: one operator for each layer, whose weights it holds."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Sequence
+from itertools import count
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusedrnn.jit.loader import load_once
+from fusedrnn.onnx.ort.c_api import API_VERSION, FLOAT, INT32, Api
+from fusedrnn.onnx.ort.layer_runner import LayerRunner
+from fusedrnn.onnx.ort.op_kernel import CALL, CHECK, FAILED, OPERATOR, load_operator_functions
+from fusedrnn.onnx.ort.shared_object import load_shared_object
+
+Array = NDArray[Any]
+
+_numbers = count(1)
+_immortal: list[object] = []
+_ENTRY_NAME = "RegisterCustomOps"
+_Register = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+_OnCall = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
+
+
+# What the function that ONNX Runtime calls does in this thread, and its error.
+_registration = threading.local()
+
+
+def _register(options: int, api_base: int) -> int:
+    try:
+        _registration.register(options, Api(api_base))
+    except BaseException as error:  # nothing may be raised through C
+        _registration.error = error
+    return 0
+
+
+_entry = _Register(_register)
+
+
+@load_once()
+def _entry_path() -> str:
+    """The path of the shared object in which ONNX Runtime finds :func:`_register`."""
+    return load_shared_object(_ENTRY_NAME, ctypes.cast(_entry, ctypes.c_void_p).value or 0)
+
+
+class OpLibrary:
+    """The operators of a session's layers. The session refers to this object's memory.
+
+    Args:
+        runners: What runs each layer.
+        names: The name of each operator.
+
+    Attributes:
+        domain: The name of their domain, which no other library has.
+        names: The name of each operator.
+    """
+
+    def __init__(self, runners: Sequence[LayerRunner], names: Sequence[str]) -> None:
+        self.domain, self.names = f"fusedrnn.{next(_numbers)}", tuple(names)
+        self._c_names = [name.encode() for name in names]
+        self._calls = _Calls(runners)
+        self._on_call = _OnCall(self._calls)
+        for number, runner in enumerate(runners):
+            self._calls.operators.append(self._operator(number, runner))
+        self._domain = 0
+
+    def __del__(self) -> None:
+        if self._domain and self._calls.api is not None:
+            self._calls.api.release_domain(self._domain)
+
+    def forget_calls(self) -> None:
+        """Empty the slots of all operators. No call may run meanwhile."""
+        for operator in self._calls.operators:
+            operator[OPERATOR.index["known ndim of 0"]] = 0
+
+    def register(self, options: Any, outlives_sessions: bool) -> None:
+        """Make the operators known to sessions with these ``onnxruntime.SessionOptions``; once in the library's life.
+
+        Options that outlive the sessions, such as a caller's own, refer to the operators for good: these are not freed.
+
+        Raises:
+            RuntimeError: If ONNX Runtime does not take the operators.
+        """
+        _registration.register = self._add_to
+        try:
+            options.register_custom_ops_library(_entry_path())
+        finally:
+            error = vars(_registration).pop("error", None)
+            vars(_registration).clear()
+        if error is not None:
+            raise error
+        if outlives_sessions:  # their layers are freed all the same: no session calls them then
+            _immortal.append((self._calls.operators, self._c_names))
+            self._domain = 0
+
+    def _add_to(self, options: int, api: Api) -> None:
+        self._calls.api = api
+        self._domain = api.new_domain(self.domain.encode())
+        for operator in self._calls.operators:
+            operator[OPERATOR.index["api"]] = api.address
+            api.add_operator(self._domain, operator.ctypes.data)
+        api.add_domain(options, self._domain)
+
+    def _operator(self, number: int, runner: LayerRunner) -> Array:
+        """The struct of an operator."""
+        types = [INT32 if name == "sequence_lens" else FLOAT for name in runner.inputs]
+        fields = {
+            **load_operator_functions(), "version": API_VERSION, "layer": number,
+            "name": ctypes.cast(ctypes.c_char_p(self._c_names[number]), ctypes.c_void_p).value or 0,
+            "on_call": ctypes.cast(self._on_call, ctypes.c_void_p).value or 0,
+            "num_inputs": len(types), "num_outputs": len(runner.outputs),
+            **{f"input_type{index}": kind for index, kind in enumerate(types)},
+            **{f"is_state{index}": int(name != "Y") for index, name in enumerate(runner.outputs)},
+            "directions": runner.directions, "hidden": runner.hidden_size,
+            "lengths": CALL.offset(f"input{types.index(INT32)}") if INT32 in types else 0,
+        }  # fmt: skip
+        operator = np.zeros(len(OPERATOR), np.int64)
+        for name, value in fields.items():
+            operator[OPERATOR.index[name]] = value
+        return operator
+
+
+class _Calls:
+    """What the kernels call; see :data:`fusedrnn.onnx.ort.op_kernel.OnCall`. It does not refer to the library."""
+
+    def __init__(self, runners: Sequence[LayerRunner]) -> None:
+        self._runners, self.operators = runners, list[Array]()
+        self.api: Api | None = None
+
+    def __call__(self, number: int, call: int, purpose: int) -> int:
+        mode = FAILED
+        try:
+            if purpose == CHECK:
+                mode = self._runners[number].check(call, self.operators[number])
+            else:
+                self._runners[number].run(call)
+        except BaseException as error:  # nothing may be raised through C
+            assert self.api is not None
+            status = self.api.new_status(f"{type(error).__name__}: {error}")
+            ctypes.c_int64.from_address(call + CALL.offset("status")).value = status
+        return mode
