@@ -9,7 +9,7 @@ from typing import Any, overload
 
 from fusedrnn.cell import primitives
 from fusedrnn.cell.derivative import differentiate
-from fusedrnn.cell.expr import Constant, Expr, walk
+from fusedrnn.cell.expr import NO_ARRAY, Constant, Expr, walk
 from fusedrnn.cell.initial import InitialValue, checked_initial
 from fusedrnn.cell.leaves import PreH, PreX
 from fusedrnn.cell.trace import RAW, fuse_gate_sums
@@ -122,8 +122,8 @@ def _make(
     except OverflowError as error:
         raise ValueError(f"cell {label}: a number is too large for a float ({error})") from None
     except (TypeError, ValueError, AttributeError) as error:
-        advice = ": use the functions of fusedrnn.cell, not NumPy's" if "ufunc" in str(error) else ""
-        raise type(error)(f"cell {label}: {error}{advice}") from error
+        text = NO_ARRAY.format("NumPy's") if "ufunc" in str(error) else error
+        raise type(error)(f"cell {label}: {text}") from error
     return user_cell
 
 
