@@ -73,7 +73,7 @@ def of(equations, **options):
         (lambda x, u, s: x.a + u(s.c).a, AttributeError, "the cell has no state 'c'; its states are h"),
         (lambda x, u, s: x.a + u.project(s.h), ValueError, r"recurrent\(s.h\)|recurrent.project"),
         (lambda x, u, s: x.a + 0.0 * (u(s.h) is None), ValueError, "no gate takes recurrent product 1"),
-        (lambda x, u, s: u(s.h).a * s.h, ValueError, "a gate must have a part from the input, such as x.a"),
+        (lambda x, u, s: u(s.h).a * s.h, ValueError, "it reads nothing of the input: write x.a, or x.raw for"),
         (lambda x, u, s: tanh(s.h), ValueError, "gate 'a' has no effect: take it from the input, x.a, or from a pro"),
         (lambda x, u, s: x.a + u(u(s.h).a).a, ValueError, "gate 'a' takes part in more than one recurrent product"),
         (lambda x, u, s: x.a + u(s.h).a - mean(), TypeError, "mean takes at least one expression; got none"),

@@ -215,8 +215,8 @@ def _check(user_cell: UserCell) -> None:
             raise ValueError(f"gate {gate!r} has no effect: take it from the input, x.{gate}, or from a product")
         if gate not in traced.input_gates and PreH(gate) not in used:
             raise ValueError(f"recurrent(...).{gate} has no effect")
-    if not traced.x_gates:
-        raise ValueError(f"a gate must have a part from the input, such as x.{user_cell.gates[0]}")
+    if not traced.x_gates and not traced.reads_raw_input:
+        raise ValueError(f"it reads nothing of the input: write x.{user_cell.gates[0]}, or x.raw for the input itself")
     if unused := [leaf.name for leaf in traced.parameters if leaf not in used]:
         raise ValueError(f"parameter {unused[0]!r} is declared, but has no effect: write p.{unused[0]}")
     try:

@@ -258,7 +258,7 @@ def _step(
     cell = traced_cell(spec.variant)
     h_weight, h_bias, projection = map(weights.get, ("h2h_weight", "h2h_bias", "h2r_weight"))
     rounded = _rounding(spec)
-    x_rows, h_rows = gate_rows(cell, x_gates.shape[1])
+    x_rows, h_rows = gate_rows(cell, x_gates.shape[1], 0 if h_weight is None else len(h_weight))
     values: dict[Leaf, Tensor] = {State(name): state for name, state in zip(cell.states, states, strict=True)}
     values.update(masks)
     values.update({PreX(gate): x_gates[:, own] for gate, own in x_rows.items()})

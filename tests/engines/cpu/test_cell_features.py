@@ -20,11 +20,13 @@ pytestmark = pytest.mark.usefixtures("poisoned", "use_all_threads")
 SHAPE = Shape(5, 3, 7, 17, layers=2, bidirectional=True, lengths="edges")
 SOME = (
     "everything", "slstm", "sru", "own_output", "layer_norm_lstm", "everything_heads", "early", "elementwise_moments",
+    "products_alone",
 )  # fmt: skip
 OTHER_TARGETS = target_names()[1:]
 FORMATS = [
     ("everything", "bfloat16"), ("everything_heads", "bfloat16"), ("sru", "int8"), ("everything", "int8"),
     ("lem", "int8_weights"), ("early", "bfloat16"), ("early", "int8"), ("elementwise_moments", "bfloat16"),
+    ("products_alone", "bfloat16"), ("products_alone", "int8"),
 ]  # fmt: skip
 
 
