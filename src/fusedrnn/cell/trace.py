@@ -240,10 +240,13 @@ def run_equations(cell: Cell) -> TracedCell:
     if cell.output is not None:
         outputs = *outputs[1:], *outputs[:1]
     stages = recurrent.stages()
-    used = [gate for stage in stages for gate in stage.gates]
-    if repeated := {gate for gate in used if used.count(gate) > 1}:
-        gate = min(repeated)
-        raise ValueError(f"gate {gate!r} takes part in more than one recurrent product: declare a gate for each")
+    for gate in cell.gates:
+        operands = [repr(stage.operand) for stage in stages if gate in stage.gates]
+        if len(operands) > 1:
+            raise ValueError(
+                f"gate {gate!r} takes part in more than one recurrent product, of {' and of '.join(operands)}: declare "
+                "a gate for each; if they have the same weights, give the gates equal rows"
+            )
     if all(isinstance(output, Expr) for output in outputs):
         stages, outputs = place_stages(State(cell.states[0]), stages, outputs)
     # A peephole weight has the name of its gate.
