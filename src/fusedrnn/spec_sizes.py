@@ -90,5 +90,6 @@ def _check_raw_input(spec: Any, layer: int) -> None:
     if size != spec.hidden_size:
         name = "the output of a layer" if layer else "input_size"
         raise ValueError(
-            f"{name} must have the size of hidden_size ({spec.hidden_size}), as {spec.mode!r} reads x.raw; got {size}"
+            f"{name} must have the size of hidden_size ({spec.hidden_size}), as {spec.mode!r} reads x.raw; got {size}: "
+            "for other sizes write x.k of one more gate k, a projection of the input, in place of x.raw"
         )

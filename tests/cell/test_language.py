@@ -62,7 +62,7 @@ def of(equations, **options):
         (lambda x, u, s: where(s.h == 0, x.a, s.h), TypeError, "a comparison by <, <=, > or >="),
         (lambda x, u, s: x.a * 10**400, ValueError, "a number is too large for a float"),
         (lambda x, u, s: reduce(lambda e, _: tanh(e), range(5000), x.a), ValueError, "nested too deeply"),
-        (lambda x, u, s: tanh(x), TypeError, "expected an expression or a number; got all of a, which are attributes"),
+        (lambda x, u, s: tanh(x), TypeError, "expected an expression or a number; got x: write x.a"),
         (lambda x, u, s: where(x.a, s.h, 0.0), TypeError, "where takes a comparison"),
         (lambda x, u, s: u(s.h).a ** 0.5, TypeError, "an exponent must be an integer of at least 1; got 0.5"),
         (lambda x, u, s: clip(x.a, 1, 0), ValueError, "low must not exceed high; got 1.0 and 0.0"),
@@ -73,12 +73,12 @@ def of(equations, **options):
         (lambda x, u, s: x.a + u(s.c).a, AttributeError, "the cell has no state 'c'; its states are h"),
         (lambda x, u, s: x.a + u.project(s.h), ValueError, r"recurrent\(s.h\)|recurrent.project"),
         (lambda x, u, s: x.a + 0.0 * (u(s.h) is None), ValueError, "no gate takes recurrent product 1"),
-        (lambda x, u, s: u(s.h).a * s.h, ValueError, "a gate must have a part from the input, such as x.a"),
+        (lambda x, u, s: u(s.h).a * s.h, ValueError, "it reads nothing of the input: write x.a, or x.raw for"),
         (lambda x, u, s: tanh(s.h), ValueError, "gate 'a' has no effect: take it from the input, x.a, or from a pro"),
-        (lambda x, u, s: x.a + u(u(s.h).a).a, ValueError, "gate 'a' takes part in more than one recurrent product"),
+        (lambda x, u, s: x.a + u(u(s.h).a).a, ValueError, "than one recurrent product, of s.h and of recurrent"),
         (lambda x, u, s: x.a + u(s.h).a - mean(), TypeError, "mean takes at least one expression; got none"),
         (lambda x, u, s: x.a + u(s.h).a - mean(x.a, 1.0), TypeError, "mean takes expressions; got 1.0"),
-        (lambda x, u, s: x.a + where(u(s.h).a < 0, s.h, 0.0), ValueError, "does not use h.a"),
+        (lambda x, u, s: x.a + where(u(s.h).a < 0, s.h, 0.0), ValueError, "through comparisons alone"),
         (lambda x, u, s: (x.a + u(s.h).a) * mask("m", 0), ValueError, "keep must be a probability above 0; got 0.0"),
         (lambda x, u, s: (x.a + u(s.h).a) * mask(1, 0.5), TypeError, "a mask needs a name, such as 'h'; got 1"),
         (lambda x, u, s: dropout("m", x.a + u(s.h).a, 1.0), ValueError, r"a probability in \[0, 1\); got 1.0"),
@@ -93,6 +93,72 @@ def of(equations, **options):
 def test_what_cannot_be_a_cell(equations, error, message):
     with pytest.raises(error, match=rf"^cell wrong: .*(?:{message})"):
         of(equations)
+
+
+INTERNAL_NAMES = (
+    "Pre", "State", "Operation", "Condition", "Constant", "Mask(", "Param", "Leaves", "Leaf", "Recurrent", "Primitive",
+    "RawInput", "object at 0x",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("equations", "message"),
+    [
+        (lambda x, u, s, p: x.a + (s.h < x.a), "a comparison, no number: write where(s.h < x.a, 1.0, 0.0)"),
+        (lambda x, u, s, p: 1 - (s.h >= 0), "0 <= s.h is a comparison, no number: write where(0 <= s.h, 1.0, 0.0)"),
+        (lambda x, u, s, p: abs(s.h < 0) * x.a, "s.h < 0 is a comparison, no number: write where(s.h < 0, 1.0, 0.0)"),
+        (lambda x, u, s, p: clip(x.a, -p.beta, 1), "low must be a number; got -p.beta"),
+        (lambda x, u, s, p: where(x.a - s.h * 2, s.h, 0.0), "where(a < b, value, other); got x.a - s.h * 2"),
+        (
+            lambda x, u, s, p: where(tanh(sigmoid(relu(x.a * (s.h + 1)))), s.h, 0.0),
+            "where(a < b, value, other); got tanh(sigmoid(relu((...))))",
+        ),
+        (lambda x, u, s, p: x.a**s.h, "an exponent must be an integer of at least 1; got s.h: write sqrt(x), 1 / x"),
+        (lambda x, u, s, p: u((s.h, x.raw)).a, "expected an expression or a number; got (s.h, x.raw)"),
+        (lambda x, u, s, p: u(s.h) + x.a, "expression or a number; got recurrent(...): write recurrent(...).a"),
+        (lambda x, u, s, p: x.a * p, "expected an expression or a number; got p: write p.beta"),
+        (lambda x, u, s, p: tanh(u), "expected an expression or a number; got recurrent: write recurrent(s.h).a"),
+        (lambda x, u, s, p: u(operand=s.h).a, "recurrent takes its expression by position; got operand= by name"),
+        (lambda x, u, s, p: maximum(x.a, b=s.h), "maximum takes its arguments by position; got b= by name"),
+        (lambda x, u, s, p: tanh(x.a, s.h), "tanh takes 1 argument; got 2"),
+        (lambda x, u, s, p: x.a + "1", "expected an expression or a number; got '1'"),
+        (lambda x, u, s, p: s.h(1), "s.h is an expression, which cannot be called"),
+        (lambda x, u, s, p: (x.a + u(s.h).a).T, "x.a + recurrent(...).a is an expression, which has no attribute 'T'"),
+        (lambda x, u, s, p: ((x.a, s.h),), "in this order, each an expression; got (x.a, s.h)"),
+        (lambda x, u, s, p: s, "each an expression; got s: write s.h"),
+        (lambda x, u, s, p: s.h < 0, "each an expression; got s.h < 0"),
+        (lambda x, u, s, p: mask(s.h, 0.5) * x.a, "a mask needs a name, such as 'h'; got s.h"),
+        (lambda x, u, s, p: dropout("m", x.a, mask("n", 0.5)), "rate must be a number; got mask('n', 0.5)"),
+        (lambda x, u, s, p: mean(s.h < 0) * x.a, "s.h < 0 is a comparison, no number: write where(s.h < 0, 1.0, 0.0)"),
+        (lambda x, u, s, p: np.maximum(x.a, s.h), "is no array: use the functions of fusedrnn.cell, not NumPy's"),
+        (lambda x, u, s, p: np.dot(x.a, s.h), "is no array: use the functions of fusedrnn.cell, not NumPy's"),
+        (
+            lambda x, u, s, p: where(x.a + u(s.h).a < 0, s.h, p.beta),
+            "the new states depend on (x.a + recurrent(...).a) through comparisons alone, if at all",
+        ),
+    ],
+)  # fmt: skip
+def test_expressions_in_errors_are_as_equations_write_them(equations, message):
+    with pytest.raises((TypeError, ValueError, AttributeError)) as error:
+        of(equations, vectors="beta")
+    text = str(error.value)
+    assert text.startswith("cell wrong: ")
+    assert text.endswith(message)
+    assert not [name for name in INTERNAL_NAMES if name in text]
+
+
+def test_text_of_equal_parts_does_not_grow():
+    value = sample.traced.outputs[0]
+    for _ in range(100):
+        value = value + value
+    assert len(repr(value)) < 200
+
+
+def test_hashes_of_equations_do_not_change():
+    """They are part of the names of compiled kernels and of exported programs."""
+    assert cells.minimal_gated_unit.slug == "minimal_gated_unit_f4c7abd6f40ca42d"
+    assert cells.zoneout_lstm.slug == "zoneout_lstm_a94f372126f4b4ca"
+    assert cells.layer_norm_gru.slug == "layer_norm_gru_fbbb3fe052aa9aef"
 
 
 def plain(x, u, s, *p):
@@ -168,7 +234,7 @@ def test_the_spec_of_a_cell_without_products():
     assert [*spec.parameter_shapes(1).items()] == shapes
     with pytest.raises(ValueError, match=r"input_size .* hidden_size \(4\), as <cell sru> reads x.raw; got 3"):
         RNNSpec(cells.sru, 3, 4)
-    with pytest.raises(ValueError, match=r"the output of a layer must have the size of hidden_size \(4\).*; got 8"):
+    with pytest.raises(ValueError, match=r"output of a layer must have .* hidden_size \(4\).*; got 8: .* x.k of one"):
         RNNSpec(cells.sru, 4, 4, 2, bidirectional=True)
     assert "d x.raw, beside products = dy - v" in cells.sru.explain()
 

@@ -129,7 +129,7 @@ def test_errors_of_the_op():
     params, first = init_params(int8), SPEC.layers[0]
     with pytest.raises(NotImplementedError, match=r"^layers\[1\]: training with compute='int8_weights' is not supp"):
         op.forward(X, params, training=True)
-    with pytest.raises(TypeError, match=r"^params must be a NumPy array: a network takes no QuantizedParams$"):
+    with pytest.raises(TypeError, match=r"^params must be a NumPy array, which compute= of .*; got QuantizedParams$"):
         op.forward(X, RNNOp(int8.layers[1]).quantize(params[-int8.layers[1].layout.size :]))
     with pytest.raises(ValueError, match=r"^reserve must come from an op of NetworkSpec"):
         NetworkOp(SPEC).backward(None, None, RNNOp(first).forward(X, params[: first.layout.size], training=True)[2])

@@ -158,6 +158,11 @@ class PaperSteps(Steps):
         n = torch.tanh(self.w["tau"] * n + self.from_h(3, o * torch.tanh(n) * c))
         return o * n + torch.tanh(self.from_h(1, first) - b) * h, self.w["tau"] * c + o * n
 
+    def products_alone(self, h, c):
+        r = torch.sigmoid(self.from_h(0, h) + self.x)
+        n = torch.tanh(self.from_h(1, r * c) * self.x)
+        return n + r * h, torch.tanh(c * r + n)
+
     def antisymmetric_rnn(self, h):
         sums = self.from_x(0) + self.from_h(0, h) - self.w["gamma"] * h
         return (h + self.w["epsilon"] * torch.tanh(sums),)
@@ -467,12 +472,20 @@ def elementwise_moments(x, recurrent, s, p):
     return tanh(b + s.h), a + mean(b * s.c)
 
 
+@cell(gates="r n", states="h c")
+def products_alone(x, recurrent, s):
+    """A cell of no paper: no gate has a part from the input, which the equations read as it is."""
+    r = sigmoid(recurrent(s.h).r + x.raw)
+    n = tanh(recurrent(r * s.c).n * x.raw)
+    return n + r * s.h, tanh(s.c * r + n)
+
+
 CELLS = {name: getattr(cells, name) for name in cells.__all__ if name not in noisy.__all__}
 """The catalogue by name, but the cells that draw random masks."""
 HEADS = {"slstm_heads": cells.slstm.with_heads(2), "everything_heads": everything.with_heads(2)}
 HEADS["layer_norm_heads"] = cells.layer_norm_dreamer_gru.with_heads(2)
 HEADS["early_heads"] = early.with_heads(2)
-OF_NO_PAPER = {of.name: of for of in (everything, own_output, row_moments, early, elementwise_moments)}
+OF_NO_PAPER = {of.name: of for of in (everything, own_output, row_moments, early, elementwise_moments, products_alone)}
 ALL_CELLS = {**CELLS, **OF_NO_PAPER, **HEADS}
 ALIKE = {
     "antisymmetric_rnn", "atr", "brc", "co_rnn", "dsgu", "fast_rnn", "flash_gru", "flash_lstm",

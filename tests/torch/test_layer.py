@@ -76,7 +76,9 @@ def assert_same(actual, expected):
 
 
 # Of each kind: products, parameters, states, heads, raw input, reductions. The operator has tests of the catalogue.
-@pytest.mark.parametrize("name", ["everything", "fast_grnn", "slstm_heads", "sru", "own_output", "layer_norm_gru"])
+@pytest.mark.parametrize(
+    "name", ["everything", "fast_grnn", "slstm_heads", "sru", "own_output", "layer_norm_gru", "products_alone"]
+)
 def test_equations_of_papers(name):
     problem, oracle = cell_problem(name, SHAPE)
     spec = problem.spec

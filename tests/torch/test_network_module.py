@@ -84,6 +84,14 @@ def test_the_operator_has_the_same_bits():
     np.testing.assert_array_equal(found_y.numpy(), y)
     for one, (other,) in zip(found_final, final, strict=True):
         np.testing.assert_array_equal(one.numpy(), other)
+    begins = [torch.randn(shape) for (shape,) in spec.state_shape(N)]
+    arrays = tuple((begin.numpy(),) for begin in begins)
+    y, _, _ = NetworkOp.get(spec).forward(x.numpy(), params, resets=resets.numpy(), reset_states=arrays)
+    np.testing.assert_array_equal(network(x, resets=resets, reset_states=begins)[0].detach().numpy(), y)
+    with pytest.raises(ValueError, match=r"^reset_states must be None without resets$"):
+        network(x, reset_states=begins)
+    with pytest.raises(TypeError, match=r"^reset_states must be None or a tuple of 2, the states of each layer; got T"):
+        network(x, resets=resets, reset_states=begins[0])
 
 
 def test_options_of_the_stack():

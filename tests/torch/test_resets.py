@@ -1,4 +1,6 @@
-"""``resets`` of the PyTorch layers: torch.nn on the pieces, in every form of a call; gradients of any order; graphs."""
+"""Resets in the PyTorch layers: torch.nn on the pieces, in every form of a call; gradients of any order; graphs."""
+
+import re
 
 import numpy as np
 import pytest
@@ -6,7 +8,7 @@ import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import fusedrnn.torch
-from fusedrnn import cells
+from fusedrnn import RNNOp, cells
 from fusedrnn.torch import dispatch
 from torch_layers import flat
 
@@ -40,9 +42,17 @@ def problem(kind, form):
     return x, states, resets, lengths
 
 
-def in_pieces(layer, x, states, resets, lengths):
+def other_states(states):
+    """States after resets, of the kind of initial ones."""
+    generator = torch.Generator().manual_seed(7)
+    options = {"dtype": states[0].dtype, "generator": generator, "requires_grad": True}
+    return tuple(torch.randn(state.shape, **options) for state in states)
+
+
+def in_pieces(layer, x, states, resets, lengths, reset_states=None):
     """The output and the final states of one call for each piece of each sequence."""
     rows, finals = [], []
+    reset_states = reset_states or tuple(map(torch.zeros_like, states))
     reverses = torch.arange(len(states[0])) % 2 == 1
     for n, length in enumerate(lengths.tolist()):
         starts = [t for t in range(length) if t == 0 or resets[t, n]]
@@ -51,7 +61,8 @@ def in_pieces(layer, x, states, resets, lengths):
         for begin, end in zip(starts, [*starts[1:], length], strict=True):
             enters = torch.where(reverses, torch.tensor(end == length), torch.tensor(begin == 0 and not resets[0, n]))
             leaves = torch.where(reverses, torch.tensor(begin == 0), torch.tensor(end == length))
-            before = tuple(torch.where(enters[:, None, None], state, 0) for state in initial)
+            pairs = zip(initial, reset_states, strict=True)
+            before = tuple(torch.where(enters[:, None, None], state, other[:, n : n + 1]) for state, other in pairs)
             y, after = layer(x[begin:end, n : n + 1], before if len(before) > 1 else before[0])
             after = after if isinstance(after, tuple) else (after,)
             final = [torch.where(leaves[:, None, None], new, old) for new, old in zip(after, final, strict=True)]
@@ -64,10 +75,15 @@ def in_pieces(layer, x, states, resets, lengths):
 
 def call(layer, form, x, states, resets, lengths, **options):
     """One call in one of the forms: the output (T, N, features), other states likewise, and the final states."""
-    hx = states if len(states) > 1 else states[0]
+    def passed(states):
+        states = tuple(state.squeeze(1) for state in states) if form == "unbatched" else states
+        return states if len(states) > 1 else states[0]
+
+    hx = passed(states)
+    if "reset_states" in options:
+        options["reset_states"] = passed(options["reset_states"])
     if form == "unbatched":
-        hx = tuple(state.squeeze(1) for state in states)
-        y, final = layer(x.squeeze(1), hx if len(hx) > 1 else hx[0], resets=resets.squeeze(1), **options)
+        y, final = layer(x.squeeze(1), hx, resets=resets.squeeze(1), **options)
     elif form == "packed":
         packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
         y, final = layer(packed, hx, resets=resets, **options)
@@ -115,6 +131,59 @@ def test_results_and_gradients(kind, form, fused, monkeypatch, runs):
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("kind", "fused"), [("LSTM", True), ("GRU", False)])
+def test_states_after_resets(kind, form, fused, monkeypatch, runs):
+    """Likewise from other states than zeros, which have gradients."""
+    ours, theirs = layers(kind, batch_first=form == "batch_first")
+    theirs.batch_first = False
+    x, states, resets, lengths = problem(kind, form)
+    reset_states = other_states(states)
+    if not fused:
+        monkeypatch.setattr(dispatch, "runner", lambda: None)
+    actual = call(ours, form, x, states, resets, lengths, reset_states=reset_states)
+    assert bool(runs) is fused
+    expected = in_pieces(theirs, x, states, resets, lengths, reset_states)
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    pairs = (actual, ours), (expected, theirs)
+    both = (gradients(results, (x, *states, *reset_states, *layer.parameters())) for results, layer in pairs)
+    for one, other in zip(*both, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_bits_of_the_numpy_operator(kind):
+    torch.manual_seed(8)
+    layer = getattr(fusedrnn.torch, kind)(I, H, num_layers=2, bidirectional=True)
+    x, states, resets, _ = problem(kind, "batched")
+    inputs = x, *states, *other_states(states)
+    x, *both = (tensor.detach().float().requires_grad_() for tensor in inputs)
+    count = len(states)
+    states, reset_states = both[:count], both[count:]
+    op = RNNOp.get(layer._plan(torch.float32).spec)
+    by_name = {name: parameter.detach().numpy() for name, parameter in layer.named_parameters()}
+    arrays = [tensor.detach().numpy() for tensor in (x, *both)]
+    y, final, reserve = op.forward(
+        arrays[0], op.spec.layout.pack(by_name, names="torch"), arrays[1 : 1 + count], training=True,
+        resets=resets.numpy(), reset_states=arrays[1 + count :],
+    )  # fmt: skip
+    dx, _, dstates, dreset_states = op.backward(np.ones_like(y), None, reserve)
+    for hx in (tuple(states), None):
+        results = call(layer, "batched", x, hx or tuple(map(torch.zeros_like, states)), resets, None,
+                       reset_states=tuple(reset_states))  # fmt: skip
+        if hx is not None:
+            for one, other in zip(results, (y, *final), strict=True):
+                np.testing.assert_array_equal(one.detach().numpy(), other)
+            grads = torch.autograd.grad(results[0].sum(), (x, *states, *reset_states))
+            for one, other in zip(grads, (dx, *dstates, *dreset_states), strict=True):
+                np.testing.assert_array_equal(one.numpy(), other)
+        else:  # zeros by default
+            options = {"resets": resets, "reset_states": tuple(reset_states) if count > 1 else reset_states[0]}
+            for one, other in zip(flat(layer(x, **options)), results, strict=True):
+                assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("form", ["batch_first", "lengths", "packed", "unbatched"])
 def test_cells_of_users(form, monkeypatch):
     """By the operator and by PyTorch's own operations."""
@@ -124,12 +193,14 @@ def test_cells_of_users(form, monkeypatch):
     )
     x, (h0,), resets, lengths = problem("GRU", form)
     states = (h0, *(torch.rand_like(h0).requires_grad_() for _ in layer.spec.state_names[1:]))
-    inputs = x, *states, *layer.parameters()
-    fused = call(layer, form, x, states, resets, lengths, all_states=True)
+    reset_states = tuple(torch.rand_like(state).requires_grad_() for state in states)
+    inputs = x, *states, *reset_states, *layer.parameters()
+    options = {"all_states": True, "reset_states": reset_states}
+    fused = call(layer, form, x, states, resets, lengths, **options)
     assert len(fused) == 8
     fused_gradients = gradients(fused, inputs)
     monkeypatch.setattr(dispatch, "runner", lambda: None)
-    composed = call(layer, form, x, states, resets, lengths, all_states=True)
+    composed = call(layer, form, x, states, resets, lengths, **options)
     for one, other in zip((*fused, *fused_gradients), (*composed, *gradients(composed, inputs)), strict=True):
         torch.testing.assert_close(one, other)
 
@@ -146,8 +217,10 @@ def test_single_steps(form, runs):
         x = torch.rand(1, *batch, I)
         resets = torch.rand(1, *batch) < 0.5 if number else torch.zeros(1, *batch, dtype=torch.bool)
         kept = (~resets[0])[:, None] if batch else ~resets[0]
-        results = flat(layer(x, states, resets=resets))
-        expected = flat(theirs(x, tuple(state * kept for state in states)))
+        reset_states = tuple(number * torch.ones_like(state) for state in states) if number > 3 else None
+        results = flat(layer(x, states, resets=resets, reset_states=reset_states))
+        begin = number if number > 3 else 0
+        expected = flat(theirs(x, tuple(torch.where(kept, state, begin) for state in states)))
         for one, other in zip(results, expected, strict=True):
             torch.testing.assert_close(one, other)
         grads = (torch.autograd.grad(sum(r.sum() for r in out), states) for out in (results, expected))
@@ -189,28 +262,38 @@ def test_every_state_needs_the_operator(monkeypatch):
 def test_gradients_of_gradients():
     torch.manual_seed(5)
     layer = fusedrnn.torch.LSTM(2, 2, bidirectional=True, dtype=torch.float64)
-    shapes = (3, 2, 2), (2, 2, 2), (2, 2, 2)
+    shapes = (3, 2, 2), *[(2, 2, 2)] * 4
     inputs = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
     resets = torch.tensor([[True, False], [False, True], [True, False]])
 
-    def run(x, h0, c0):
-        outputs, final = layer(x, (h0, c0), lengths=[3, 2], resets=resets, all_states=True)
+    def run(x, h0, c0, *reset_states):
+        options = {"lengths": [3, 2], "resets": resets, "all_states": True, "reset_states": reset_states}
+        outputs, final = layer(x, (h0, c0), **options)
         return *outputs, *final
 
     assert torch.autograd.gradcheck(run, inputs)
     assert torch.autograd.gradgradcheck(run, inputs)
 
 
-def test_compiled():
+@pytest.mark.parametrize("form", ["lengths", "packed"])
+def test_compiled(form):
     """The operator in a graph has the bits of the eager call, and so do its gradients."""
     ours, _ = layers("LSTM")
-    x, states, resets, lengths = problem("LSTM", "lengths")
+    x, states, resets, lengths = problem("LSTM", form)
+    reset_states = other_states(states)
     compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)
-    eager, traced = (flat(layer(x, states, lengths, resets, True)) for layer in (ours, compiled))
+    if form == "lengths":
+        arguments = x, states, lengths, resets, True, reset_states
+    else:
+        packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+        x = packed.data.detach().requires_grad_()
+        arguments = packed._replace(data=x), states, None, resets, False, reset_states
+    results = (flat(layer(*arguments)) for layer in (ours, compiled))
+    eager, traced = ([r.data if isinstance(r, PackedSequence) else r for r in both] for both in results)
     for one, other in zip(eager, traced, strict=True):
         assert torch.equal(one, other)
     totals = (sum(result.sum() for result in results) for results in (eager, traced))
-    for one, other in zip(*(torch.autograd.grad(total, (x, *states)) for total in totals), strict=True):
+    for one, other in zip(*(torch.autograd.grad(total, (x, *states, *reset_states)) for total in totals), strict=True):
         assert torch.equal(one, other)
 
 
@@ -239,3 +322,46 @@ def test_errors(resets, error, message):
     ours, _ = layers("GRU")
     with pytest.raises(error, match=f"^{message}$"):
         ours(torch.zeros(T, N, I, dtype=torch.float64), resets=resets)
+
+
+@pytest.mark.parametrize("mode", ["bfloat16", "autocast"])
+def test_low_precision(mode, runs):
+    """Results and gradients have the dtypes of torch.nn's, and the values of the exact call but for rounding."""
+    layer, _ = layers("LSTM")
+    x, states, resets, lengths = problem("LSTM", "lengths")
+    reset_states = other_states(states)
+    exact = call(layer, "lengths", x, states, resets, lengths, reset_states=reset_states)
+    layer = layer.float()
+    inputs = [tensor.detach().float() for tensor in (x, *states, *reset_states)]
+    if mode == "bfloat16":
+        layer, inputs = layer.bfloat16(), [tensor.bfloat16() for tensor in inputs]
+    inputs = [tensor.requires_grad_() for tensor in inputs]
+    with torch.autocast("cpu", enabled=mode == "autocast"):
+        options = {"reset_states": tuple(inputs[3:])}
+        results = call(layer, "lengths", inputs[0], tuple(inputs[1:3]), resets, lengths, **options)
+    assert len(runs) == 2
+    for one, other in zip(results, exact, strict=True):
+        assert one.dtype is torch.bfloat16
+        torch.testing.assert_close(one.double(), other, rtol=0.05, atol=0.05)
+    for grad, tensor in zip(torch.autograd.grad(sum(map(torch.sum, results)), inputs), inputs, strict=True):
+        assert grad.dtype is tensor.dtype
+        assert grad.any()
+
+
+ROWS = torch.zeros(4, N, H, dtype=torch.float64)
+STATE_ERRORS = [
+    ("LSTM", False, (ROWS, ROWS), ValueError, "reset_states must be None without resets"),
+    ("LSTM", True, ROWS, TypeError, "reset_states must be a tuple of 2 tensors, as the initial states are; got Tensor"),
+    ("GRU", True, None, TypeError, "reset_states must be a tensor, as the initial states are; got int"),
+    ("GRU", True, ROWS[1:], ValueError, "reset_states must have shape (4, 4, 5); got (3, 4, 5)"),
+    ("LSTM", True, (ROWS, ROWS.float()), ValueError,
+     "reset_states[1] must have dtype torch.float64, as the input has; got torch.float32"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "has_resets", "states", "error", "message"), STATE_ERRORS)
+def test_errors_of_states(kind, has_resets, states, error, message):
+    ours, _ = layers(kind)
+    resets = torch.zeros(T, N, dtype=torch.bool) if has_resets else None
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        ours(torch.zeros(T, N, I, dtype=torch.float64), resets=resets, reset_states=3 if states is None else states)

@@ -192,7 +192,7 @@ def _check_used(cell: TracedCell, grads: Mapping[Leaf, Expr]) -> None:
     kinds = (PreX, cell.x_gates), (PreH, cell.h_gates)
     leaves: list[Leaf] = [PreSum(gate) if gate in sums else kind(gate) for kind, gates in kinds for gate in gates]
     if unused := [leaf for leaf in leaves if leaf not in grads]:
-        raise NotImplementedError(f"the derivative of a cell that does not use {describe(unused[0])}")
+        raise NotImplementedError(f"the new states depend on {unused[0]!r} through comparisons alone, if at all")
 
 
 def value_cotangents(index: int, stage: Stage) -> list[Expr]:

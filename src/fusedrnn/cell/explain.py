@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from fusedrnn.cell.derivative import Derivative, differentiate
 from fusedrnn.cell.expr import Constant, Expr, Leaf, Operation, walk
+from fusedrnn.cell.infix import operation_text
 from fusedrnn.cell.leaves import (
     Mask,
     MeanCotangent,
@@ -29,9 +30,6 @@ from fusedrnn.cell.leaves import (
 )
 from fusedrnn.cell.stage import Stage
 from fusedrnn.cell.trace import TracedCell
-
-_INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
-_RELATION = {"select_less": "<", "select_less_equal": "<="}
 
 
 def explain(name: str, cell: TracedCell) -> str:
@@ -142,29 +140,7 @@ class _Text:
 
     def operation(self, node: Operation) -> str:
         """How a node is computed."""
-        texts = [self.of(arg) for arg in node.args]
-        if node.op in _RELATION:
-            a, b, value, other = texts
-            return f"where({a} {_RELATION[node.op]} {b}, {value}, {other})"
-        if node.op == "sub" and node.args[0] == Constant(0.0):
-            return f"-({texts[1]})" if self._is_weaker(node.args[1], "mul", False) else f"-{texts[1]}"
-        if node.op not in _INFIX:
-            return f"{node.op}({', '.join(texts)})"
-        left, right = (
-            f"({text})" if self._is_weaker(arg, node.op, is_right) else text
-            for is_right, (arg, text) in zip((False, True), zip(node.args, texts, strict=True), strict=True)
-        )
-        if node.op == "add" and right.startswith("-"):
-            return f"{left} - {right[1:]}"
-        return f"{left} {_INFIX[node.op]} {right}"
-
-    def _is_weaker(self, arg: Expr, op: str, is_right: bool) -> bool:
-        """Whether an argument needs parentheses."""
-        if not isinstance(arg, Operation) or arg in self._names or arg.op not in _INFIX:
-            return False
-        if op in ("mul", "div"):
-            return arg.op in ("add", "sub") or is_right
-        return is_right and arg.op in ("add", "sub") and op == "sub"
+        return operation_text(node, self.of, self._names.__contains__)
 
     def _leaf(self, node: Expr) -> str:
         match node:

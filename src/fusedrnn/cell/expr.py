@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NoReturn, Protocol
 
+from fusedrnn.cell.infix import operation_text, relation_text
+
+_SHOWN_LEVELS = 3
+"""Operations inside one another in the text of one."""
 _ONE_UNIT = "a cell is written for all units at once: an expression is one number of each unit"
+
+NO_ARRAY = "an expression is no array: use the functions of fusedrnn.cell, not {}"
 
 
 class Expr:
@@ -94,13 +100,32 @@ class Expr:
     def __len__(self) -> NoReturn:
         raise TypeError(f"{_ONE_UNIT}, and has no length")
 
+    def __call__(self, *_: object, **__: object) -> NoReturn:
+        """Refused."""
+        raise TypeError(f"{self!r} is an expression, which cannot be called")
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        raise AttributeError(f"{self!r} is an expression, which has no attribute {name!r}")
+
+    def __array__(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError(NO_ARRAY.format("NumPy's"))
+
+    def __jax_array__(self) -> NoReturn:
+        raise TypeError(NO_ARRAY.format("JAX's"))
+
+    @classmethod
+    def __torch_function__(cls, *_: object, **__: object) -> NoReturn:
+        raise TypeError(NO_ARRAY.format("PyTorch's"))
+
     def __float__(self) -> NoReturn:
         raise TypeError("an expression is no number: use the functions of fusedrnn.cell, not those of math")
 
     __int__ = __index__ = __round__ = __float__
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Condition:
     """A comparison of two expressions, the first argument of ``where``.
 
@@ -114,11 +139,20 @@ class Condition:
     a: Expr
     b: Expr
 
+    def __repr__(self) -> str:
+        return relation_text(self.relation, repr(self.a), repr(self.b))
+
     def __bool__(self) -> NoReturn:
         raise TypeError(
             "a cell cannot branch on a comparison, which may differ from unit to unit: write where(a < b, value, "
             "other), maximum(a, b) or minimum(a, b)"
         )
+
+    def __neg__(self, *_: object) -> NoReturn:
+        raise TypeError(f"{self!r} is a comparison, no number: write where({self!r}, 1.0, 0.0)")
+
+    __add__ = __sub__ = __mul__ = __truediv__ = __pow__ = __abs__ = __float__ = __neg__
+    __radd__ = __rsub__ = __rmul__ = __rtruediv__ = __neg__
 
     def __and__(self, other: object) -> NoReturn:
         raise TypeError("comparisons cannot be combined: write where(a < b, where(c < d, value, other), other)")
@@ -132,20 +166,43 @@ class Condition:
 class Leaf(Expr):
     """An input of an expression; the subclasses are in :mod:`fusedrnn.cell.leaves`."""
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Constant(Expr):
     """A number."""
 
     value: float
 
+    def __repr__(self) -> str:
+        return f"{self.value:g}"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Operation(Expr):
     """An operation on other nodes."""
 
     op: str
     args: tuple[Expr, ...]
+
+    def __repr__(self) -> str:
+        """As equations write it. Inner operations are left out: equal parts make a text grow without bounds."""
+        nodes: Sequence[Expr] = [self]
+        for _ in range(_SHOWN_LEVELS):
+            nodes = [arg for node in nodes for arg in node.args]
+        hidden = {node for node in nodes if isinstance(node, Operation)}
+
+        def text_of(node: Expr) -> str:
+            if node in hidden:
+                return "(...)"
+            return shown(node) if isinstance(node, Operation) else repr(node)
+
+        def shown(node: Operation) -> str:
+            return operation_text(node, text_of, hidden.__contains__).removeprefix("row_")
+
+        return shown(self)
 
     @cached_property
     def _hash(self) -> int:
@@ -155,7 +212,7 @@ class Operation(Expr):
         return self._hash
 
 
-def as_expr(value: Expr | float) -> Expr:
+def as_expr(value: Any) -> Expr:
     """A number as a :class:`Constant`; an expression unchanged.
 
     Raises:
@@ -163,8 +220,10 @@ def as_expr(value: Expr | float) -> Expr:
     """
     if isinstance(value, Expr):
         return value
+    if isinstance(value, Condition):
+        _ = -value  # raises the error
     try:
-        return Constant(float(value))
+        return Constant(float(value + 0))  # a string is no number, whatever it reads
     except (TypeError, ValueError):
         raise TypeError(f"expected an expression or a number; got {value!r}") from None
 

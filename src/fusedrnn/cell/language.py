@@ -9,7 +9,7 @@ from typing import Any, overload
 
 from fusedrnn.cell import primitives
 from fusedrnn.cell.derivative import differentiate
-from fusedrnn.cell.expr import Constant, Expr, walk
+from fusedrnn.cell.expr import NO_ARRAY, Constant, Expr, walk
 from fusedrnn.cell.initial import InitialValue, checked_initial
 from fusedrnn.cell.leaves import PreH, PreX
 from fusedrnn.cell.trace import RAW, fuse_gate_sums
@@ -122,8 +122,8 @@ def _make(
     except OverflowError as error:
         raise ValueError(f"cell {label}: a number is too large for a float ({error})") from None
     except (TypeError, ValueError, AttributeError) as error:
-        advice = ": use the functions of fusedrnn.cell, not NumPy's" if "ufunc" in str(error) else ""
-        raise type(error)(f"cell {label}: {error}{advice}") from error
+        text = NO_ARRAY.format("NumPy's") if "ufunc" in str(error) else error
+        raise type(error)(f"cell {label}: {text}") from error
     return user_cell
 
 
@@ -215,8 +215,8 @@ def _check(user_cell: UserCell) -> None:
             raise ValueError(f"gate {gate!r} has no effect: take it from the input, x.{gate}, or from a product")
         if gate not in traced.input_gates and PreH(gate) not in used:
             raise ValueError(f"recurrent(...).{gate} has no effect")
-    if not traced.x_gates:
-        raise ValueError(f"a gate must have a part from the input, such as x.{user_cell.gates[0]}")
+    if not traced.x_gates and not traced.reads_raw_input:
+        raise ValueError(f"it reads nothing of the input: write x.{user_cell.gates[0]}, or x.raw for the input itself")
     if unused := [leaf.name for leaf in traced.parameters if leaf not in used]:
         raise ValueError(f"parameter {unused[0]!r} is declared, but has no effect: write p.{unused[0]}")
     try:

@@ -4,6 +4,8 @@ A traced cell reads ``PreX``, ``PreH`` (or their sum ``PreSum``), ``RawInput``, 
 ``ParamScalar``, ``Projected``, ``RowMean``, ``RowVariance`` and ``Mask``. Its derivative reads ``State``, ``NewState``,
 ``ParamVector``, ``ParamScalar``, ``RowMean``, ``RowVariance``, ``Saved`` and the cotangents. A stage of a kernel stores
 a ``NewState``, an ``Output``, a ``StageOperand``, a ``ReducedRow``, a ``KeptProduct`` or a ``Saved``.
+
+Those that equations read have the text by which equations read them, for errors.
 """
 
 from __future__ import annotations
@@ -13,17 +15,17 @@ from dataclasses import dataclass
 from fusedrnn.cell.expr import Leaf
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class _OfGate(Leaf):
     gate: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class _OfName(Leaf):
     name: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class _OfStage(Leaf):
     stage: int
 
@@ -31,58 +33,82 @@ class _OfStage(Leaf):
 class PreX(_OfGate):
     """A gate's pre-activation from the input: a row of ``W x + b``."""
 
+    def __repr__(self) -> str:
+        return f"x.{self.gate}"
+
 
 class PreH(_OfGate):
     """A gate's pre-activation from the recurrent weights: a row of ``U h + c``."""
+
+    def __repr__(self) -> str:
+        return f"recurrent(...).{self.gate}"
 
 
 class PreSum(_OfGate):
     """``PreX + PreH`` of a gate, summed by the recurrent GEMM."""
 
+    def __repr__(self) -> str:
+        return f"(x.{self.gate} + recurrent(...).{self.gate})"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class RawInput(Leaf):
     """An element of the layer's input itself, where it has as many features as there are units."""
+
+    def __repr__(self) -> str:
+        return "x.raw"
 
 
 class ParamVector(_OfName):
     """An element of a parameter with one number for each unit, such as the peephole weight of a gate."""
 
+    def __repr__(self) -> str:
+        return f"p.{self.name}"
+
 
 class ParamScalar(_OfName):
     """A parameter that is one number."""
+
+    def __repr__(self) -> str:
+        return f"p.{self.name}"
 
 
 Parameter = ParamVector | ParamScalar
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Projected(Leaf):
     """The result of the projection."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Mask(_OfName):
     """1 with probability ``keep``, else 0: of a unit at a step, or for a whole sequence; in inference ``keep``."""
 
     keep: float
     per_sequence: bool
 
+    def __repr__(self) -> str:
+        return f"mask({self.name!r}, {self.keep:g})"
+
 
 class State(_OfName):
     """A state before the step."""
+
+    def __repr__(self) -> str:
+        return f"s.{self.name}"
 
 
 class NewState(_OfName):
     """A state after the step."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Output(Leaf):
     """The output of a step, of a cell whose output is no state."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class _OfReduction(_OfStage):
     index: int
 
@@ -90,9 +116,15 @@ class _OfReduction(_OfStage):
 class RowMean(_OfReduction):
     """The mean over the units of a row: of reduction ``index`` of a stage."""
 
+    def __repr__(self) -> str:
+        return "mean(...)"
+
 
 class RowVariance(_OfReduction):
     """The variance over the units of a row: of reduction ``index`` of a stage."""
+
+    def __repr__(self) -> str:
+        return "variance(...)"
 
 
 class MeanCotangent(_OfReduction):
@@ -107,7 +139,7 @@ class StateCotangent(_OfName):
     """The gradient of the loss with respect to a new state."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class OutputCotangent(Leaf):
     """The gradient of the loss with respect to an :class:`Output`."""
 
@@ -128,7 +160,7 @@ class OperandCotangent(_OfStage):
     """The gradient of the loss with respect to a stage's operand."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Saved(Leaf):
     """A forward value from the reserve: element ``index`` of ``Derivative.saved``."""
 

@@ -44,10 +44,12 @@ class Primitive:
     instructions: int = 1
     has_kink: bool = False
 
-    def __call__(self, *args: Expr | float) -> Expr:
+    def __call__(self, *args: Expr | float, **named: object) -> Expr:
         """The operation on expressions or numbers, which must not all be numbers."""
+        if named:
+            raise TypeError(f"{self.name} takes its arguments by position; got {', '.join(named)}= by name")
         if len(args) != self.arity:
-            raise TypeError(f"{self.name} takes {self.arity} arguments; got {len(args)}")
+            raise TypeError(f"{self.name} takes {self.arity} argument{'s' * (self.arity != 1)}; got {len(args)}")
         exprs = tuple(map(as_expr, args))
         if all(isinstance(arg, Constant) for arg in exprs):
             raise TypeError(f"{self.name} takes an expression; got {args[0]!r}: for numbers use the module math")

@@ -167,7 +167,8 @@ class _Leaves(_ReadOnly):
         return self._kind(name)
 
     def __repr__(self) -> str:
-        return f"all of {', '.join(self._names)}, which are attributes"
+        name = "x" if self._kind is PreX else "s" if self._kind is State else "recurrent(...)"
+        return f"{name}: write {name}.{self._names[0]}"
 
 
 class _Parameters(_ReadOnly):
@@ -184,7 +185,7 @@ class _Parameters(_ReadOnly):
         return self._leaves[name]
 
     def __repr__(self) -> str:
-        return f"all of {', '.join(self._leaves)}, which are attributes"
+        return f"p: write p.{next(iter(self._leaves))}"
 
 
 class _Recurrent:
@@ -197,7 +198,12 @@ class _Recurrent:
     def __getattr__(self, name: str) -> NoReturn:
         raise AttributeError(f"recurrent is a function: write recurrent(s.h).{name}")
 
-    def __call__(self, *operands: Expr) -> _Leaves:
+    def __repr__(self) -> str:
+        return f"recurrent: write recurrent(s.h).{self._gates[0]}"
+
+    def __call__(self, *operands: Expr, **named: object) -> _Leaves:
+        if named:
+            raise TypeError(f"recurrent takes its expression by position; got {', '.join(named)}= by name")
         if len(operands) != 1:
             raise TypeError(f"recurrent takes one expression, such as s.h; got {len(operands)}")
         operand = as_expr(operands[0])
@@ -234,10 +240,13 @@ def run_equations(cell: Cell) -> TracedCell:
     if cell.output is not None:
         outputs = *outputs[1:], *outputs[:1]
     stages = recurrent.stages()
-    used = [gate for stage in stages for gate in stage.gates]
-    if repeated := {gate for gate in used if used.count(gate) > 1}:
-        gate = min(repeated)
-        raise ValueError(f"gate {gate!r} takes part in more than one recurrent product: declare a gate for each")
+    for gate in cell.gates:
+        operands = [repr(stage.operand) for stage in stages if gate in stage.gates]
+        if len(operands) > 1:
+            raise ValueError(
+                f"gate {gate!r} takes part in more than one recurrent product, of {' and of '.join(operands)}: declare "
+                "a gate for each; if they have the same weights, give the gates equal rows"
+            )
     if all(isinstance(output, Expr) for output in outputs):
         stages, outputs = place_stages(State(cell.states[0]), stages, outputs)
     # A peephole weight has the name of its gate.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 from urllib.parse import quote
@@ -45,7 +45,7 @@ class UserCell(Cell):
         for number, node in enumerate(walk(roots)):
             numbers[node] = number
             args = [numbers[arg] for arg in node.args]
-            lines.append(f"{node.op} {args}" if isinstance(node, Operation) else repr(node))
+            lines.append(f"{node.op} {args}" if isinstance(node, Operation) else _identity(node))
         lines.append(repr([numbers[root] for root in roots]))
         lines += [repr(stage.gates) for stage in traced.stages]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
@@ -169,6 +169,12 @@ class UserCell(Cell):
         return self.equations.__qualname__ if base is self else (_derived, (base, self.heads, dict(self._rates)))
 
 
+def _identity(node: Any) -> str:
+    """A number or an input of expressions, with all that distinguishes it. It is part of keys of compiled kernels."""
+    values = (f"{field.name}={getattr(node, field.name)!r}" for field in fields(node))
+    return f"{type(node).__qualname__}({', '.join(values)})"
+
+
 def _derived(base: UserCell, heads: int, rates: Mapping[str, float]) -> UserCell:
     """A cell with so many heads, and with other rates of its masks."""
     if heads == base.heads and not rates:
@@ -178,9 +184,9 @@ def _derived(base: UserCell, heads: int, rates: Mapping[str, float]) -> UserCell
     return _changed(base, {"base": base, "rates": rates}, heads=heads, equations=equations)
 
 
-def _changed(cell: UserCell, attributes: Mapping[str, Any], **fields: Any) -> UserCell:
+def _changed(cell: UserCell, attributes: Mapping[str, Any], **changes: Any) -> UserCell:
     """A copy with other fields, and what it is of in these attributes."""
-    copy = replace(cell, **fields)
+    copy = replace(cell, **changes)
     for name in ("__module__", "__doc__"):
         object.__setattr__(copy, name, getattr(cell, name))
     copy.__dict__.update(attributes)

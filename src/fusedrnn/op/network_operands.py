@@ -47,7 +47,7 @@ def check_network(spec: object) -> NetworkSpec:
 def _check_params(params: object, spec: NetworkSpec) -> Array:
     """The flat parameter vector, contiguous."""
     if isinstance(params, QuantizedParams):
-        raise TypeError("params must be a NumPy array: a network takes no QuantizedParams")
+        raise TypeError("params must be a NumPy array, which compute= of layers quantizes; got QuantizedParams")
     checked = check_array("params", params, spec.layers[0])
     if checked.shape != (spec.layout.size,):
         raise ValueError(

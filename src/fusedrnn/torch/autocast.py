@@ -45,12 +45,14 @@ def forward(module: Any, method: Callable[..., Any], run: Any, x: Any, hx: Any, 
         run: As from :func:`fusedrnn.torch.dispatch.runner`.
         x: The input, as the user passes it.
         hx: The initial states likewise.
-        args: Further arguments.
+        args: Further arguments; a tuple of states after resets is converted as the initial ones are.
     """
     low, dtype = _dtype(), next(module.parameters()).dtype
     data = x.data if isinstance(x, PackedSequence) else x
     states = hx if isinstance(hx, (tuple, list)) else () if hx is None else (hx,)
-    if dtype not in (torch.float32, low) or not all(_is_converted(tensor) for tensor in (data, *states)):
+    reset_states = [tensor for arg in args if isinstance(arg, tuple) for tensor in arg]
+    operands = data, *states, *reset_states
+    if dtype not in (torch.float32, low) or not all(_is_converted(tensor) for tensor in operands):
         return None
     result_dtype = _result_dtype(_mode(module), data.dtype, states[-1].dtype if states else None, low)
     data = data.to(dtype)
@@ -58,6 +60,7 @@ def forward(module: Any, method: Callable[..., Any], run: Any, x: Any, hx: Any, 
     if hx is not None:
         converted = tuple([state.to(dtype) for state in states])
         hx = converted if isinstance(hx, (tuple, list)) else converted[0]
+    args = tuple([_converted(arg, dtype) if isinstance(arg, tuple) else arg for arg in args])
     with torch.autocast("cpu", enabled=False):
         results = method(_runner(run), x, hx, *args, module.compute or OPERANDS.get(low))
         return None if results is None else _converted(results, result_dtype)
@@ -71,7 +74,7 @@ def kernel(*arguments: Any) -> list[Tensor]:
         if not all(tensor is None or _is_converted(tensor) for tensor in tensors):
             unchanged: list[Tensor] = torch.ops.fusedrnn.rnn(*call)
             return unchanged
-        last_state = call.states[-1]
+        last_state = call.initial_states[-1]
         dtype = _result_dtype(call.mode, call.x.dtype, None if last_state is None else last_state.dtype, low)
         operands = [tensor if tensor is None else tensor.to(torch.float32) for tensor in call.differentiable]
         options = call.options._replace(compute=call.compute or OPERANDS.get(low))

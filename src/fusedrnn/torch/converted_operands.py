@@ -12,7 +12,7 @@ from fusedrnn.torch.network import Network, Tensors
 from fusedrnn.torch.widened_weights import widened
 
 Operands = tuple[Tensor, tuple[Any, ...] | None, Tensors]
-"""x, the initial states or None, and the weights."""
+"""x, the states or None, and the weights."""
 
 
 class _Conversion(torch.autograd.Function):
@@ -43,15 +43,19 @@ def low_precision_operands(
 
     ``several_steps`` says whether T is above 1.
     """
-    operands = [x, *(states or (None,) * network.num_states), *weights]
-    copies = [x.detach().to(torch.float32), *_float32(states or (None,) * network.num_states), *widened(weights)]
+    before: Tensors = states or (None,) * network.num_states
+    operands = [x, *before, *weights]
+    copies = [x.detach().to(torch.float32), *_float32(before), *widened(weights)]
     saved: list[Tensor] = []
     needs_grad = _needs_grad(operands)
     if True in needs_grad:
         candidates = [operands[number] for number in network.saved_operands(needs_grad, several_steps)[0]]
         # torch refuses to save tensors that were created in inference mode, which cannot change in place here either.
         saved = [tensor for tensor in candidates if tensor is not None and not tensor.is_inference()]
-    return _split(network, states, _recorded(operands, copies, needs_grad, saved))
+    x32, *others = _recorded(operands, copies, needs_grad, saved)
+    states32: Any = tuple(others[: len(before)]) if states else None
+    assert x32 is not None
+    return x32, states32, others[len(before) :]
 
 
 def _float32(tensors: Tensors) -> list[Tensor | None]:
@@ -75,8 +79,3 @@ def _recorded(
         for i, result in zip(indices, _apply(aliases, saved, *[operands[i] for i in indices]), strict=True):
             results[i] = result
     return results
-
-
-def _split(network: Network, states: Sequence[Tensor] | None, operands: list[Any]) -> Operands:
-    first = 1 + network.num_states
-    return operands[0], tuple(operands[1:first]) if states else None, operands[first:]

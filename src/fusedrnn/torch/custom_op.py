@@ -40,12 +40,14 @@ def run(
     dropout = spec.dropout if spec.num_layers > 1 else 0.0
     if spec.drops and seed is None:
         seed = torch.randint(_SEED_END, (), dtype=torch.int64, device="cpu")
-    h0, c0, *more = (*(states or ()), None, None)[: max(2, len(states or ()))]
+    num_states = len(spec.state_names)
+    initial, reset_states = (states or ())[:num_states], (states or ())[num_states:]
+    h0, c0, *more = (*initial, None, None)[: max(2, len(initial))]
     y, *final = torch.ops.fusedrnn.rnn(
         x, h0, c0, list(weights), lengths, batch_sizes, seed if spec.drops else None,
         spec.mode if isinstance(spec.mode, str) else spec.mode.reference, spec.hidden_size, spec.num_layers,
         spec.bidirectional, dropout, spec.projection_size or 0, spec.compute, more or None, resets, all_states,
-        spec.residual, spec.input_dropout,
+        spec.residual, spec.input_dropout, list(reset_states) or None,
     )  # fmt: skip
     return y, tuple(final)
 
@@ -85,7 +87,8 @@ def _prepared(call: OpCall) -> tuple[OpCall, CallShape, int]:
     x, h0, c0 = map(op_call.materialized, (call.x, call.h0, call.c0))
     more_states = [*map(op_call.materialized, call.more_states or ())]
     weights = [None if weight is None else op_call.materialized(weight).contiguous() for weight in call.weights]
-    call = call._replace(x=x, h0=h0, c0=c0, weights=weights, more_states=more_states)
+    reset_states = [*map(op_call.materialized, call.reset_states or ())] or None
+    call = call._replace(x=x, h0=h0, c0=c0, weights=weights, more_states=more_states, reset_states=reset_states)
     options: dict[str, Any] = {"resets": call.resets, "all_states": call.all_states}
     return call, CallShape(Network.of(call.spec), x, call.lengths, call.batch_sizes, **options), seed
 

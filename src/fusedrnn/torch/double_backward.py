@@ -5,6 +5,7 @@ The equations come from the cell definition that the kernels are compiled from.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -90,13 +91,13 @@ class Extent(NamedTuple):
 def vjp(
     spec: RNNSpec, extent: Extent, seed: int, operands: Tensors, cotangents: Tensors, needs_grad: Sequence[bool]
 ) -> list[Tensor | None]:
-    """The gradients of the operands (x, initial states, weights) that need one; differentiable if grad mode is on.
+    """The gradients of the operands (x, states, weights) that need one; differentiable if grad mode is on.
 
     ``cotangents`` are those of the output and the final states, None for zeros. The tensors of a step of a cell need
     not have an axis of one step, or of one sequence.
     """
     create_graph = torch.is_grad_enabled()
-    num_states = len(spec.state_names)
+    num_states = len(operands) - 1 - len(spec.layout.by_layer_direction)
     with torch.enable_grad():
         # Views separate this call's gradients from other uses: an operand may be computed from another, or be passed
         # twice.
@@ -107,7 +108,8 @@ def vjp(
             if not source.requires_grad:
                 source.requires_grad_()
         sequence = x if extent.packed else _with_all_axes(x, (extent.steps, extent.batch, spec.input_size))
-        states = list(map(_with_all_axes, others[:num_states], spec.state_shape(extent.batch)))
+        shapes = itertools.cycle(spec.state_shape(extent.batch))  # of initial states, and of those after resets
+        states = list(map(_with_all_axes, others[:num_states], shapes))
         results = forward(spec, extent, seed, sequence, states, others[num_states:])
     all_pairs = zip(results, cotangents, strict=True)
     pairs = [(result, _with_all_axes(d, result.shape)) for result, d in all_pairs if d is not None]
@@ -130,6 +132,7 @@ def forward(
 ) -> tuple[Tensor, ...]:
     """The output, the final states, and every other state if the extent says so; a state of None is zeros.
 
+    ``states`` are the initial ones, and behind them those after resets, if these are no zeros.
     ``x`` and results with an axis of time are packed if the extent is.
     """
     steps, batch, valid, packed, resets, all_states = extent
@@ -142,10 +145,13 @@ def forward(
     elif valid is not None:
         # NaN in the padding would turn its zero derivative into NaN.
         x = torch.where(valid[:, :, None], x, 0)
+    num_states = len(spec.state_names)
     initial = [
         x.new_zeros(shape) if state is None else state
-        for shape, state in zip(spec.state_shape(batch), states, strict=True)
+        for shape, state in zip(spec.state_shape(batch), states[:num_states], strict=True)
     ]
+    zeros: list[Any] = [None] * num_states
+    reset_states = list(states[num_states:]) or zeros
     final: list[tuple[Tensor, ...]] = []
     per_direction = len(weights) // (spec.num_layers * spec.num_directions)
     for layer in range(spec.num_layers):
@@ -160,7 +166,8 @@ def forward(
             before, reverse = [state[row] for state in initial], spec.reverses(direction)
             shape = batch, spec.hidden_size
             masks = random_masks(traced_cell(spec.variant), seed, row, steps, shape, np.float32, reverse)
-            every, last = _unrolled(spec, x, before, named, valid, reverse, resets, kept, masks)
+            begins = [0 if state is None else state[row] for state in reset_states]
+            every, last = _unrolled(spec, x, before, named, valid, reverse, resets, begins, kept, masks)
             columns.append(every)
             final.append(last)
         y, *others = (torch.cat(column, dim=2) for column in zip(*columns, strict=True))
@@ -171,9 +178,12 @@ def forward(
 
 def _unrolled(
     spec: RNNSpec, x: Tensor, states: Sequence[Tensor], weights: Weights, valid: Tensor | None, reverse: bool,
-    resets: Tensor | None, kept: int, masks: Iterator[StepMasks],
+    resets: Tensor | None, begins: Sequence[Any], kept: int, masks: Iterator[StepMasks],
 ) -> tuple[list[Tensor], tuple[Tensor, ...]]:  # fmt: skip
-    """One direction of one layer: the output and the last ``kept`` states of every step, then the final states."""
+    """One direction of one layer: the output and the last ``kept`` states of every step, then the final states.
+
+    ``begins`` are its states after a reset.
+    """
     rounded = _rounding(spec)
     weights = {kind: w if w is None or w.dim() == 1 else rounded(w) for kind, w in weights.items()}
     x_weight, h_weight = weights["i2h_weight"], weights.get("h2h_weight")
@@ -187,7 +197,8 @@ def _unrolled(
         own = {mask: torch.from_numpy(values).to(x) for mask, values in next(masks).items()}
         first = t + reverse  # of the piece that the step belongs to, if there is a mark
         if resets is not None and first < steps:
-            states = [torch.where(resets[first, :, None], 0, state) for state in states]
+            marked = resets[first, :, None]
+            states = [torch.where(marked, begin, state) for begin, state in zip(begins, states, strict=True)]
         if valid is None:
             output, states = _step(spec, x[t], x_gates[t], states, weights, own)
             every[t] = [output, *states[len(states) - kept :]]
@@ -247,7 +258,7 @@ def _step(
     cell = traced_cell(spec.variant)
     h_weight, h_bias, projection = map(weights.get, ("h2h_weight", "h2h_bias", "h2r_weight"))
     rounded = _rounding(spec)
-    x_rows, h_rows = gate_rows(cell, x_gates.shape[1])
+    x_rows, h_rows = gate_rows(cell, x_gates.shape[1], 0 if h_weight is None else len(h_weight))
     values: dict[Leaf, Tensor] = {State(name): state for name, state in zip(cell.states, states, strict=True)}
     values.update(masks)
     values.update({PreX(gate): x_gates[:, own] for gate, own in x_rows.items()})

@@ -27,7 +27,7 @@ class FusedRNN(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, shape: CallShape, results: TrainingResults, *operands: Tensor | None) -> tuple[Tensor, ...]:
-        """Record ``results`` of ``operands``: x, the initial states, None for zeros, and the weights.
+        """Record ``results`` of ``operands``: x, the states, None for zeros, and the weights.
 
         Returns the output, unless it is a step of a cell, and the final states.
         """
@@ -41,7 +41,7 @@ class FusedRNN(torch.autograd.Function):
             read = network.saved_operands(needs_grad, several_steps)[0]
             weights = [
                 weight if weight is None or number not in read else weight.clone()
-                for number, weight in enumerate(weights, 1 + network.num_states)
+                for number, weight in enumerate(weights, len(operands) - len(weights))
             ]
         # Packed weights are a copy. Others are the parameters' own memory, which hooks need not see twice.
         packed = weights if for_backward.packed else ()
@@ -130,18 +130,19 @@ def run(
     Args:
         spec: What to run; its dropout applies in inference too.
         x: Input (T, N, I), any strides; with ``batch_sizes`` the data of a packed sequence (rows, I).
-        states: Initial states ``(h0,)`` or ``(h0, c0)``, each (L·D, N, size); None for zeros.
+        states: Initial states ``(h0,)`` or ``(h0, c0)``, each (L·D, N, size), behind them those after resets if these
+            are no zeros; None for zeros.
         weights: For each layer, for each direction: i2h weight, h2h weight, h2r weight if projected, i2h bias, h2h
             bias; None for no bias.
         lengths: Valid steps of each sequence, integers (N,), on the CPU; None for T everywhere.
         batch_sizes: Of a packed sequence: the number of sequences at each step, int64 (T,).
         seed: Seed of dropout, from 0 to 2**63 - 1; None to draw one from torch's generator if anything is dropped.
-        resets: Where sequences begin anew, from zeros: bools (T, N), on the CPU; None for nowhere.
+        resets: Where sequences begin anew: bools (T, N), on the CPU; None for nowhere.
         all_states: Whether to return the other states of every step too, behind the final states.
         under_autocast: Whether float32 tensors may change before backward as torch.nn's may under autocast.
 
     Returns:
-        The output (T, N, D·S), or packed (rows, D·S); and the final states, a tuple like ``states``.
+        The output (T, N, D·S), or packed (rows, D·S); and the final states, a tuple like the initial ones.
     """
     network = Network.of(spec)
     if x.dtype is not network.dtype:

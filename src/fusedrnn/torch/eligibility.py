@@ -41,6 +41,12 @@ def operator_dtype(x: Any) -> torch.dtype | None:
     return dtype if dtype in MODULE_DTYPES and is_plain(x, dtype) else None
 
 
+def plan_dtype(module: Any) -> torch.dtype:
+    """The dtype of a module's parameters, or another that the operator runs in, for what does not depend on it."""
+    dtype: torch.dtype = next(module.parameters()).dtype
+    return dtype if dtype in MODULE_DTYPES else torch.float32
+
+
 def is_plain(tensor: Any, dtype: torch.dtype) -> bool:
     """Whether a tensor is ordinary CPU memory of this dtype."""
     cls = type(tensor)

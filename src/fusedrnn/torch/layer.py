@@ -15,9 +15,10 @@ from fusedrnn.initial_params import initial_fills
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch import composed
 from fusedrnn.torch.cell_references import reference_to
-from fusedrnn.torch.eligibility import MODULE_DTYPES
+from fusedrnn.torch.eligibility import MODULE_DTYPES, plan_dtype
 from fusedrnn.torch.formats import checked_compute
-from fusedrnn.torch.modules import FusedLayer, States, run_packed
+from fusedrnn.torch.input_forms import States, run_packed, run_tensor
+from fusedrnn.torch.modules import FusedLayer
 from fusedrnn.torch.plan import ModulePlan, as_ratio, spec_of, user_layer_plan
 
 
@@ -131,7 +132,7 @@ class Layer(FusedLayer, Module):
 
     def composed_forward(
         self, input: Any, hx: Any = None, lengths: Tensor | None = None, resets: Tensor | None = None,
-        all_states: bool = False,
+        all_states: bool = False, reset_states: States | None = None,
     ) -> Any:  # fmt: skip
         """:meth:`forward` by PyTorch's own operations, slowly: on other devices, dtypes and in transforms.
 
@@ -144,10 +145,10 @@ class Layer(FusedLayer, Module):
         x = input.data if is_packed else input
         dtype = next(self.parameters()).dtype
         _check_tensor("input", x, dtype)
-        plan = self._plan(dtype if dtype in MODULE_DTYPES else torch.float32)
+        plan = self._plan(plan_dtype(self))
         assert plan is not None
         self._check_input(x, is_packed)
-        states = None if hx is None else self._checked_states(hx, plan, input, dtype)
+        states = None if hx is None else (*self._checked_states(hx, plan, input, dtype), *(reset_states or ()))
         spec = spec_of(plan, self.training)
         assert spec is not None
         index = {name: getattr(self, name) for name in plan.names}
@@ -161,7 +162,7 @@ class Layer(FusedLayer, Module):
         num_states = len(spec.state_names) if all_states else None
         if is_packed:
             return run_packed(call, input, states, num_states)
-        return self._run_tensor(call, x, states, composed.run, num_states)
+        return run_tensor(call, x, states, self.batch_first, composed.run, num_states)
 
     def _check_input(self, x: Tensor, is_packed: bool) -> None:
         axes = (2,) if is_packed else (2, 3)

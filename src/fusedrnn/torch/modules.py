@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,13 +12,17 @@ from fusedrnn.torch import autocast, class_map, dispatch, dynamo, eager, eligibi
 from fusedrnn.torch.dispatch import Run
 from fusedrnn.torch.formats import HasCompute
 from fusedrnn.torch.graphs import as_fx_node, is_fx_proxy
+from fusedrnn.torch.input_forms import Call, States, run_packed, run_tensor
 from fusedrnn.torch.plan import ModulePlan, as_ratio, current_weights, initial_states, layer_plan, spec_of
 from fusedrnn.torch.repeated_call import RepeatsCalls
-from fusedrnn.torch.resets import checked_resets, forward_pieces, is_single_step, without_marked
-
-States = tuple[Tensor, ...]
-Call = Callable[[Tensor, States | None], tuple[Tensor, States] | None]
-"""Runs on input (T, N, I), or the rows of a packed sequence; None if the operator does not support it."""
+from fusedrnn.torch.resets import (
+    checked_reset_states,
+    checked_resets,
+    forward_pieces,
+    is_single_step,
+    with_marked_replaced,
+    zeros_like_states,
+)
 
 
 class FusedLayer(HasCompute, RepeatsCalls):
@@ -36,8 +39,9 @@ class FusedLayer(HasCompute, RepeatsCalls):
     proj_size: int
 
     def forward(
-        self, input: Any, hx: Any = None, lengths: Any = None, resets: Any = None, all_states: bool = False
-    ) -> Any:
+        self, input: Any, hx: Any = None, lengths: Any = None, resets: Any = None, all_states: bool = False,
+        reset_states: Any = None,
+    ) -> Any:  # fmt: skip
         """Run over sequences as torch.nn's layer does.
 
         Args:
@@ -46,26 +50,28 @@ class FusedLayer(HasCompute, RepeatsCalls):
             lengths: Valid steps of each sequence, from 0 to T: integers (N,), a tensor on the CPU or a list; None for
                 all. Needs batched input that is not packed.
             resets: Where sequences begin anew: bools (T, N), or (N, T) if ``batch_first``, or (T,) for unbatched input.
-                Before a marked step all states are zero, as in separate calls; a mark at step 0 replaces ``hx``. The
-                reverse direction runs over the same pieces from their ends. Those of a packed sequence are in the order
-                of its sequences before sorting. None for no marks.
+                Before a marked step all states are zero, or ``reset_states``, as in separate calls; a mark at step 0
+                replaces ``hx``. The reverse direction runs over the same pieces from their ends. Those of a packed
+                sequence are in the order of its sequences before sorting. None for no marks.
             all_states: Whether to return the other states of every step of the last layer too, in a tuple with the
                 output and like it: of an LSTM (y, c), (h_n, c_n).
+            reset_states: The states after resets, like ``hx``; None for zeros.
 
         Returns:
             The output and the final states, each as torch.nn's layer returns it. With ``lengths`` outputs are zero
             in the padding, and final states are those of each sequence's last valid step.
 
         Raises:
-            TypeError: ``lengths`` are not integers, ``resets`` are no tensor of bools, or as torch.nn raises it.
-            ValueError: ``lengths`` are too many, too few or out of range, ``resets`` have another shape, or as torch.nn
-                raises it.
+            TypeError: ``lengths`` are not integers, ``resets`` are no tensor of bools, ``reset_states`` no tensors, or
+                as torch.nn raises it.
+            ValueError: ``lengths`` are too many, too few or out of range, ``resets`` or ``reset_states`` have another
+                shape or dtype, there are ``reset_states`` without ``resets``, or as torch.nn raises it.
             RuntimeError: As torch.nn raises it.
         """
         if is_fx_proxy(input):
-            return as_fx_node(self, input, hx, lengths, resets, all_states or None)
-        if lengths is not None or resets is not None or all_states:
-            return self._forward_varied(input, hx, lengths, resets, bool(all_states))
+            return as_fx_node(self, input, hx, lengths, resets, all_states or None, reset_states)
+        if lengths is not None or resets is not None or all_states or reset_states is not None:
+            return self._forward_varied(input, hx, lengths, resets, bool(all_states), reset_states)
         repeated = self._repeat_call(input, hx)
         if repeated is not None:
             return repeated
@@ -73,7 +79,7 @@ class FusedLayer(HasCompute, RepeatsCalls):
         if run is not None:
             forward = self._forward_packed if isinstance(input, PackedSequence) else self._forward_tensor
             if autocast.is_enabled():
-                result = autocast.forward(self, forward, run, input, hx, None, None, False)
+                result = autocast.forward(self, forward, run, input, hx, None, None, False, None)
             else:
                 result = forward(run, input, hx)
                 if result is not None:
@@ -84,7 +90,7 @@ class FusedLayer(HasCompute, RepeatsCalls):
 
     def composed_forward(
         self, input: Any, hx: Any = None, lengths: Tensor | None = None, resets: Tensor | None = None,
-        all_states: bool = False,
+        all_states: bool = False, reset_states: States | None = None,
     ) -> Any:  # fmt: skip
         """:meth:`forward` by PyTorch's own operations; raises its errors. ``resets`` are time-major."""
         raise NotImplementedError
@@ -100,7 +106,7 @@ class FusedLayer(HasCompute, RepeatsCalls):
 
     def _forward_tensor(
         self, run: Run, x: Any, hx: Any, lengths: Tensor | None = None, resets: Tensor | None = None,
-        all_states: bool = False, compute: str | None = None,
+        all_states: bool = False, reset_states: States | None = None, compute: str | None = None,
     ) -> Any:  # fmt: skip
         """The results for a tensor; None if the operator does not support the call. ``compute`` replaces our own."""
         dtype = eligibility.operator_dtype(x)
@@ -113,39 +119,23 @@ class FusedLayer(HasCompute, RepeatsCalls):
         states = None
         if hx is not None:
             batch = (shape[0 if self.batch_first else 1],) if batched else ()
-            states = initial_states(hx, plan, batch, dtype)
+            states = initial_states(hx, plan, batch, dtype, reset_states)
             if states is None:
                 return None
+
         def call(x: Tensor, states: States | None) -> tuple[Tensor, States] | None:
             return self._run(run, plan, dtype, x, states, lengths=lengths, resets=resets, all_states=all_states)
 
-        return self._run_tensor(call, x, states, run, len(plan.state_sizes) if all_states else None)
+        return run_tensor(call, x, states, self.batch_first, run, len(plan.state_sizes) if all_states else None)
 
     def _run_repeated(self, run: Call, x: Any, states: States | None) -> Any:
-        return run_packed(run, x, states) if isinstance(x, PackedSequence) else self._run_tensor(run, x, states)
-
-    def _run_tensor(
-        self, call: Call, x: Tensor, states: States | None, run: Run = eager.run, num_states: int | None = None
-    ) -> Any:
-        """The results of a call by ``run`` on the module's input and states, see :func:`_split`."""
-        batched = x.dim() == 3
-        if not batched:
-            x, states = x.unsqueeze(1), states and tuple(state.unsqueeze(1) for state in states)
-        elif self.batch_first:
-            x = x.transpose(0, 1)
-        result = call(x, states)
-        if result is None:
-            return None
-        outputs, final = _split(result, num_states)
-        if not batched:
-            outputs, final = ([tensor.squeeze(1) for tensor in tensors] for tensors in (outputs, final))
-        elif self.batch_first:
-            outputs = [dispatch.batch_first(output, run) for output in outputs]
-        return _returned(outputs, final, num_states)
+        if isinstance(x, PackedSequence):
+            return run_packed(run, x, states)
+        return run_tensor(run, x, states, self.batch_first, eager.run)
 
     def _forward_packed(
         self, run: Run, packed: PackedSequence, hx: Any, lengths: None = None, resets: Tensor | None = None,
-        all_states: bool = False, compute: str | None = None,
+        all_states: bool = False, reset_states: States | None = None, compute: str | None = None,
     ) -> Any:  # fmt: skip
         """The results for a packed sequence; None if the operator does not support the call."""
         x, batch_sizes, sorted_indices, unsorted_indices = packed
@@ -162,7 +152,7 @@ class FusedLayer(HasCompute, RepeatsCalls):
             return None
         states = None
         if hx is not None:
-            states = initial_states(hx, plan, (batch,), dtype)
+            states = initial_states(hx, plan, (batch,), dtype, reset_states)
             if states is None:
                 return None
         elif torch.compiler.is_compiling():  # the operator in a graph cannot read N from batch_sizes
@@ -184,49 +174,30 @@ class FusedLayer(HasCompute, RepeatsCalls):
         weights = current_weights(self, plan, dtype)
         return None if weights is None else run(spec, x, states, weights, **options)
 
-    def _forward_varied(self, x: Any, hx: Any, lengths: Any, resets: Any, all_states: bool) -> Any:
+    def _forward_varied(
+        self, x: Any, hx: Any, lengths: Any, resets: Any, all_states: bool, reset_states: Any
+    ) -> Any:  # fmt: skip
         """The results for sequences with lengths or resets, or every state of every step."""
         if lengths is not None:
             lengths = eligibility.checked_lengths(lengths, x, self.batch_first)
         if resets is not None:
             resets = checked_resets(resets, x, self.batch_first)
-            if is_single_step(self, x, resets) and not all_states:
-                return self.forward(x, without_marked(hx, resets), lengths)
+        if reset_states is not None:
+            plan = self._plan(eligibility.plan_dtype(self))
+            reset_states = checked_reset_states(reset_states, resets, plan, x, self.batch_first)
+            hx = zeros_like_states(reset_states) if hx is None else hx
+        if resets is not None and is_single_step(self, x, resets) and not all_states:
+            return self.forward(x, with_marked_replaced(hx, resets, reset_states), lengths)
         run = dispatch.runner()
         forward = self._forward_packed if isinstance(x, PackedSequence) else self._forward_tensor
         result = None
         if run is not None and autocast.is_enabled():
-            result = autocast.forward(self, forward, run, x, hx, lengths, resets, all_states)
+            result = autocast.forward(self, forward, run, x, hx, lengths, resets, all_states, reset_states)
         elif run is not None:
-            result = forward(run, x, hx, lengths, resets, all_states)
-        return self._composed_forward(x, hx, lengths, resets, all_states) if result is None else result
-
-
-def _split(result: tuple[Tensor, States], num_states: int | None) -> tuple[list[Tensor], Sequence[Tensor]]:
-    """The results with an axis of time and the final states; None for no states of every step among them."""
-    y, final = result
-    return [y, *(() if num_states is None else final[num_states:])], final[:num_states]
-
-
-def _returned(outputs: Sequence[Any], final: Sequence[Tensor], num_states: int | None) -> Any:
-    """What a layer returns."""
-    states = tuple(final) if len(final) > 1 else final[0]
-    return outputs[0] if num_states is None else tuple(outputs), states
-
-
-def run_packed(call: Call, packed: PackedSequence, states: States | None, num_states: int | None = None) -> Any:
-    """The results of a call on a packed sequence and the states of its sequences in their original order."""
-    x, batch_sizes, sorted_indices, unsorted_indices = packed
-    if states is not None and sorted_indices is not None:
-        states = tuple(state.index_select(1, sorted_indices) for state in states)
-    result = call(x, states)
-    if result is None:
-        return None
-    outputs, final = _split(result, num_states)
-    if unsorted_indices is not None:
-        final = tuple(state.index_select(1, unsorted_indices) for state in final)
-    sequences = [PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices) for output in outputs]
-    return _returned(sequences, final, num_states)
+            result = forward(run, x, hx, lengths, resets, all_states, reset_states)
+        if result is None:
+            return self._composed_forward(x, hx, lengths, resets, all_states, reset_states)
+        return result
 
 
 class _TorchLayer(FusedLayer, torch.nn.RNNBase):
@@ -236,13 +207,13 @@ class _TorchLayer(FusedLayer, torch.nn.RNNBase):
 
     def composed_forward(
         self, input: Any, hx: Any = None, lengths: Tensor | None = None, resets: Tensor | None = None,
-        all_states: bool = False,
+        all_states: bool = False, reset_states: States | None = None,
     ) -> Any:  # fmt: skip
         """torch.nn's forward, which raises the errors. It gets packed sequences, or the pieces between resets."""
         if all_states:
             raise NotImplementedError("all_states needs the operator, which does not run this call; torch.nn has none")
         if resets is not None:
-            return forward_pieces(self, self._torch_forward, input, hx, lengths, resets)
+            return forward_pieces(self, self._torch_forward, input, hx, lengths, resets, reset_states)
         if lengths is None:
             return self._torch_forward(input, hx)
         packed = pack_padded_sequence(input, lengths, self.batch_first, enforce_sorted=False)

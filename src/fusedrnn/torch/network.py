@@ -115,7 +115,8 @@ class CallShape:
         x: Input (T, N, I), or (rows, I) with ``batch_sizes``, or of a cell (N, I) or (I,).
         lengths: Valid steps of each sequence, int64 (N,); None for T everywhere.
         batch_sizes: Of a packed sequence, int64 (T,).
-        resets: Where sequences begin anew, bools (T, N); None for nowhere.
+        resets: Where sequences begin anew, bools (T, N); None for nowhere. The states of a call are then the initial
+            ones, and behind these the ones after resets; those alone for zeros.
         all_states: Whether the states of every step of the last layer that the output does not show are results,
             behind the final ones.
         is_cell: Whether it is a step of a cell: states are (N, size) or (size,), and there is no output beside them.

@@ -78,7 +78,9 @@ class Network(Module):
             assert isinstance(layer, Layer)
             layer.reset_parameters()
 
-    def forward(self, input: Any, hx: Any = None, lengths: Any = None, resets: Any = None) -> Any:
+    def forward(
+        self, input: Any, hx: Any = None, lengths: Any = None, resets: Any = None, reset_states: Any = None
+    ) -> Any:
         """Run over sequences, layer after layer.
 
         Args:
@@ -87,22 +89,34 @@ class Network(Module):
                 None if all are.
             lengths: Valid steps of each sequence, as of :class:`Layer`; None for all.
             resets: Where sequences begin anew in all layers, as of :class:`Layer`; None for no marks.
+            reset_states: The states after resets, a tuple like ``hx``; None for zeros.
 
         Returns:
             The output of the last layer, and a tuple with the final states of each of ``layers``.
 
         Raises:
-            TypeError: If ``hx`` is no tuple with an entry for each layer; or as :class:`Layer` raises it.
+            TypeError: If ``hx`` or ``reset_states`` is no tuple with an entry for each layer; or as :class:`Layer`
+                raises it.
+            ValueError: If there are ``reset_states`` without ``resets``; or as :class:`Layer` raises it.
         """
-        states = (None,) * len(self.layers) if hx is None else hx
-        if not isinstance(states, (tuple, list)) or len(states) != len(self.layers):
-            got = f"{len(states)} entries" if isinstance(states, (tuple, list)) else type(states).__name__
-            raise TypeError(f"hx must be None or a tuple of {len(self.layers)}, the states of each layer; got {got}")
+        if resets is None and reset_states is not None:
+            raise ValueError("reset_states must be None without resets")
+        entries = self._by_layer("hx", hx), self._by_layer("reset_states", reset_states)
         final = []
-        for layer, initial in zip(self.layers, states, strict=True):
-            input, state = layer(input, initial, lengths, resets)
+        for layer, initial, replacing in zip(self.layers, *entries, strict=True):
+            input, state = layer(input, initial, lengths, resets, reset_states=replacing)
             final.append(state)
         return input, tuple(final)
+
+    def _by_layer(self, name: str, states: Any) -> Any:
+        """The states of each layer, None for zeros."""
+        count = len(self.layers)
+        if states is None:
+            return (None,) * count
+        if not isinstance(states, (tuple, list)) or len(states) != count:
+            got = f"{len(states)} entries" if isinstance(states, (tuple, list)) else type(states).__name__
+            raise TypeError(f"{name} must be None or a tuple of {count}, the states of each layer; got {got}")
+        return states
 
 
 Network.__module__ = "fusedrnn.torch"  # the public name, which pickles store

@@ -9,15 +9,8 @@ import torch
 from torch import Tensor
 
 from fusedrnn.torch.network import Tensors
-from fusedrnn.torch.op_call import (
-    ARGUMENTS,
-    LATER_ARGUMENTS,
-    OpCall,
-    check_tensor,
-    checked,
-    name_of,
-    shape_of,
-)
+from fusedrnn.torch.op_call import ARGUMENTS, LATER_ARGUMENTS, OpCall, checked
+from fusedrnn.torch.op_operands import check_tensor, name_of, shape_of
 
 SCHEMA = (
     f"Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor reserve, {ARGUMENTS}, bool[] needed, {LATER_ARGUMENTS}, "

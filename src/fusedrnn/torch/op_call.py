@@ -17,6 +17,7 @@ from fusedrnn.spec import RNNSpec
 from fusedrnn.torch.cell_references import cell_of
 from fusedrnn.torch.eligibility import DTYPE_NAMES, are_batch_sizes, checked_lengths
 from fusedrnn.torch.network import Tensors
+from fusedrnn.torch.op_operands import check_tensor, has_shape, mismatch, name_of, shape_of
 
 ARGUMENTS = (
     "Tensor x, Tensor? h0, Tensor? c0, Tensor?[] weights, Tensor? lengths, Tensor? batch_sizes, Tensor? seed, "
@@ -25,14 +26,14 @@ ARGUMENTS = (
 # Last and with defaults, so that programs run that were exported before there were these arguments.
 LATER_ARGUMENTS = (
     "str? compute=None, Tensor[]? more_states=None, Tensor? resets=None, bool all_states=False, str? residual=None, "
-    "float input_dropout=0.0"
+    "float input_dropout=0.0, Tensor[]? reset_states=None"
 )
 SCHEMA = f"{ARGUMENTS}, {LATER_ARGUMENTS}"
 _STATES = ("h0", "c0")
 
 
 class CallOptions(NamedTuple):
-    """The arguments of a call that are no tensors, and how many of the tensors are states after the second."""
+    """The arguments of a call that are no tensors, and how many of the tensors are further states."""
 
     mode: str
     hidden_size: int
@@ -45,6 +46,7 @@ class CallOptions(NamedTuple):
     residual: str | None
     input_dropout: float
     num_more_states: int
+    num_reset_states: int
 
 
 class OpCall(NamedTuple):
@@ -70,15 +72,19 @@ class OpCall(NamedTuple):
     all_states: bool = False
     residual: str | None = None
     input_dropout: float = 0.0
+    reset_states: Tensors | None = None
 
     @classmethod
     def of(cls, tensors: Tensors, others: Tensors, options: CallOptions) -> OpCall:
         """The call whose ``differentiable`` are ``tensors``; ``others`` are those of :attr:`others`."""
-        first_weight = 3 + options.num_more_states
-        more, (*varlen_and_seed, resets) = list(tensors[3:first_weight]) or None, others
+        first_reset = 3 + options.num_more_states
+        first_weight = first_reset + options.num_reset_states
+        *varlen_and_seed, resets = others
         arguments: list[Any] = [*tensors[:3], list(tensors[first_weight:]), *varlen_and_seed]
-        fields: dict[str, Any] = {name: getattr(options, name) for name in CallOptions._fields[:-1]}
-        return cls(*arguments, **fields, more_states=more, resets=resets)  # type: ignore[misc]
+        fields: dict[str, Any] = {name: getattr(options, name) for name in _PLAIN_OPTIONS}
+        fields["more_states"] = list(tensors[3:first_reset]) or None
+        fields["reset_states"] = list(tensors[first_reset:first_weight]) or None
+        return cls(*arguments, **fields, resets=resets)  # type: ignore[misc]
 
     @property
     def others(self) -> Tensors:
@@ -88,8 +94,9 @@ class OpCall(NamedTuple):
     @property
     def options(self) -> CallOptions:
         """Its arguments that are no tensors."""
-        fields: list[Any] = [getattr(self, name) for name in CallOptions._fields[:-1]]
-        return CallOptions(*fields, len(self.more_states or ()))  # type: ignore[call-arg]
+        fields: list[Any] = [getattr(self, name) for name in _PLAIN_OPTIONS]
+        fields += len(self.more_states or ()), len(self.reset_states or ())
+        return CallOptions(*fields)
 
     @property
     def spec(self) -> RNNSpec:
@@ -105,6 +112,11 @@ class OpCall(NamedTuple):
 
     @property
     def states(self) -> tuple[Tensor | None, ...]:
+        """The initial states, behind them those after resets if there are any."""
+        return *self.initial_states, *(self.reset_states or ())
+
+    @property
+    def initial_states(self) -> tuple[Tensor | None, ...]:
         """h0, and further states that the mode has; None for zeros."""
         num_states = _num_states(self.mode)
         states = self.h0, self.c0, *(self.more_states or (None,) * (num_states - len(_STATES)))
@@ -123,15 +135,19 @@ class OpCall(NamedTuple):
 
     @property
     def differentiable(self) -> tuple[Tensor | None, ...]:
-        """The operands that may have a gradient: x, h0, c0, further states, then the weights."""
-        return self.x, self.h0, self.c0, *(self.more_states or ()), *self.weights
+        """The operands that may have a gradient: x, h0, c0, further states, those after resets, then the weights."""
+        return self.x, self.h0, self.c0, *(self.more_states or ()), *(self.reset_states or ()), *self.weights
 
     def grads_needed(self, needed: Sequence[bool]) -> list[bool]:
         """Whether x, each state of this mode and each weight is present and needs a gradient."""
         flags = [need and operand is not None for need, operand in zip(needed, self.differentiable, strict=True)]
-        num_states, first_weight = _num_states(self.mode), len(flags) - len(self.weights)
-        states = [*flags[1:first_weight], *[False] * num_states]  # further ones may be absent: zeros
-        return [flags[0], *states[:num_states], *flags[first_weight:]]
+        num_states, first_reset = _num_states(self.mode), 3 + len(self.more_states or ())
+        states = [*flags[1:first_reset], *[False] * num_states]  # further ones may be absent: zeros
+        return [flags[0], *states[:num_states], *flags[first_reset:]]
+
+
+_PLAIN_OPTIONS = CallOptions._fields[:-2]
+"""The arguments of a call among its options, which also count states."""
 
 
 @functools.lru_cache(maxsize=256)
@@ -182,7 +198,7 @@ def checked(*arguments: Any) -> OpCall:
     for index, (weight, parameter) in enumerate(zip(call.weights, parameters, strict=True)):
         if weight is not None:
             if weight.dtype is not x.dtype or weight.device != x.device or weight.shape != parameter.shape:
-                raise _mismatch(f"weights[{index}]", weight, parameter.shape, x)
+                raise mismatch(f"weights[{index}]", weight, parameter.shape, x)
         elif len(parameter.shape) == 2:
             raise RuntimeError(f"weights[{index}] must have shape {parameter.shape}; got None")
     _check_states(call, call.batch)
@@ -190,52 +206,28 @@ def checked(*arguments: Any) -> OpCall:
     return call
 
 
-def name_of(names: Sequence[str], more: str, index: int) -> str:
-    """The name of an argument: one of these, or of an element of the list ``more`` behind them."""
-    return names[index] if index < len(names) else f"{more}[{index - len(names)}]"
-
-
 def _check_states(call: OpCall, batch: Any) -> None:
-    for index, (state, shape) in enumerate(zip(call.states, call.spec.state_shape(batch), strict=True)):
+    shapes = call.spec.state_shape(batch)
+    for index, (state, shape) in enumerate(zip(call.initial_states, shapes, strict=True)):
         if state is not None:
             check_tensor(name_of(_STATES, "more_states", index), state, shape, call.x)
+    if call.reset_states is None:
+        return
+    if call.resets is None:
+        raise RuntimeError("reset_states must be None without resets")
+    if len(call.reset_states) != len(shapes):
+        raise RuntimeError(f"reset_states must be {len(shapes)}, or None for zeros; got {len(call.reset_states)}")
+    for index, (replacing, shape) in enumerate(zip(call.reset_states, shapes, strict=True)):
+        assert replacing is not None
+        check_tensor(f"reset_states[{index}]", replacing, shape, call.x)
 
 
 def _check_resets(call: OpCall, batch: Any) -> None:
     if call.resets is None:
         return
     shape = (call.x if call.batch_sizes is None else call.batch_sizes).shape[0], batch
-    if not _has_shape(call.resets, shape) or call.resets.dtype is not torch.bool or call.resets.device != call.x.device:
-        raise _mismatch("resets", call.resets, shape, call.x, torch.bool)
-
-
-def check_tensor(name: str, tensor: Tensor, shape: Sequence[Any], x: Tensor) -> None:
-    """Refuse a tensor without that shape, in which None is any size, or without the dtype and device of x."""
-    if not _has_shape(tensor, shape) or tensor.dtype is not x.dtype or tensor.device != x.device:
-        raise _mismatch(name, tensor, shape, x)
-
-
-def _has_shape(tensor: Tensor, shape: Sequence[Any]) -> bool:
-    """Whether a tensor has a shape, in which None and symbolic sizes are any."""
-    return tensor.dim() == len(shape) and not any(
-        isinstance(size, int) and isinstance(expected, int) and size != expected
-        for size, expected in zip(tensor.shape, shape, strict=True)
-    )
-
-
-def _mismatch(
-    name: str, tensor: Tensor, shape: Sequence[Any], x: Tensor, dtype: torch.dtype | None = None
-) -> RuntimeError:
-    expected = ", ".join("N" if size is None else str(size) for size in shape)
-    return RuntimeError(
-        f"{name} must have shape ({expected}), dtype {dtype or x.dtype} and device {x.device}, as x has; "
-        f"got shape {shape_of(tensor)}, {tensor.dtype}, {tensor.device}"
-    )
-
-
-def shape_of(tensor: Tensor) -> str:
-    """Its shape, as errors print it."""
-    return str(tuple(tensor.shape))
+    if not has_shape(call.resets, shape) or call.resets.dtype is not torch.bool or call.resets.device != call.x.device:
+        raise mismatch("resets", call.resets, shape, call.x, torch.bool)
 
 
 def check_values(call: OpCall) -> int:

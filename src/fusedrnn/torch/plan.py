@@ -73,7 +73,8 @@ def _layer_plan(
             spec = replace(spec, mode=spec.mode.expectation)
             reference_to(spec.mode)
         # Dynamo reads properties that are cached, but cannot trace a cell.
-        _ = spec.drops, training_spec and training_spec.drops
+        for each in (spec, training_spec):
+            _ = each and (each.drops, each.state_names)
     except (TypeError, ValueError):  # someone changed the attributes: PyTorch raises the right error
         return None
     ours = spec.layout.by_layer_direction
@@ -148,8 +149,10 @@ def spec_of(plan: ModulePlan, training: bool) -> RNNSpec | None:
     return plan.training_spec
 
 
-def initial_states(hx: Any, plan: ModulePlan, batch: tuple[int, ...], dtype: torch.dtype) -> tuple[Any, ...] | None:
-    """``hx`` as a tuple of states; None if they are not what the operator takes."""
+def initial_states(
+    hx: Any, plan: ModulePlan, batch: tuple[int, ...], dtype: torch.dtype, reset_states: tuple[Any, ...] | None = None
+) -> tuple[Any, ...] | None:
+    """``hx`` as a tuple of states, behind them those after resets; None if they are not what the operator takes."""
     sizes = plan.state_sizes
     if len(sizes) == 1:
         states: tuple[Any, ...] = (hx,)
@@ -157,6 +160,8 @@ def initial_states(hx: Any, plan: ModulePlan, batch: tuple[int, ...], dtype: tor
         states = tuple(hx)
     else:
         return None
+    if reset_states is not None:
+        states, sizes = states + reset_states, sizes * 2
     for state, size in zip(states, sizes, strict=True):
         if not is_plain(state, dtype) or state.shape != (*plan.state_rows, *batch, size):
             return None

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from fusedrnn.torch import autocast
 from fusedrnn.torch.eligibility import is_compiling, packed_batch
+from fusedrnn.torch.plan import ModulePlan
 
 States = tuple[Tensor, ...]
 
@@ -51,25 +53,65 @@ def _with_shape(resets: Tensor, shape: tuple[int, ...], axes: str) -> Tensor:
     return resets
 
 
+def checked_reset_states(states: Any, resets: Any, plan: ModulePlan | None, x: Any, batch_first: bool) -> States:
+    """The states after resets as a tuple. ``plan`` is that of the layer, None if the operator does not run it.
+
+    Raises:
+        TypeError: If there is not a tensor for each state.
+        ValueError: If there are no resets, or a tensor has another shape than an initial state or another dtype than x.
+    """
+    if resets is None:
+        raise ValueError("reset_states must be None without resets")
+    given = states if isinstance(states, (tuple, list)) else (states,)
+    sizes = tuple(state.shape[-1] for state in given) if plan is None else plan.state_sizes
+    if len(given) != len(sizes) or not all(isinstance(state, Tensor) for state in given):
+        expected = "a tensor" if len(sizes) == 1 else f"a tuple of {len(sizes)} tensors"
+        got = ", ".join(type(state).__name__ for state in given)
+        raise TypeError(f"reset_states must be {expected}, as the initial states are; got {got}")
+    data = x.data if isinstance(x, PackedSequence) else x
+    if isinstance(x, PackedSequence):
+        batch: tuple[int, ...] = (packed_batch(x.batch_sizes, x.sorted_indices, given),)
+    else:
+        batch = () if x.dim() == 2 else (x.shape[0 if batch_first else 1],)
+    for number, (state, size) in enumerate(zip(given, sizes, strict=True)):
+        name = "reset_states" if len(sizes) == 1 else f"reset_states[{number}]"
+        shape = (*(given[0].shape[:1] if plan is None else plan.state_rows), *batch, size)
+        if state.shape != shape:
+            raise ValueError(f"{name} must have shape {shape}; got {tuple(state.shape)}")
+        if state.dtype != data.dtype and not autocast.is_enabled():
+            raise ValueError(f"{name} must have dtype {data.dtype}, as the input has; got {state.dtype}")
+    return tuple(given)
+
+
+def zeros_like_states(states: States) -> Any:
+    """Initial states of zeros in the form that layers take, for states after resets."""
+    zeros = tuple(torch.zeros_like(state) for state in states)
+    return zeros if len(zeros) > 1 else zeros[0]
+
+
 def is_single_step(layer: Any, x: Any, resets: Tensor) -> bool:
     """Whether a call with these marks is one without on other initial states, which our layers may recognize."""
     # In a graph this would fix the number of steps.
     return not is_compiling() and len(resets) == 1 and not (layer.bidirectional or isinstance(x, PackedSequence))
 
 
-def without_marked(hx: Any, resets: Tensor) -> Any:
-    """Initial states with zeros for the sequences that are marked at the first step; unchecked."""
+def with_marked_replaced(hx: Any, resets: Tensor, reset_states: States | None) -> Any:
+    """Initial states, replaced for the sequences that are marked at the first step, by zeros for None; unchecked."""
     marks = resets[0]
     if not marks.any():
         return hx
 
-    def cleared(state: Any) -> Any:
+    def replaced(state: Any, other: Any) -> Any:
         if not isinstance(state, Tensor) or state.dim() not in (2, 3):
             return state  # the call raises the error
         marked = marks.to(state.device)
-        return torch.where(marked[:, None] if state.dim() == 3 else marked, 0, state)
+        return torch.where(marked[:, None] if state.dim() == 3 else marked, other, state)
 
-    return _each_state(hx, cleared)
+    if reset_states is None:
+        return _each_state(hx, lambda state: replaced(state, 0))
+    if isinstance(hx, (tuple, list)):
+        return tuple(map(replaced, hx, reset_states)) if len(hx) == len(reset_states) else hx
+    return replaced(hx, reset_states[0])
 
 
 class _Pieces(NamedTuple):
@@ -96,7 +138,7 @@ class _Pieces(NamedTuple):
 
 def run_pieces(
     run: Callable[[PackedSequence, States], tuple[PackedSequence, States]],
-    x: Tensor, resets: Tensor, lengths: Tensor, states: States, reverses: Tensor,
+    x: Tensor, resets: Tensor, lengths: Tensor, states: States, reset_states: States | None, reverses: Tensor,
 ) -> tuple[Tensor, States]:  # fmt: skip
     """The output (T, N, features) and the final states of a call on padded sequences.
 
@@ -106,6 +148,7 @@ def run_pieces(
         resets: (T, N).
         lengths: (N,).
         states: The initial states (L·D, N, size).
+        reset_states: Those after resets; None for zeros.
         reverses: For each row of the states whether its direction runs from the end.
     """
     pieces = _Pieces.of(resets, lengths)
@@ -116,7 +159,11 @@ def run_pieces(
     marked = resets[0, pieces.sequences]
     enters = torch.where(reverses[:, None], pieces.is_last, pieces.is_first & ~marked)[:, :, None].to(x.device)
     leaves = torch.where(reverses[:, None], pieces.is_first, pieces.is_last)
-    initial = tuple(torch.where(enters, state[:, pieces.sequences], 0) for state in states)
+    begins: Any = (0,) * len(states)
+    if reset_states is not None:
+        begins = [state[:, pieces.sequences] for state in reset_states]
+    pairs = zip(states, begins, strict=True)
+    initial = tuple(torch.where(enters, state[:, pieces.sequences], begin) for state, begin in pairs)
     outputs, last = run(packed, initial)
     padded = pad_packed_sequence(outputs)[0]
     index = times[is_inside], pieces.sequences.expand_as(times)[is_inside]
@@ -127,32 +174,36 @@ def run_pieces(
 
 
 def forward_pieces(
-    module: Any, forward: Callable[[Any, Any], Any], x: Any, hx: Any, lengths: Tensor | None, resets: Tensor
-) -> Any:
+    module: Any, forward: Callable[[Any, Any], Any], x: Any, hx: Any, lengths: Tensor | None, resets: Tensor,
+    reset_states: States | None,
+) -> Any:  # fmt: skip
     """The results of a module's call on ``x`` with resets (T, N), by torch.nn's ``forward`` on packed pieces."""
     if isinstance(x, PackedSequence):
         in_order, original = x.sorted_indices, x.unsorted_indices
         padded, sorted_lengths = pad_packed_sequence(x._replace(sorted_indices=None, unsorted_indices=None))
         if in_order is not None:
-            hx = _each_state(hx, lambda state: state.index_select(1, in_order))
-        y, final = _forward_padded(module, forward, padded, hx, sorted_lengths, resets)
+            hx, reset_states = (
+                _each_state(states, lambda state: state.index_select(1, in_order)) for states in (hx, reset_states)
+            )
+        y, final = _forward_padded(module, forward, padded, hx, sorted_lengths, resets, reset_states)
         packed = pack_padded_sequence(y, sorted_lengths)
         if original is not None:
             final = _each_state(final, lambda state: state.index_select(1, original))
         return PackedSequence(packed.data, *x[1:]), final
     if x.dim() == 2:
-        hx = _each_state(hx, lambda state: state.unsqueeze(1))
-        y, final = _forward_padded(module, forward, x.unsqueeze(1), hx, None, resets)
+        hx, reset_states = (_each_state(states, lambda state: state.unsqueeze(1)) for states in (hx, reset_states))
+        y, final = _forward_padded(module, forward, x.unsqueeze(1), hx, None, resets, reset_states)
         return y.squeeze(1), _each_state(final, lambda state: state.squeeze(1))
     if module.batch_first:
-        y, final = _forward_padded(module, forward, x.transpose(0, 1), hx, lengths, resets)
+        y, final = _forward_padded(module, forward, x.transpose(0, 1), hx, lengths, resets, reset_states)
         return y.transpose(0, 1), final
-    return _forward_padded(module, forward, x, hx, lengths, resets)
+    return _forward_padded(module, forward, x, hx, lengths, resets, reset_states)
 
 
 def _forward_padded(
-    module: Any, forward: Callable[[Any, Any], Any], x: Tensor, hx: Any, lengths: Tensor | None, resets: Tensor
-) -> tuple[Tensor, Any]:
+    module: Any, forward: Callable[[Any, Any], Any], x: Tensor, hx: Any, lengths: Tensor | None, resets: Tensor,
+    reset_states: States | None,
+) -> tuple[Tensor, Any]:  # fmt: skip
     steps, batch = x.shape[:2]
     directions = 2 if module.bidirectional else 1
     if hx is None:
@@ -167,7 +218,7 @@ def _forward_padded(
 
     lengths = torch.full((batch,), steps) if lengths is None else lengths
     reverses = torch.arange(module.num_layers * directions) % directions == 1
-    y, final = run_pieces(run, x, resets, lengths, states, reverses)
+    y, final = run_pieces(run, x, resets, lengths, states, reset_states, reverses)
     return y, final if len(final) > 1 else final[0]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import or_
 
 from fusedrnn.cell.cells import Cell
 from fusedrnn.cell.trace import traced_cell
@@ -24,13 +25,26 @@ def saved_operands(
 
     Args:
         spec: What runs.
-        needs_grad: Which operands need a gradient: x, each initial state, the weights in the operator's order.
+        needs_grad: Which operands need a gradient: x, each initial state, each state after resets if it is one of the
+            operands, the weights in the operator's order.
         several_steps: Whether T is above 1, so that computed states are multiplied too.
         under_autocast: Whether products save copies, which autocast has converted: c alone is saved itself.
 
     Returns:
         A flag for each operand, in the same order.
     """
+    end = 1 + len(spec.state_names)
+    first_weight = len(needs_grad) - len(spec.layout.by_layer_direction)
+    if first_weight == end:
+        return tuple(_saved(spec, needs_grad, several_steps, under_autocast))
+    # A state after resets is multiplied as an initial one is.
+    either = map(or_, needs_grad[1:end], needs_grad[end:first_weight])
+    flags = _saved(spec, (needs_grad[0], *either, *needs_grad[first_weight:]), several_steps, under_autocast)
+    return *flags[:end], *flags[1:end], *flags[end:]
+
+
+def _saved(spec: RNNSpec, needs_grad: Sequence[bool], several_steps: bool, under_autocast: bool) -> list[bool]:
+    """:func:`saved_operands` of a call without states after resets."""
     kinds, first_weight = spec.layout.kinds, 1 + len(spec.state_names)
     h0, c0, own = needs_grad[1], True in needs_grad[2:first_weight], (*spec.vector_kinds, *spec.scalar_kinds)
     first = first_weight
@@ -58,4 +72,4 @@ def saved_operands(
         layer_input = layer_output
     if under_autocast:
         saved = [flag and spec.mode == "lstm" and index == _C0 for index, flag in enumerate(saved)]
-    return tuple(saved)
+    return saved

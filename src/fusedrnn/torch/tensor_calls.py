@@ -111,24 +111,25 @@ def _run(
 ) -> Results:  # fmt: skip
     """The output and the final states. With ``info``, in training, fills the reserve at that address."""
     network = shape.network
-    x, initial = _with_unit_stride(x), contiguous(states or ())
+    x, before = _with_unit_stride(x), contiguous(states or ())
+    initial, reset_states = before[: network.num_states], before[network.num_states :]
     final, others = shape.new_states(x), shape.new_all_states(x)
     y = None if shape.is_cell else shape.new(x, network.output_size)
     network.engine.run(
         shape.steps, shape.batch, engine_weights, strided_pointer(network, x), network.state_pointers(initial),
         ((final[0] if y is None else y).data_ptr(), *shape.output_strides), network.state_pointers(final),
         varlen=shape.varlen, residuals=info, reserve=reserve, team=threads,
-        options=_options(shape, others),
+        options=_options(shape, reset_states, others),
     )  # fmt: skip
     return y, (*final, *others)
 
 
-def _options(shape: CallShape, all_states: Tensors) -> StateOptions | None:
+def _options(shape: CallShape, reset_states: Tensors, all_states: Tensors) -> StateOptions | None:
     """What concerns states inside sequences; None if nothing does."""
     if shape.resets is None and not all_states:
         return None
     before = (0,) * shape.network.spec.output_is_state
-    return StateOptions(shape.resets, (), before + _pointers(all_states))
+    return StateOptions(shape.resets, _pointers(reset_states), before + _pointers(all_states))
 
 
 @_torch_memory_errors
@@ -145,7 +146,7 @@ def saved_for(shape: CallShape, reserve: Tensor, weights: Tensors, seed: int) ->
 def backward(
     shape: CallShape, saved: SavedForBackward, dy: Tensor | None, dfinal: Tensors, needs_grad: Sequence[bool]
 ) -> list[Tensor | None]:
-    """The gradients of x, each initial state and each weight, in this order; None where ``needs_grad`` is False.
+    """The gradients of x, each state and each weight, in this order; None where ``needs_grad`` is False.
 
     A cotangent of None is zero.
 
@@ -154,10 +155,14 @@ def backward(
     """
     network = shape.network
     num_states, like, engine = network.num_states, network.like, network.engine
+    first_weight = len(needs_grad) - len(network.weight_shapes)
     reserve = _aligned(saved.reserve)
     dx = shape.new(like, network.spec.input_size) if needs_grad[0] else None
     dstates = shape.new_states(like) if True in needs_grad[1 : 1 + num_states] else ()
-    dweights = _new_weight_grads(network, needs_grad[1 + num_states :])
+    dreset: Tensors = (None,) * (first_weight - 1 - num_states)
+    if True in needs_grad[1 + num_states : first_weight]:
+        dreset = [like.new_zeros(size) for size in shape.state_shapes]  # kernels add
+    dweights = _new_weight_grads(network, needs_grad[first_weight:])
     packed = saved.weights[0]
     if packed is not None and saved.packed:
         packed = _aligned(packed)
@@ -170,11 +175,11 @@ def backward(
     engine.run_backward(
         saved.info, reserve.data_ptr(), engine_weights, strided_pointer(network, dy), network.state_pointers(dfinal),
         GradPointers(strided_pointer(network, dx), _pointers(dweights), network.state_pointers(dstates)), team(),
-        _options(shape, dothers),
+        _options(shape, dreset, dothers),
     )  # fmt: skip
     for first, last in network.adjacent_weights:  # callers do not expect shared memory
         dweights[first:last] = [grad if grad is None else grad.clone() for grad in dweights[first:last]]
-    grads = [dx, *(dstates or (None,) * num_states), *dweights]
+    grads = [dx, *(dstates or (None,) * num_states), *dreset, *dweights]
     return [grad if needed else None for grad, needed in zip(grads, needs_grad, strict=True)]
 
 

@@ -1,18 +1,19 @@
 """What cells of users have in common with the built-in ones: targets, formats, bits, streams, dropout."""
 
 from dataclasses import replace
+from itertools import cycle
 
 import numpy as np
 import pytest
 
 import fusedrnn
-from fusedrnn import RNNOp, cells
+from fusedrnn import RNNOp, RNNSpec, cells
 from fusedrnn.engines.cpu.plan.partition import force_grid
 from fusedrnn.engines.interface import SAVE_POLICIES
 from fusedrnn.jit.host import available_targets
 from oracles import reference_results
 from pairwise import target_names
-from paper_cells import cell_problem, check_training, train
+from paper_cells import ALL_CELLS, HEADS, KERNEL_CELLS, cell_problem, check_training, train
 from problems import Shape, assert_close, assert_gradients_close, assert_same_bits, problem_of
 
 pytestmark = pytest.mark.usefixtures("poisoned", "use_all_threads")
@@ -20,11 +21,12 @@ pytestmark = pytest.mark.usefixtures("poisoned", "use_all_threads")
 SHAPE = Shape(5, 3, 7, 17, layers=2, bidirectional=True, lengths="edges")
 SOME = (
     "everything", "slstm", "sru", "own_output", "layer_norm_lstm", "everything_heads", "early", "elementwise_moments",
+    "products_alone",
 )  # fmt: skip
 OTHER_TARGETS = target_names()[1:]
 FORMATS = [
-    ("everything", "bfloat16"), ("everything_heads", "bfloat16"), ("sru", "int8"), ("everything", "int8"),
-    ("lem", "int8_weights"), ("early", "bfloat16"), ("early", "int8"), ("elementwise_moments", "bfloat16"),
+    *zip((name for name in KERNEL_CELLS if name not in HEADS), cycle(["bfloat16", "int8", "int8_weights"])),
+    ("everything_heads", "bfloat16"), ("products_alone", "bfloat16"), ("everything", "int8"), ("early", "int8"),
 ]  # fmt: skip
 
 
@@ -76,6 +78,17 @@ def test_repeated_calls_and_added_gradients(name):
         dx, dparams, dstates = oracle.gradients
         expected = dx * repetition, dparams * repetition, tuple(grad * repetition for grad in dstates)
         assert_gradients_close(buffers, expected, "float32", problem.spec, *problem.x.shape[:2])
+
+
+def test_the_engine_accepts_every_format():
+    """For all cells but those of several heads, whose blocks are in no format of int8."""
+    for compute in ("bfloat16", "int8", "int8_weights"):
+        for of in ALL_CELLS.values():
+            if of.heads > 1 and compute != "bfloat16":
+                with pytest.raises(ValueError, match=f"compute='{compute}' needs a cell of one head"):
+                    RNNSpec(of, 32, 32, compute=compute)
+            else:
+                assert RNNOp(RNNSpec(of, 32, 32, compute=compute)).backend == "cpu", of
 
 
 @pytest.mark.parametrize(("name", "compute"), FORMATS)

@@ -157,7 +157,7 @@ class _DirectionBackward:
             for kind in ("i2h", "h2h", "h2r")
             if f"{kind}_weight" in weights
         }
-        self._h_rows = gate_rows(cell, len(weights["i2h_weight"]))[1]
+        self._h_rows = gate_rows(cell, len(weights["i2h_weight"]), len(weights.get("h2h_weight", ())))[1]
         self._parameters, self._dparameters = parameter_leaves(cell, weights), parameter_leaves(cell, dweights)
 
     def unroll(
@@ -223,10 +223,12 @@ class _DirectionBackward:
         for leaf, total in self._dparameters.items():
             total += grads[leaf].sum(axis=0 if isinstance(leaf, ParamVector) else None)
         # Where PreX and PreH of every gate are only added, their gradients are the same arrays.
-        if h_gates is not None and all(grads[PreX(gate)] is grads[PreH(gate)] for gate in cell.gates):
+        are_sums = cell.x_gates == cell.gates and all(grads[PreX(gate)] is grads[PreH(gate)] for gate in cell.gates)
+        if h_gates is not None and are_sums:
             x_gates = h_gates
         else:
-            x_gates = np.concatenate([grads[PreX(gate)] for gate in cell.x_gates], axis=1)
+            none = values[StateCotangent(cell.states[0])][:, :0]  # a cell may have no gates from the input
+            x_gates = np.concatenate([none, *(grads[PreX(gate)] for gate in cell.x_gates)], axis=1)
         return x_gates, grads.get(RawInput()), [grads[State(name)] for name in cell.states]
 
 

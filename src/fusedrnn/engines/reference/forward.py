@@ -145,7 +145,7 @@ def _run_step(
     leaves = step_leaves(cell, x_gates, states, weights, rounded, x, own_masks)
     values = evaluate((*cell.outputs, *step_vjp(cell).saved), leaves, NUMPY)
     new, saved = values[: len(cell.outputs)], values[len(cell.outputs) :]
-    like = leaves[PreX(cell.x_gates[0])]
+    like = leaves[PreX(cell.x_gates[0])] if cell.x_gates else states[0]
     tape.before.append(states)
     tape.saved.append(tuple(_own_array(value, like) for value in saved))
     return _output_and_states(new, states)
@@ -214,14 +214,14 @@ def step_leaves(
 ) -> dict[Leaf, Array]:
     """The value of every leaf of a cell: runs the GEMMs of a step. The arguments are those of :func:`step`."""
     bias = weights.get("h2h_bias")
-    x_rows, h_rows = gate_rows(cell, x_gates.shape[1])
+    x_rows, h_rows = gate_rows(cell, x_gates.shape[1], len(weights.get("h2h_weight", ())))
     values: dict[Leaf, Array] = {State(name): state for name, state in zip(cell.states, states, strict=True)}
     values.update({PreX(gate): x_gates[:, own] for gate, own in x_rows.items()})
     values.update(parameter_leaves(cell, weights))
     values.update(masks or {})
     if x is not None:
         values[RawInput()] = x
-    like, num_products = values[PreX(cell.x_gates[0])], 0
+    like, num_products = values[PreX(cell.x_gates[0])] if cell.x_gates else states[0], 0
     for stage in cell.stages:
         if stage.reductions:
             values.update(moments(stage, [in_rows(value, like) for value in evaluate(stage.values, values, NUMPY)]))
@@ -263,9 +263,9 @@ def parameter_leaves(cell: TracedCell, weights: Mapping[str, Array]) -> dict[Lea
     return {leaf: weights[leaf.name] for leaf in cell.parameters}
 
 
-def gate_rows(cell: TracedCell, count: int) -> tuple[dict[str, slice], dict[str, slice]]:
-    """The rows of each gate among the ``count`` rows of the input weights, and among those of the recurrent ones."""
-    size = count // len(cell.x_gates)
+def gate_rows(cell: TracedCell, x_count: int, h_count: int) -> tuple[dict[str, slice], dict[str, slice]]:
+    """The rows of each gate among those of the input weights, which are so many, and of the recurrent weights."""
+    size = x_count // len(cell.x_gates) if cell.x_gates else h_count // len(cell.h_gates)
 
     def rows(gates: Sequence[str]) -> dict[str, slice]:
         return {gate: slice(index * size, (index + 1) * size) for index, gate in enumerate(gates)}

@@ -203,9 +203,9 @@ class _BackwardLayer(_Layer):
         all_rows = problem.steps * problem.batch
         # A projection's rows are H long, but there are fewer of them.
         operand_size = sum(problem.product_size(stage) * stage.num_gates for stage in problem.stages)
-        operand_vecs = operand_size / problem.num_gates / problem.lanes
-        panels = (x_vecs + operand_vecs) / problem.panel_vectors
-        row_panels = problem.num_gates * share.weight_unit_vecs * panels
+        operand_vecs = operand_size / problem.lanes
+        panels = (x_vecs * problem.num_gates + operand_vecs) / problem.panel_vectors
+        row_panels = share.weight_unit_vecs * panels
         blocks = -(-all_rows // share.block_rows)
         # Rows of a step are multiplied by groups: by one instruction, and packed into one slot.
         all_groups = problem.steps * -(-problem.batch // problem.rows_per_group)
