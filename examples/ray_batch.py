@@ -56,8 +56,8 @@ class Encoder:
     def load(cls, path: Path) -> Encoder:
         """The encoder in a file that ``make-data`` wrote."""
         with np.load(path) as file:
-            sizes, compute, params = file["sizes"].tolist(), str(file["compute"]), file["params"]
-        op = fusedrnn.RNNOp(fusedrnn.RNNSpec("gru", *sizes, bidirectional=True, compute=compute or None))
+            (features, hidden), compute, params = file["sizes"].tolist(), str(file["compute"]), file["params"]
+        op = fusedrnn.RNNOp(fusedrnn.RNNSpec("gru", features, hidden, bidirectional=True, compute=compute or None))
         return cls(op, op.quantize(params) if compute.startswith("int8") else fusedrnn.frozen(params))
 
     def encode(self, sequences: Sequence[Floats], batch: int) -> Floats:
@@ -107,11 +107,7 @@ class Shard:
         return metadata.num_rows == self.rows and (metadata.metadata or {}).get(_KEY) == self.key.encode()
 
     def read(self, features: int) -> tuple[pa.Array, list[Floats]]:
-        """The ids, and the sequences (steps, features), which are stored as flat lists.
-
-        Raises:
-            ValueError: A row holds no sequence of so many features; it names the row.
-        """
+        """The ids, and the sequences (steps, features), which are stored as flat lists; an error names a bad row."""
         with pq.ParquetFile(self.path) as file:
             table = file.read_row_group(self.row_group, columns=["id", "values"]).combine_chunks()
         ids, lists = table["id"].combine_chunks(), table["values"].combine_chunks()
