@@ -147,5 +147,5 @@ def test_verify_finds_what_is_wrong(data, monkeypatch):
 
 def test_a_row_that_is_no_sequence_is_named(data):
     shard = next(ray_batch.shards(data))
-    with pytest.raises(ValueError, match="the values of id [0-5] are not a whole number of steps of 61"):
+    with pytest.raises(ValueError, match=r"the values of id [0-5] are not a whole number of steps of 61"):
         shard.read(61)

@@ -8,12 +8,14 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 _MARK = "TEST_PROCESS_TREE"
+_LIMIT = 100  # seconds; a command takes a few
 
 
 def processes(mark: str, session: int) -> list[int]:
@@ -82,7 +84,11 @@ def running(*arguments: object, **environment: str) -> Iterator[Command]:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), _MARK: mark, **environment},
     )  # fmt: skip
     command = Command(process, mark)
+    # Whoever reads the output of a command that hangs reads its end then.
+    timer = threading.Timer(_LIMIT, kill_all, (mark, process.pid))
+    timer.start()
     try:
         yield command
     finally:
+        timer.cancel()
         command.kill()
