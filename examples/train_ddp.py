@@ -35,11 +35,16 @@ from fusedrnn.torch import LSTM
 
 
 class Forecaster(nn.Module):
-    """Predicts the next value at each step of each sequence."""
+    """Predicts the next value at each step of each sequence.
 
-    def __init__(self, hidden: int) -> None:
+    Args:
+        hidden: Hidden units of each layer.
+        layer: The class of the recurrent layers, this package's or torch.nn's.
+    """
+
+    def __init__(self, hidden: int, layer: type[nn.LSTM] = LSTM) -> None:
         super().__init__()
-        self.rnn = LSTM(1, hidden, num_layers=2, batch_first=True)
+        self.rnn = layer(1, hidden, num_layers=2, batch_first=True)
         self.head = nn.Linear(hidden, 1)
 
     def forward(self, x: Tensor) -> Tensor:
