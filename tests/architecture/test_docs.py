@@ -17,6 +17,7 @@ from benchmarks.compare.__main__ import app as compare
 from benchmarks.figures.__main__ import app as figures
 from benchmarks.page import app as page_app
 from benchmarks.peers import environments
+from benchmarks.scaling import app as scaling
 from examples.char_lm.__main__ import app as char_lm
 from fusedrnn import env, mxnet
 from fusedrnn.cli.app import app
@@ -33,6 +34,7 @@ MODULES = {
     "benchmarks.compare": compare,
     "benchmarks.figures": figures,
     "benchmarks.page": page_app,
+    "benchmarks.scaling": scaling,
     "examples.char_lm": char_lm,
 }
 """Commands of the form ``python -m NAME``."""
