@@ -189,13 +189,16 @@ def run(args: argparse.Namespace) -> None:
     """Encode every shard that is not finished."""
     everything = list(shards(args.folder))
     waiting = [shard for shard in everything if not shard.is_finished()]
-    done = len(everything) - len(waiting)
-    print(f"{len(everything)} shards, {done} of them finished before", flush=True)
+    print(f"{len(everything)} shards, {len(everything) - len(waiting)} of them finished before", flush=True)
     (args.folder / "output").mkdir(exist_ok=True)
+    if waiting:
+        encode_shards(args, waiting, len(everything))
     for leftover in (args.folder / "output").glob(".*.parquet.*"):  # of workers that were killed
         leftover.unlink(missing_ok=True)
-    if not waiting:
-        return
+
+
+def encode_shards(args: argparse.Namespace, waiting: list[Shard], total: int) -> None:
+    """Encode the shards, and show the progress."""
     ray = start_ray(args)
     try:
         # Ray Data restarts actors and repeats their tasks as often as it takes: max_restarts=-1, max_task_retries=-1.
@@ -203,10 +206,10 @@ def run(args: argparse.Namespace) -> None:
             Worker, fn_constructor_args=(str(args.folder), args.batch), batch_size=1,
             num_cpus=args.threads, compute=ray.data.ActorPoolStrategy(size=args.workers),
         )  # fmt: skip
-        rows, start = 0, time.perf_counter()
+        done, rows, start = total - len(waiting), 0, time.perf_counter()
         for result in results.iter_rows():
             done, rows = done + 1, rows + result["rows"]
-            progress = f"{done:4} of {len(everything)} shards  {rows / (time.perf_counter() - start):8.0f} sequences/s"
+            progress = f"{done:4} of {total} shards  {rows / (time.perf_counter() - start):8.0f} sequences/s"
             print(f"{progress}  {result['output']} by {result['worker']}", flush=True)
     finally:
         ray.shutdown()
