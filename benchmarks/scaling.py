@@ -242,12 +242,15 @@ def main(
     if case not in CASES or mode not in _LAYERS:
         fail(f"--case is one of {', '.join(CASES)}, --mode one of {', '.join(_LAYERS)}; got {case} and {mode}")
     run = Run(CASES[case], mode, processes, rounds, seconds)
+    load = os.getloadavg()[0]
     rates = measure(run)
     spec: RNNSpec = run.case.spec(mode)
     step_seconds = run.case.N / median(rates["training", run.setups[0]])
     gradient_bytes = 4 * spec.layout.size
     console = output()
-    console.print(f"{mode}, {run.case}", rates_table(run, rates), sep="\n")
+    console.print(f"{mode}, {run.case}")
+    console.print(f"load average before: {load:.1f} on {os.cpu_count()} processors; other work lowers the figures")
+    console.print(rates_table(run, rates))
     console.print(f"\n{gradient_bytes / 1e6:.2f} MB of gradients, {step_seconds * 1e3:.1f} ms a step of one process")
     console.print(network_table(gradient_bytes, step_seconds))
 
