@@ -1,10 +1,18 @@
-"""Trains a forecaster in several processes on one machine, with DistributedDataParallel over gloo.
+"""Trains a forecaster in several processes, on one machine or more, with DistributedDataParallel over gloo.
 
-    torchrun --nproc-per-node 2 examples/train_ddp.py     # two processes, each with half of the batch
     python examples/train_ddp.py                          # one process with the whole batch
+    torchrun --nproc-per-node 2 examples/train_ddp.py     # two processes, each with half of the batch
 
-Both print the same losses except for rounding. The task is to predict the next value of a sum of two sine waves. Their
-frequencies and phases differ between sequences, so that the network must infer them from earlier values.
+On each of two hosts, with an address of the first that both reach:
+
+    torchrun --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint HOST:29400 --rdzv-id forecaster \
+        --max-restarts 3 examples/train_ddp.py --checkpoint forecaster.pt
+
+All print the same losses except for rounding. If a process is killed, torchrun starts all of them again, and they
+continue from the last checkpoint: with the bits of a training that nothing interrupts.
+
+The task is to predict the next value of a sum of two sine waves. Their frequencies and phases differ between sequences,
+so that the network must infer them from earlier values.
 """
 
 from __future__ import annotations
@@ -14,8 +22,10 @@ import contextlib
 import json
 import math
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -25,11 +35,16 @@ from fusedrnn.torch import LSTM
 
 
 class Forecaster(nn.Module):
-    """Predicts the next value at each step of each sequence."""
+    """Predicts the next value at each step of each sequence.
 
-    def __init__(self, hidden: int) -> None:
+    Args:
+        hidden: Hidden units of each layer.
+        layer: The class of the recurrent layers, this package's or torch.nn's.
+    """
+
+    def __init__(self, hidden: int, layer: type[nn.LSTM] = LSTM) -> None:
         super().__init__()
-        self.rnn = LSTM(1, hidden, num_layers=2, batch_first=True)
+        self.rnn = layer(1, hidden, num_layers=2, batch_first=True)
         self.head = nn.Linear(hidden, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,16 +86,59 @@ def total_loss(loss: Tensor, processes: int) -> float:
     return loss.item() / processes
 
 
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What a checkpoint must agree on: everything that the losses depend on."""
+    return {name: getattr(args, name) for name in ("batch", "length", "hidden", "lr", "seed", "dtype")}
+
+
+def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Write the file as a whole or not at all, whatever is killed meanwhile."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path | None, processes: int) -> dict[str, Any] | None:
+    """The newest checkpoint that any of the processes finds, in all of them; None if there is none.
+
+    Rank 0 writes them, and after a restart may be on another host, which need not share its disk with the first.
+    """
+    checkpoint = torch.load(path, weights_only=True) if path and path.exists() else None
+    if processes == 1:
+        return checkpoint
+    steps: list[int] = [0] * processes
+    distributed.all_gather_object(steps, len(checkpoint["losses"]) if checkpoint else 0)
+    if not any(steps):
+        return None
+    checkpoints = [checkpoint]
+    distributed.broadcast_object_list(checkpoints, src=steps.index(max(steps)))
+    return checkpoints[0]
+
+
 def train(args: argparse.Namespace, rank: int, processes: int) -> tuple[list[float], dict[str, Tensor]]:
     """The loss of each step, and the final parameters."""
     dtype = getattr(torch, args.dtype)
     torch.manual_seed(args.seed)  # the same initial weights in all processes
     network = Forecaster(args.hidden).to(dtype)
+    optimizer = torch.optim.SGD(network.parameters(), lr=args.lr, momentum=0.9)
+    losses: list[float] = []
+    if checkpoint := read_checkpoint(args.checkpoint, processes):
+        if checkpoint["settings"] != settings(args):
+            raise SystemExit(f"{args.checkpoint} is of another training: {checkpoint['settings']}")
+        network.load_state_dict(checkpoint["network"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        losses = checkpoint["losses"]
+        if rank == 0:
+            print(f"continues after {len(losses)} steps", flush=True)
     model = DistributedDataParallel(network) if processes > 1 else network
-    optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=0.9)
-    losses = []
-    for step in range(args.steps):
-        # Each process generates the whole batch and takes its part.
+    for step in range(len(losses), args.steps):
+        # The batch depends on the step alone. Each process generates all of it and takes its part.
         batch = waves(args.batch, args.length, args.seed + step).to(dtype)
         data = batch[rank::processes]
         optimizer.zero_grad()
@@ -91,6 +149,9 @@ def train(args: argparse.Namespace, rank: int, processes: int) -> tuple[list[flo
         if rank == 0 and (step % args.report == 0 or step == args.steps - 1):
             still = nn.functional.mse_loss(batch[:, :-1], batch[:, 1:]).item()
             print(f"step {step:4}  loss {losses[-1]:.6f}  (a forecast of no change: {still:.6f})", flush=True)
+        if rank == 0 and args.checkpoint and ((step + 1) % args.checkpoint_every == 0 or step == args.steps - 1):
+            states = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
+            write_checkpoint(args.checkpoint, {"settings": settings(args), "losses": losses, **states})
     return losses, network.state_dict()
 
 
@@ -104,15 +165,23 @@ def options() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=0.5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
-    parser.add_argument("--threads-per-process", type=int, help="default: the processors divided by the processes")
+    parser.add_argument("--threads-per-process", type=int, help="default: a host's processors divided by its processes")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="continue from this file, and keep it current")
+    parser.add_argument("--checkpoint-every", type=int, default=50, metavar="STEPS")
     parser.add_argument("--report", type=int, default=20, metavar="STEPS", help="how often to print the loss")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the losses here")
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the trained parameters here")
     args = parser.parse_args()
-    for name in ("steps", "batch", "length", "hidden", "report"):
+    for name in ("steps", "batch", "length", "hidden", "report", "checkpoint_every"):
         if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1")
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
     return args
+
+
+def threads_per_process() -> int:
+    """This host's processors, shared out between its processes: more threads in total would wait for each other."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, processors // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def main() -> None:
@@ -121,11 +190,10 @@ def main() -> None:
     with process_group() as (rank, processes):
         if args.batch % processes:
             raise SystemExit(f"--batch {args.batch} cannot be divided evenly among {processes} processes")
-        # torchrun sets one thread a process; more threads than processors in total would wait for each other.
-        threads = args.threads_per_process or max(1, (os.cpu_count() or 1) // processes)
-        torch.set_num_threads(threads)
-        if rank == 0:
-            print(f"{processes} process(es), {threads} thread(s) each, {args.batch // processes} sequences each")
+        threads = args.threads_per_process or threads_per_process()
+        torch.set_num_threads(threads)  # torchrun sets one
+        place = f"rank {rank} of {processes} is process {os.getpid()} on {socket.gethostname()}"
+        print(f"{place}: {threads} thread(s), {args.batch // processes} sequences of a batch", flush=True)
         losses, parameters = train(args, rank, processes)
         if rank == 0 and args.json:
             args.json.write_text(json.dumps({"processes": processes, "threads": threads, "losses": losses}))

@@ -18,6 +18,7 @@ from benchmarks.figures.__main__ import app as figures
 from benchmarks.onnx_models import app as onnx_models
 from benchmarks.page import app as page_app
 from benchmarks.peers import environments
+from benchmarks.scaling import app as scaling
 from benchmarks.streams import app as streams_app
 from examples.char_lm.__main__ import app as char_lm
 from examples.stream_server.__main__ import app as stream_server
@@ -38,6 +39,7 @@ MODULES = {
     "benchmarks.figures": figures,
     "benchmarks.onnx_models": onnx_models,
     "benchmarks.page": page_app,
+    "benchmarks.scaling": scaling,
     "benchmarks.streams": streams_app,
     "examples.char_lm": char_lm,
     "examples.stream_server": stream_server,

@@ -1,13 +1,10 @@
 """DistributedDataParallel: the example under torchrun, and what DDP does with the gradients of our layers."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from datetime import timedelta
-from functools import cache
 from itertools import chain
 from pathlib import Path
 
@@ -19,15 +16,14 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from forecasts import SIZES, bounds, exact
 from fusedrnn import RNNSpec
-from fusedrnn.testing.tolerance import difference, gradient_tolerance, longest_sum, tolerance
+from fusedrnn.testing.tolerance import difference, gradient_tolerance
 from fusedrnn.torch import GRU, LSTM, accelerate
 
 pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="this torch has no torch.distributed")
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "train_ddp.py"
-STEPS, BATCH, LENGTH, HIDDEN, LR, MOMENTUM = 12, 10, 9, 17, 0.05, 0.9
-SIZES = ["--batch", BATCH, "--length", LENGTH, "--hidden", HIDDEN, "--lr", LR, "--seed", 3]
 LIMIT = 120  # seconds; a run takes a few
 # Now and then a process ends so that has done its work: a thread of gloo's lives on, whoever's modules were trained.
 ABORTED, TRIES = "terminate called without an active exception", 3
@@ -55,69 +51,13 @@ def run(arguments, processes=None):
     return process.returncode, output
 
 
-@dataclass(frozen=True)
-class Exact:
-    """What torch.nn computes in float64 on the joined batch, in one process, and how large gradients were."""
-
-    losses: list
-    parameters: dict
-    largest_gradient: float
-    sum_of_gradients: float
-
-
-@cache
-def exact():
-    spec = importlib.util.spec_from_file_location("train_ddp", EXAMPLE)
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
-    torch.manual_seed(3)
-    model = example.Forecaster(HIDDEN)
-    plain = nn.LSTM(1, HIDDEN, num_layers=2, batch_first=True)
-    plain.load_state_dict(model.rnn.state_dict())
-    model.rnn = plain
-    model.double()
-    moved = [torch.zeros_like(p) for p in model.parameters()]
-    losses, largest, total = [], 0.0, 0.0
-    for step in range(STEPS):
-        data = example.waves(BATCH, LENGTH, 3 + step).double()
-        loss = (model(data[:, :-1]) - data[:, 1:]).square().mean()
-        gradients = torch.autograd.grad(loss, list(model.parameters()))
-        with torch.no_grad():
-            for parameter, gradient, velocity in zip(model.parameters(), gradients, moved, strict=True):
-                velocity.mul_(MOMENTUM).add_(gradient)
-                parameter.sub_(LR * velocity)
-        losses.append(loss.item())
-        largest = max(largest, *(g.abs().max().item() for g in gradients))
-        total = max(total, sum(g.abs().sum().item() for g in gradients))
-    return Exact(losses, {n: p.numpy().copy() for n, p in model.state_dict().items()}, largest, total)
-
-
-def bounds(dtype):
-    """How far losses and parameters may lie from the exact ones.
-
-    A wrong gradient moves a parameter by lr in its step, and by momentum in all later ones: by lr / (1 - momentum)
-    together. Each step's may be wrong by the tolerance for gradients, and the parameter is rounded once a step. What
-    training does with an error so small it does with any small step: it makes it no larger, as the losses fall.
-
-    A loss moves with the parameters by no more than its gradient says, and with each output's own rounding by twice
-    the residual; the root mean square of the residuals is the root of the loss.
-    """
-    spec = RNNSpec("lstm", 1, HIDDEN, 2)
-    actual = exact()
-    _, gradient = gradient_tolerance(dtype, spec, LENGTH, BATCH, actual.largest_gradient)
-    weight = max(np.abs(p).max() for p in actual.parameters.values())
-    parameters = STEPS * (LR / (1 - MOMENTUM) * gradient + np.finfo(dtype).eps * weight)
-    _, output = tolerance(dtype, longest_sum(spec))
-    return actual.sum_of_gradients * parameters + 2 * max(actual.losses) ** 0.5 * output, parameters
-
-
 @pytest.mark.parametrize(("processes", "dtype"), [(None, "float64"), (2, "float32")])
 def test_two_processes_train_like_one_on_the_whole_batch(processes, dtype, tmp_path):
     """Both like torch.nn on the whole batch."""
     loss_bound, parameter_bound = bounds(dtype)
     losses, saved = tmp_path / "losses.json", tmp_path / "parameters.pt"
     for _ in range(TRIES):
-        code, output = run([*SIZES, "--steps", STEPS, "--dtype", dtype, "--json", losses, "--save", saved], processes)
+        code, output = run([*SIZES, "--dtype", dtype, "--json", losses, "--save", saved], processes)
         if ABORTED not in output:
             break
     assert code == 0, output
@@ -136,7 +76,7 @@ def test_two_processes_train_like_one_on_the_whole_batch(processes, dtype, tmp_p
 
 
 def test_a_batch_that_cannot_be_divided_is_refused():
-    code, output = run([*SIZES, "--steps", 1, "--batch", 7], 2)
+    code, output = run([*SIZES, "--batch", 7], 2)
     assert code != 0
     assert "--batch 7 cannot be divided evenly among 2 processes" in output
 

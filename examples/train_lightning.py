@@ -1,0 +1,76 @@
+"""Trains the forecaster of train_ddp.py with Lightning, in one process or more, on one machine or more.
+
+    python -m examples.train_lightning --processes 2
+
+The model is made of torch.nn's layers. One line puts this package's in their place: ``fusedrnn.torch.accelerate``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import fusedrnn.torch
+from examples.train_ddp import Forecaster, waves
+
+
+class Training(lightning.LightningModule):
+    """The model, its data, its loss and its optimizer."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        super().__init__()
+        self.network = Forecaster(args.hidden, nn.LSTM)
+        print(fusedrnn.torch.accelerate(self.network))  # the line that differs
+        self.args = args
+        self.losses: list[float] = []
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """This process's part of each batch; the batches do not depend on the number of processes."""
+        args, rank, processes = self.args, self.trainer.global_rank, self.trainer.world_size
+        batches = [waves(args.batch, args.length, args.seed + step) for step in range(args.steps)]
+        data = TensorDataset(torch.cat(batches))
+        return DataLoader(data, args.batch // processes, sampler=range(rank, len(data), processes))
+
+    def training_step(self, batch: list[Tensor], _: int) -> Tensor:
+        """The loss of this process's part of a batch; Lightning averages the gradients."""
+        (data,) = batch
+        loss = nn.functional.mse_loss(self.network(data[:, :-1]), data[:, 1:])
+        self.losses.append(self.trainer.strategy.reduce(loss.detach(), reduce_op="mean").item())
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimizer of train_ddp.py."""
+        return torch.optim.SGD(self.parameters(), lr=self.args.lr, momentum=0.9)
+
+
+def main() -> None:
+    """Train, and print the losses."""
+    parser = argparse.ArgumentParser(description="Trains a forecaster with Lightning.")
+    parser.add_argument("--hosts", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=1, help="on each host")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batch", type=int, default=32, help="sequences in a step, over all processes")
+    parser.add_argument("--length", type=int, default=64, help="time steps of a sequence")
+    parser.add_argument("--hidden", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=0.5)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    lightning.seed_everything(args.seed, verbose=False)
+    strategy = "ddp" if args.hosts * args.processes > 1 else "auto"
+    trainer = lightning.Trainer(
+        accelerator="cpu", num_nodes=args.hosts, devices=args.processes, strategy=strategy, max_epochs=1,
+        use_distributed_sampler=False, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+    )  # fmt: skip
+    training = Training(args)
+    trainer.fit(training)
+    if trainer.is_global_zero:
+        print(json.dumps({"processes": trainer.world_size, "losses": training.losses}))
+
+
+if __name__ == "__main__":
+    main()
