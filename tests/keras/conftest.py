@@ -1,5 +1,7 @@
 """Every test of this folder runs on each backend of Keras."""
 
+from pathlib import Path
+
 import pytest
 
 import keras_backends
@@ -7,12 +9,22 @@ from keras_backends import BACKENDS, CURRENT, OtherBackend
 
 pytest.importorskip("keras")
 
+FOLDER = Path(__file__).parent
 _OTHERS = pytest.StashKey[dict]()
 
 
 def pytest_generate_tests(metafunc):
     if "backend" in metafunc.fixturenames:
         metafunc.parametrize("backend", BACKENDS)
+
+
+def pytest_collection_modifyitems(items):
+    """Leave out, on other backends than PyTorch, tests that are not marked ``every_backend``."""
+    items[:] = [
+        item for item in items
+        if item.path.parent != FOLDER or item.callspec.params["backend"] == "torch"
+        or item.get_closest_marker("every_backend")
+    ]  # fmt: skip
 
 
 def pytest_itemcollected(item):

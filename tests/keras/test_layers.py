@@ -1,5 +1,7 @@
 """LSTM, GRU, SimpleRNN, Bidirectional and RNN against Keras's own: outputs, states and all gradients."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -9,9 +11,9 @@ import fusedrnn.keras
 from fusedrnn.testing.tolerance import gradient_tolerance, longest_sum, tolerance
 from keras_calls import assert_within, outputs_and_gradients
 
-N, T, I, H = 4, 7, 5, 6
+N, T, I, H = 4, 5, 3, 6
 RNG = np.random.default_rng(0)
-LENGTHS = np.array([7, 3, 1, 0])
+LENGTHS = np.array([5, 3, 1, 0])
 MASKS = {
     "none": None,
     "full": np.ones((N, T), bool),
@@ -31,16 +33,29 @@ OPTIONS = {
     "unrolled": {**SEQUENCES, "unroll": True},
     "no-bias": {**SEQUENCES, "use_bias": False},
     "relu": {**SEQUENCES, "activation": "relu"},
-}  # fmt: skip
+}
+# What is different from backend to backend. Compiling takes seconds on JAX.
+EVERYWHERE = pytest.mark.every_backend
 CASES = [
-    *[(kind, "sequences", mask, states) for kind in KINDS for mask in ("none", "holes") for states in (False, True)],
-    *[("GRU", name, mask, True) for name in ("plain", "backwards", "last-backwards") for mask in ("none", "left")],
-    *[("LSTM", name, mask, True) for name in ("zeros", "last-zeros", "sequences") for mask in ("full", "right")],
-    *[("SimpleRNN", name, "left", True) for name in ("zeros", "last-zeros", "plain")],
-    *[("LSTM", name, "none", False) for name in ("no-bias", "relu", "unrolled")],
-    *[(kind, "no-bias", "none", False) for kind in ("GRU", "SimpleRNN")],
-    ("SimpleRNN", "relu", "none", False),
-    ("GRU", "unrolled", "holes", True),
+    *[(kind, "sequences", mask) for kind in KINDS for mask in ("none", "holes") if (kind, mask) != ("LSTM", "holes")],
+    pytest.param("LSTM", "sequences", "holes", marks=EVERYWHERE),
+    ("GRU", "plain", "left"),
+    pytest.param("GRU", "backwards", "left", marks=EVERYWHERE),
+    ("LSTM", "last-backwards", "holes"),
+    *[("LSTM", "zeros", mask) for mask in ("full", "right")],
+    *[("SimpleRNN", name, mask) for name, mask in (("zeros", "left"), ("last-zeros", "right"))],
+    pytest.param("SimpleRNN", "plain", "right", marks=EVERYWHERE),
+    *[("LSTM", name, "none") for name in ("no-bias", "unrolled")],
+    ("GRU", "no-bias", "none"),
+    ("SimpleRNN", "relu", "none"),
+    ("GRU", "unrolled", "holes"),
+]
+MERGES = [
+    ("LSTM", "none", "concat"),
+    pytest.param("GRU", "right", "ave", marks=EVERYWHERE),
+    ("SimpleRNN", "holes", None),
+    pytest.param("LSTM", "holes", "concat", marks=EVERYWHERE),
+    ("GRU", "left", "sum"),
 ]
 
 
@@ -71,55 +86,87 @@ def assert_same(ours, theirs, x, states=None, mask=None, training=False, dtype="
         assert_within(array, other, *gradient_tolerance(dtype, spec, T, N, scale))
 
 
-@pytest.mark.parametrize(("kind", "options", "mask", "with_states"), CASES)
-def test_layers(kind, options, mask, with_states, fused):
+@pytest.mark.parametrize(("kind", "options", "mask"), CASES)
+def test_layers(kind, options, mask, fused):
     ours, theirs = twins(lambda module, **given: getattr(module, kind)(H, **given), **OPTIONS[options])
-    x, states = arrays(2 if kind == "LSTM" else 1)
-    assert [weight.path for weight in ours.weights] == [
-        weight.path.replace(theirs.name, ours.name) for weight in theirs.weights
+    assert [weight.path.split("/")[1:] for weight in ours.weights] == [
+        weight.path.split("/")[1:] for weight in theirs.weights
     ]
-    assert_same(ours, theirs, x, states if with_states else None, MASKS[mask])
-    assert len(fused) == 2 if keras.backend.backend() == "jax" else 1
+    x, states = arrays(2 if kind == "LSTM" else 1)
+    assert_same(ours, theirs, x, states, MASKS[mask])
+    assert len(fused) == 1
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_float64(kind, fused):
-    if keras.backend.backend() == "jax":
-        import jax
+@EVERYWHERE
+@pytest.mark.parametrize("mask", ["none", "full", "right", "holes"])
+def test_calls_outside_of_graphs(mask, fused):
+    """Where the values of masks are known."""
+    ours, theirs = twins(lambda module: module.GRU(H, return_sequences=True))
+    x, _ = arrays(0)
+    mask = None if MASKS[mask] is None else keras.ops.convert_to_tensor(MASKS[mask])
+    results = [keras.ops.convert_to_numpy(layer(x, mask=mask)) for layer in (ours, theirs)]
+    assert_within(*results, *tolerance("float32", I + H))
+    assert len(fused) == 1
 
-        jax.config.update("jax_enable_x64", True)
+
+@EVERYWHERE
+def test_float64(fused):
+    """Keras's own loop rounds to float32 here and there, so that NumPy is the oracle."""
+    with x64():
+        ours, _ = twins(lambda module: module.SimpleRNN(H, dtype="float64", return_sequences=True))
+        kernel, recurrent_kernel, bias = map(keras.ops.convert_to_numpy, ours.weights)
+        x, (h,) = arrays(1, "float64")
+        y, _ = outputs_and_gradients(ours, x, [h])
+    expected = []
+    for step in x.swapaxes(0, 1):
+        h = np.tanh(step @ kernel + bias + h @ recurrent_kernel)
+        expected.append(h)
+    assert_within(y[0], np.stack(expected, 1), *tolerance("float64", I + H))
+    assert fused[0].dtype == "float64"
+
+
+@contextlib.contextmanager
+def x64():
+    """JAX has 64-bit numbers."""
+    if keras.backend.backend() != "jax":
+        yield
+        return
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
     try:
-        ours, theirs = twins(lambda module: getattr(module, kind)(H, dtype="float64", **SEQUENCES))
-        assert_same(ours, theirs, arrays(0, "float64")[0], dtype="float64")
+        yield
     finally:
-        if keras.backend.backend() == "jax":
-            jax.config.update("jax_enable_x64", False)
-    assert {spec.dtype for spec in fused} == {"float64"}
+        jax.config.update("jax_enable_x64", False)
 
 
 @pytest.mark.parametrize(
-    "activation", ["sigmoid", "linear", "hard_sigmoid", "softsign", "softplus", "elu", "leaky_relu"]
+    ("activation", "recurrent"),
+    [
+        ("softsign", "hard_sigmoid"),
+        pytest.param("elu", "sigmoid", marks=EVERYWHERE),
+        ("leaky_relu", "softplus"),
+        ("linear", "tanh"),
+    ],
 )
-def test_activations(activation, fused):
+def test_activations(activation, recurrent, fused):
     ours, theirs = twins(
-        lambda module: module.GRU(H, activation=activation, recurrent_activation="hard_sigmoid", reset_after=False)
+        lambda module: module.GRU(H, activation=activation, recurrent_activation=recurrent, reset_after=False)
     )
     assert_same(ours, theirs, arrays(0)[0], mask=MASKS["holes"])
     assert fused
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("mask", ["none", "right", "holes"])
-@pytest.mark.parametrize("merge", ["concat", "ave", None])
+@pytest.mark.parametrize(("kind", "mask", "merge"), MERGES)
 def test_bidirectional(kind, mask, merge, fused):
     options = SEQUENCES if merge != "ave" else {}
     ours, theirs = twins(
         lambda module: module.Bidirectional(getattr(module, kind)(H, **options), merge_mode=merge)
     )
     num_states = 4 if kind == "LSTM" else 2
-    assert_same(ours, theirs, *arrays(num_states if merge is None else 0), mask=MASKS[mask])
-    assert fused
-    assert all(spec.bidirectional for spec in fused)
+    assert_same(ours, theirs, *arrays(num_states if merge != "ave" else 0), mask=MASKS[mask])
+    assert len(fused) == 1
+    assert fused[0].bidirectional
 
 
 def test_bidirectional_of_different_layers(fused):
@@ -141,15 +188,14 @@ STACKS = {
 }
 
 
-@pytest.mark.parametrize("stack", STACKS)
-@pytest.mark.parametrize("mask", ["none", "holes"])
+@pytest.mark.parametrize(("stack", "mask"), [("cell", "none"), pytest.param("cells", "holes", marks=EVERYWHERE), ("mixed", "left")])
 def test_rnn_of_cells(stack, mask, fused):
     ours, theirs = twins(lambda module: module.RNN(STACKS[stack](), **SEQUENCES))
     assert_same(ours, theirs, arrays(0)[0], mask=MASKS[mask])
     assert fused
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["LSTM", pytest.param("GRU", marks=EVERYWHERE), "SimpleRNN"])
 def test_dropout_has_the_masks_of_keras(kind, fused):
     ours, theirs = twins(lambda module: getattr(module, kind)(H, dropout=0.5, seed=3, **SEQUENCES))
     assert_same(ours, theirs, arrays(0)[0], mask=MASKS["left"], training=True)
@@ -170,19 +216,19 @@ def test_dropout_of_states_runs_keras_in_training_only(fused):
     assert fused
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["LSTM", pytest.param("SimpleRNN", marks=EVERYWHERE)])
 def test_stateful(kind, fused):
-    ours, theirs = twins(lambda module: getattr(module, kind)(H, stateful=True, return_sequences=True))
+    # Keras's fast loops on PyTorch overwrite the states that their backward needs.
+    options = {"stateful": True, "return_sequences": True} | ({} if kind == "SimpleRNN" else {"use_cudnn": False})
+    ours, theirs = twins(lambda module: getattr(module, kind)(H, **options))
     for _ in range(2):
         assert_same(ours, theirs, arrays(0)[0])
         states = [keras.ops.convert_to_numpy(keras.ops.stack(layer.states)) for layer in (ours, theirs)]
         assert_within(*states, *tolerance("float32", I + H))
-    for layer in (ours, theirs):
-        layer.reset_state()
-    assert_same(ours, theirs, arrays(0)[0])
     assert fused
 
 
+@EVERYWHERE
 def test_bfloat16(fused):
     """Products have bfloat16 operands, as Keras's have; states are not rounded from step to step."""
     ours, theirs = twins(lambda module: module.LSTM(H, dtype="mixed_bfloat16", **SEQUENCES))
@@ -197,7 +243,7 @@ def test_bfloat16(fused):
         assert error <= 1.5 * limit + 2.0**-8 * np.linalg.norm(right)
 
 
-@pytest.mark.parametrize("options", [{"activation": "gelu"}, {"dtype": "float16"}])
+@pytest.mark.parametrize("options", [{"activation": "gelu"}, {"dtype": "mixed_float16"}])
 def test_keras_own_loop(options, fused):
     """Of other activations and dtypes."""
     ours, theirs = twins(lambda module: module.LSTM(H, **options))

@@ -47,19 +47,22 @@ def _with_torch(layer, call, x, states):
 def _with_jax(layer, call, x, states):
     import jax
 
-    outputs = call(jax.numpy.asarray(x), [jax.numpy.asarray(state) for state in states])
-
     @jax.jit
-    def gradients(operands, values):
+    def results(operands, values):
         def loss(operands, values):
             mapping = list(zip(layer.trainable_variables, values, strict=True))
-            with keras.StatelessScope(state_mapping=mapping):
-                return weighted_sum(call(operands[0], list(operands[1:])))
+            with keras.StatelessScope(state_mapping=mapping) as scope:
+                outputs = call(operands[0], list(operands[1:]))
+            updates = [scope.get_current_value(variable) for variable in layer.non_trainable_variables]
+            return weighted_sum(outputs), (outputs, updates)
 
-        return jax.grad(loss, (0, 1))(operands, values)
+        return jax.grad(loss, (0, 1), has_aux=True)(operands, values)
 
     values = [variable.value for variable in layer.trainable_variables]
-    doperands, dvalues = gradients((x, *states), values)
+    (doperands, dvalues), (outputs, updates) = results((x, *states), values)
+    for variable, value in zip(layer.non_trainable_variables, updates, strict=True):
+        if value is not None:
+            variable.assign(value)
     return outputs, (*doperands, *dvalues)
 
 
