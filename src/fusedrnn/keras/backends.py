@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import keras
 
+from fusedrnn.keras.parameters import Parameters, Results
 from fusedrnn.spec import RNNSpec
 
 _MODULES = {"torch": "fusedrnn.keras.on_torch", "jax": "fusedrnn.keras.on_jax"}
-Results = tuple[Any, tuple[Any, ...]]
-"""The output (T, N, D·H) and the final states, each (D, N, H)."""
-
-
-class Parameters(NamedTuple):
-    """The tensors of a Keras cell.
-
-    Attributes:
-        kernel: (I, G·H).
-        recurrent_kernel: (H, G·H).
-        bias: (G·H,), of a GRU with ``reset_after`` (2, G·H), or None.
-    """
-
-    kernel: Any
-    recurrent_kernel: Any
-    bias: Any
-
-    @classmethod
-    def of(cls, cell: Any) -> Parameters:
-        """Those that a cell has now, in the dtype in which the calling layer computes."""
-        bias = None if cell.bias is None else cell.bias.value
-        return cls(cell.kernel.value, cell.recurrent_kernel.value, bias)
 
 
 class Backend(Protocol):
@@ -62,11 +40,13 @@ class Backend(Protocol):
         """
 
 
-@functools.cache
-def current() -> Backend | None:
-    """The backend of this process; None if the operator does not run on its tensors."""
+def _loaded() -> Any:
     name = _MODULES.get(keras.backend.backend())
-    return None if name is None else importlib.import_module(name)  # type: ignore[return-value]
+    return None if name is None else importlib.import_module(name)
+
+
+BACKEND: Backend | None = _loaded()
+"""The backend of this process; None if the operator does not run on its tensors."""
 
 
 def carries_initial_output(unroll: bool) -> bool:

@@ -8,9 +8,9 @@ import keras
 from keras import ops, tree
 
 from fusedrnn.keras import backends
-from fusedrnn.keras.backends import Parameters
 from fusedrnn.keras.cell_spec import cells_of, refusal, spec_of
 from fusedrnn.keras.fused_loop import FusedLoop, can_read, read_steps
+from fusedrnn.keras.parameters import Parameters
 
 _MERGES = {
     "sum": lambda forward, backward: forward + backward,
@@ -64,7 +64,7 @@ def differ_in_direction_only(layer: Any) -> bool:
 
 def _run(layer: Bidirectional, sequences: Any, initial_state: Any, mask: Any, training: Any) -> Any:
     """The results of a call; None if each direction is to run by itself."""
-    backend, forward, backward = backends.current(), layer.forward_layer, layer.backward_layer
+    backend, forward, backward = backends.BACKEND, layer.forward_layer, layer.backward_layer
     if backend is None or not differ_in_direction_only(layer) or not can_read(forward, sequences, mask):
         return None
     cells = forward.cell, backward.cell

@@ -73,23 +73,32 @@ def spec_of(cell: Any, compute_dtype: str, bidirectional: bool = False) -> RNNSp
     names = ("recurrent_activation", "activation", "activation") if hasattr(cell, "unit_forget_bias") else (
         ("recurrent_activation", "activation") if hasattr(cell, "reset_after") else ("activation",)
     )  # fmt: skip
-    activations = tuple(_activation(getattr(cell, name)) for name in names)
+    activations = tuple([getattr(cell, name).__name__ for name in names])
     dtype, compute = FORMATS[compute_dtype]
     reset_after = getattr(cell, "reset_after", True)
     size, units = cell.kernel.shape[0], cell.units
-    return _spec(_MODES[type(cell)], size, units, bidirectional, dtype, compute, reset_after, activations)
+    return named_spec(_MODES[type(cell)], size, units, bidirectional, dtype, compute, reset_after, activations)
+
+
+def named_spec(
+    mode: str, size: int, units: int, bidirectional: bool, dtype: str, compute: str | None, reset_after: bool,
+    activations: tuple[str, ...],
+) -> RNNSpec:  # fmt: skip
+    """The spec of a mode with Keras's activations of these names; always the same object."""
+    return _cached_spec(mode, size, units, bidirectional, dtype, compute, reset_after, activations)
 
 
 @functools.lru_cache(maxsize=256)
-def _spec(
+def _cached_spec(
     mode: str, size: int, units: int, bidirectional: bool, dtype: str, compute: str | None, reset_after: bool,
-    activations: tuple[Activation, ...],
+    names: tuple[str, ...],
 ) -> RNNSpec:  # fmt: skip
-    if mode == "rnn_tanh" and activations[0].name == "relu":
+    if mode == "rnn_tanh" and names == ("relu",):
         mode = "rnn_relu"
+    by_name = {function.__name__: activation for function, activation in ACTIVATIONS.items()}
     return RNNSpec(
         mode, size, units, bidirectional=bidirectional, dtype=dtype, compute=compute, reset_after=reset_after,
-        activations=activations,
+        activations=tuple(by_name[name] for name in names),
     )  # fmt: skip
 
 

@@ -111,7 +111,7 @@ def _convert(layer: Any, name: str, classes: dict[type, type]) -> LayerReport | 
 
 def _why_unsupported(layer: Any, is_wrapper: bool) -> str:
     """Why the operator does not support a layer of a known class; empty if it does."""
-    if backends.current() is None:
+    if backends.BACKEND is None:
         return f"the operator does not run on the backend {keras.backend.backend()}"
     if is_wrapper:
         return ""

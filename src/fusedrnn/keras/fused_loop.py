@@ -7,9 +7,10 @@ from typing import Any
 from keras import ops, tree
 
 from fusedrnn.keras import backends
-from fusedrnn.keras.backends import Backend, Parameters
+from fusedrnn.keras.backends import Backend
 from fusedrnn.keras.cell_spec import cells_of, draws_masks_of_ours, refusal, spec_of
 from fusedrnn.keras.masked_steps import MaskedSteps
+from fusedrnn.keras.parameters import Parameters
 
 
 class FusedLoop:
@@ -36,7 +37,7 @@ class FusedLoop:
 
 def _run(layer: FusedLoop, sequences: Any, initial_state: Any, mask: Any, training: Any) -> Any:
     """The results of :meth:`FusedLoop.inner_loop`; None if Keras's own loop is to run."""
-    backend, cells = backends.current(), cells_of(layer.cell)
+    backend, cells = backends.BACKEND, cells_of(layer.cell)
     if backend is None or not can_read(layer, sequences, mask) or not _can_run(layer, cells, training):
         return None
     states = _flat_states(initial_state, cells, sequences.shape[0])

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fusedrnn.jax import rnn
-from fusedrnn.keras.backends import Parameters, Results
 from fusedrnn.keras.cell_spec import gate_order
+from fusedrnn.keras.parameters import Parameters, Results
 from fusedrnn.spec import RNNSpec
 
 

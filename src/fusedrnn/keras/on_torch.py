@@ -9,15 +9,21 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from fusedrnn.keras.backends import Parameters, Results
+from fusedrnn.keras import cell_spec
 from fusedrnn.keras.cell_spec import gate_order
+from fusedrnn.keras.parameters import Parameters, Results
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch import dispatch
 from fusedrnn.torch.eligibility import MODULE_DTYPES, is_plain
+from fusedrnn.torch.imports import after_import
 from fusedrnn.torch.network import Tensors
 from fusedrnn.torch.weight_copies import WeightCopies
 
 Order = tuple[int, ...]
+
+
+# torch.compile takes the spec as it is, and does not trace how it is found.
+after_import("torch._dynamo", lambda dynamo: dynamo.assume_constant_result(cell_spec.named_spec))
 
 
 def run(
