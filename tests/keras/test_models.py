@@ -76,7 +76,7 @@ def test_accelerated_between_two_fits(fused):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
-def test_torch_compile(fused):
+def test_torch_compile():
     """A graph has the registered operator."""
     import torch
 
@@ -86,7 +86,7 @@ def test_torch_compile(fused):
     graphs = []
     compiled = torch.compile(lambda x: layer(x), backend=lambda graph, _: graphs.append(graph) or graph.forward)
     assert_within(*map(keras.ops.convert_to_numpy, (compiled(x), expected)), RTOL, ATOL)
-    assert sum(node.target is torch.ops.fusedrnn.rnn.default for graph in graphs for node in graph.graph.nodes) == 1
+    assert sum(str(node.target).startswith("fusedrnn.rnn") for graph in graphs for node in graph.graph.nodes) == 1
 
 
 class Pair(keras.Model):
