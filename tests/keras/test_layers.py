@@ -188,7 +188,9 @@ STACKS = {
 }
 
 
-@pytest.mark.parametrize(("stack", "mask"), [("cell", "none"), pytest.param("cells", "holes", marks=EVERYWHERE), ("mixed", "left")])
+@pytest.mark.parametrize(
+    ("stack", "mask"), [("cell", "none"), pytest.param("cells", "holes", marks=EVERYWHERE), ("mixed", "left")]
+)
 def test_rnn_of_cells(stack, mask, fused):
     ours, theirs = twins(lambda module: module.RNN(STACKS[stack](), **SEQUENCES))
     assert_same(ours, theirs, arrays(0)[0], mask=MASKS[mask])

@@ -19,6 +19,8 @@ class FusedLoop:
     A call that the operator does not support runs the loop of the class behind it.
     """
 
+    activity_regularizer: Any
+    built: bool
     cell: Any
     compute_dtype: str
     go_backwards: bool

@@ -14,7 +14,7 @@ from fusedrnn.keras.cell_spec import gate_order
 from fusedrnn.keras.parameters import Parameters, Results
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch import dispatch
-from fusedrnn.torch.eligibility import MODULE_DTYPES, is_plain
+from fusedrnn.torch.eligibility import MODULE_DTYPES, is_compiling, is_plain
 from fusedrnn.torch.imports import after_import
 from fusedrnn.torch.network import Tensors
 from fusedrnn.torch.weight_copies import WeightCopies
@@ -43,7 +43,7 @@ def run(
 
 def padding_of(mask: Tensor) -> bool | None:
     """:meth:`fusedrnn.keras.backends.Backend.padding_of`."""
-    if dispatch.is_compiling() or mask.is_meta:
+    if is_compiling() or mask.is_meta:
         return False
     if bool(mask.all()):
         return None
@@ -54,7 +54,7 @@ def _arranged(tensors: Tensors, order: Order) -> list[Tensor | None]:
     """The operator's weights and biases of each direction, from Keras's kernels and biases."""
     weights: list[Tensor | None] = []
     for kernel, recurrent_kernel, bias in zip(*[iter(tensors)] * 3, strict=True):
-        weights += [_by_rows(kernel, order), _by_rows(recurrent_kernel, order)]  # type: ignore[arg-type]
+        weights += [_by_rows(kernel, order), _by_rows(recurrent_kernel, order)]
         rows = [] if bias is None else [bias] if bias.dim() == 1 else bias.unbind()
         weights += [*[_reordered(row, order) for row in rows], None, None][:2]
     return weights
@@ -86,7 +86,7 @@ def _kept(tensors: Tensors, order: Order) -> Tensors:
     # Other calls use the same copies: these must stay without history.
     aliases = [copy if copy is None else copy.data for copy in copies]
     present = [copy for copy in aliases if copy is not None]
-    recorded = iter(_Arrangement.apply(present, order, *tensors))  # type: ignore[no-untyped-call]
+    recorded = iter(_Arrangement.apply(present, order, *tensors))
     return [copy if copy is None else next(recorded) for copy in copies]
 
 
