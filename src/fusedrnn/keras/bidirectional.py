@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-from keras import ops, tree
+from keras import ops
 
 from fusedrnn.keras import backends
 from fusedrnn.keras.cell_spec import cells_of, refusal, spec_of
-from fusedrnn.keras.fused_loop import FusedLoop, can_read, read_steps
+from fusedrnn.keras.fused_loop import FusedLoop, Nested, can_read, read_steps
 from fusedrnn.keras.parameters import Parameters
 
 _MERGES = {
@@ -91,7 +91,7 @@ def _run(layer: Bidirectional, sequences: Any, initial_state: Any, mask: Any, tr
         ]  # fmt: skip
         outputs = _merged(layer.merge_mode, last[0], last[1])
     else:
-        y = ops.swapaxes(y if steps is None else steps.outputs(y, None, are_zero=True), 0, 1)
+        y = (y if steps is None else steps.outputs(y, None, are_zero=True)).swapaxes(0, 1)
         outputs = y if layer.merge_mode == "concat" else _merged(layer.merge_mode, *ops.split(y, 2, axis=-1))
     if not layer.return_state:
         return outputs
@@ -108,7 +108,7 @@ def _merged(mode: str | None, forward: Any, backward: Any) -> Any:
 def _initial_states(layer: Bidirectional, initial_state: Any, x: Any) -> list[Any] | None:
     """The initial states, each (2, N, H); None if there are others than the cells have."""
     cell, batch = layer.forward_layer.cell, x.shape[1]
-    count = len(cell.state_size) if tree.is_nested(cell.state_size) else 1
+    count = len(cell.state_size) if isinstance(cell.state_size, Nested) else 1
     if initial_state is None:
         return [ops.zeros((2, batch, cell.units), dtype=layer.compute_dtype) for _ in range(count)]
     states = list(initial_state)

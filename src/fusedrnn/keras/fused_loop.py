@@ -12,6 +12,8 @@ from fusedrnn.keras.cell_spec import cells_of, draws_masks_of_ours, refusal, spe
 from fusedrnn.keras.masked_steps import MaskedSteps
 from fusedrnn.keras.parameters import Parameters
 
+Nested = list | tuple
+
 
 class FusedLoop:
     """A mixin for :class:`keras.layers.RNN` and its subclasses.
@@ -66,30 +68,32 @@ def _run(layer: FusedLoop, sequences: Any, initial_state: Any, mask: Any, traini
 
 def can_read(layer: Any, sequences: Any, mask: Any) -> bool:
     """Whether the operator takes input and a mask of these shapes."""
-    if tree.is_nested(sequences) or len(sequences.shape) != 3 or None in sequences.shape or 0 in sequences.shape:
+    shape = () if isinstance(sequences, dict | Nested) else tuple(sequences.shape)
+    if len(shape) != 3 or None in shape or 0 in shape:
         return False
-    mask = first_of(mask)
-    is_mask = mask is None or tuple(mask.shape) == tuple(sequences.shape[:2])
-    cells = cells_of(layer.cell)
-    return is_mask and getattr(cells[0], "built", False) and sequences.shape[2] == cells[0].kernel.shape[0]
+    mask, cell = first_of(mask), cells_of(layer.cell)[0]
+    is_mask = mask is None or tuple(mask.shape) == shape[:2]
+    return is_mask and getattr(cell, "built", False) and shape[2] == cell.kernel.shape[0]
 
 
 def first_of(mask: Any) -> Any:
     """The mask of the input, where Keras passes one for each state too."""
-    return mask[0] if tree.is_nested(mask) else mask
+    return mask[0] if isinstance(mask, Nested) else mask
 
 
 def _can_run(layer: FusedLoop, cells: Any, training: Any) -> bool:
-    if refusal(layer.cell) or any(cell.compute_dtype != layer.compute_dtype for cell in cells):
+    compute_dtype = layer.compute_dtype
+    if refusal(layer.cell) or any([cell.compute_dtype != compute_dtype for cell in cells]):
         return False
-    drops = [cell for cell in cells if training and (cell.dropout > 0 or cell.recurrent_dropout > 0)]
-    return all(draws_masks_of_ours(cell) for cell in drops)
+    if not training:
+        return True
+    return all(draws_masks_of_ours(cell) for cell in cells if cell.dropout > 0 or cell.recurrent_dropout > 0)
 
 
 def read_steps(backend: Backend, layer: Any, sequences: Any, mask: Any) -> tuple[Any, MaskedSteps | None]:
     """The input (T, N, I) in the order in which a layer reads it, and what its mask leaves out."""
     mask = first_of(mask)
-    x = ops.cast(ops.swapaxes(sequences, 0, 1), layer.compute_dtype)
+    x = sequences.swapaxes(0, 1)
     mask = None if mask is None else ops.cast(ops.swapaxes(mask, 0, 1), "bool")
     if getattr(layer, "go_backwards", False):
         x, mask = ops.flip(x, axis=0), None if mask is None else ops.flip(mask, axis=0)
@@ -103,11 +107,11 @@ def read_steps(backend: Backend, layer: Any, sequences: Any, mask: Any) -> tuple
 def _flat_states(initial_state: Any, cells: Any, batch: int) -> list[list[Any]] | None:
     """The states of each cell, in lists; None if a shape is unusual."""
     nested = initial_state if len(cells) > 1 else [initial_state]
-    if not tree.is_nested(nested) or len(nested) != len(cells):
+    if not isinstance(nested, Nested) or len(nested) != len(cells):
         return None
-    states = [list(own) if tree.is_nested(own) else [own] for own in nested]
+    states = [list(own) if isinstance(own, Nested) else [own] for own in nested]
     for cell, own in zip(cells, states, strict=True):
-        count = len(cell.state_size) if tree.is_nested(cell.state_size) else 1
+        count = len(cell.state_size) if isinstance(cell.state_size, Nested) else 1
         if len(own) != count or any(tuple(state.shape) != (batch, cell.units) for state in own):
             return None
     return states
@@ -117,14 +121,14 @@ def _as_nested(final: list[list[Any]], initial_state: Any) -> Any:
     """The final states as the initial ones are nested."""
     if len(final) == 1:
         return final[0]
-    return [own if tree.is_nested(before) else own[0] for own, before in zip(final, initial_state, strict=True)]
+    return [own if isinstance(before, Nested) else own[0] for own, before in zip(final, initial_state, strict=True)]
 
 
 def _outputs(layer: FusedLoop, steps: MaskedSteps | None, y: Any, h: Any, before: Any) -> tuple[Any, Any]:
     """The output of the last step (N, H), and of all (N, T, H) if the layer returns them."""
     if steps is None:
-        return h, ops.swapaxes(y, 0, 1) if layer.return_sequences else h
+        return h, y.swapaxes(0, 1) if layer.return_sequences else h
     last = steps.last_output(h, before, layer.zero_output_for_mask)
     if not layer.return_sequences:
         return last, last
-    return last, ops.swapaxes(steps.outputs(y, before, layer.zero_output_for_mask), 0, 1)
+    return last, steps.outputs(y, before, layer.zero_output_for_mask).swapaxes(0, 1)

@@ -24,7 +24,8 @@ def run(
     operands = x, flat_parameters(spec, parameters), *states
     x_spec, params, *initial = [operand.astype(spec.dtype) for operand in operands]
     y, final = rnn(spec, params, x_spec, tuple(initial), lengths)
-    return y.astype(x.dtype), tuple(state.astype(x.dtype) for state in final)
+    dtype = parameters[0].kernel.dtype
+    return y.astype(dtype), tuple(state.astype(dtype) for state in final)
 
 
 def padding_of(mask: Any) -> bool | None:

@@ -21,6 +21,9 @@ from fusedrnn.torch.weight_copies import WeightCopies
 
 Order = tuple[int, ...]
 
+_ONE_STEP = "lstm", "gru"
+"""Keras has functions for these, which take as long for a single step as it takes to see that no weight has changed."""
+
 
 # torch.compile takes the spec as it is, and does not trace how it is found.
 after_import("torch._dynamo", lambda dynamo: dynamo.assume_constant_result(cell_spec.named_spec))
@@ -30,13 +33,17 @@ def run(
     spec: RNNSpec, x: Tensor, states: Sequence[Tensor], parameters: Sequence[Parameters], lengths: Tensor | None
 ) -> Results | None:
     """:meth:`fusedrnn.keras.backends.Backend.run`."""
+    if len(x) == 1 and lengths is None and spec.mode in _ONE_STEP and spec.reset_after:
+        return None
     run_call = dispatch.runner()
-    operands = [x, *states, *(tensor for own in parameters for tensor in own if tensor is not None)]
-    if run_call is None or x.dtype not in MODULE_DTYPES or not all(is_plain(tensor, x.dtype) for tensor in operands):
+    tensors = [tensor for own in parameters for tensor in own]
+    dtype = tensors[0].dtype
+    x = x.to(dtype)
+    operands = [x, *states, *[tensor for tensor in tensors if tensor is not None]]
+    if run_call is None or dtype not in MODULE_DTYPES or not all([is_plain(tensor, dtype) for tensor in operands]):
         return None
     if not dispatch.is_eager(run_call) and not (spec.reset_after and spec.activations is None):
         return None  # the registered operator has no such options
-    tensors = [tensor for own in parameters for tensor in own]
     arrange = _kept if dispatch.is_eager(run_call) and isinstance(tensors[0], Parameter) else _arranged
     return run_call(spec, x, tuple(states), arrange(tensors, gate_order(spec)), lengths=lengths)
 
