@@ -76,16 +76,16 @@ def fetch(name: str, target: Target, build: Callable[..., Module], *arguments: A
         return object_cache.fetch(name, target, build, *arguments)
 
 
-def function(code: LoadedObject, name: str, arguments: int) -> Callable[..., None]:
-    """A function of that many integers. A call releases the interpreter's lock."""
-    prototype = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)
+def function(code: LoadedObject, name: str, arguments: int, returns: bool = False) -> Callable[..., Any]:
+    """A function of that many integers, which returns one or nothing. A call releases the interpreter's lock."""
+    prototype = ctypes.CFUNCTYPE(ctypes.c_int64 if returns else None, *[ctypes.c_int64] * arguments)
     with lock:
         callable_ = prototype(code.address(name))
     callable_.code = code  # type: ignore[attr-defined]  # the code lives as long as the callable
     return callable_
 
 
-def address(function: Callable[..., None]) -> int:
+def address(function: Callable[..., Any]) -> int:
     """The address of a function of machine code."""
     return ctypes.cast(function, ctypes.c_void_p).value or 0  # type: ignore[arg-type]
 

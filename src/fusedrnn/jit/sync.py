@@ -25,6 +25,7 @@ _FUTEX_NUMBERS = {"x86_64": 202, "amd64": 202, "aarch64": 98}
 _FUTEX = _FUTEX_NUMBERS.get(platform.machine().lower()) if sys.platform == "linux" else None
 _FUTEX_WAIT, _FUTEX_WAKE, _EVERYONE = 128, 129, 0x7FFFFFFF
 _AARCH64_YIELD = 1
+_CAN_YIELD = sys.platform != "win32"
 # Iterations of a waiting loop between two yields of the processor: a few microseconds.
 _ITERATIONS_PER_YIELD = 256
 
@@ -45,6 +46,29 @@ def atomic_store(f: Function, address: Value, value: Value) -> None:
     f.builder.store_atomic(value.ir, typed_pointer, "seq_cst", 8)
 
 
+def try_lock(f: Function, address: Value) -> Value:
+    """Whether this thread has set the integer at an address to 1: it was 0. Unlock by storing 0 atomically."""
+    return Value(f, f.builder.atomic_rmw("xchg", f.pointer(address), I64(1), "seq_cst")).is_zero
+
+
+def lock(f: Function, address: Value) -> None:
+    """Return once this thread has set the integer at an address from 0 to 1: for locks held for a moment."""
+    with f.forever() as loop:
+        f.break_if(loop, try_lock(f, address))
+        yield_processor(f)
+
+
+def unlock(f: Function, address: Value) -> None:
+    """Let others lock the integer at an address."""
+    atomic_store(f, address, f.constant(0))
+
+
+def yield_processor(f: Function) -> None:
+    """Let another thread run on this processor, where the system can."""
+    if _CAN_YIELD:
+        f.intrinsic("sched_yield", I32, [])
+
+
 def emit_wait(module: Module) -> Function:
     """A function of (address, value, spins, asleep): return once the integer at the address is not the value.
 
@@ -62,9 +86,9 @@ def emit_wait(module: Module) -> Function:
             f.intrinsic("llvm.aarch64.hint", VOID, [I32(_AARCH64_YIELD)])
         iterations.set(iterations.get() + 1)
         # The thread that this one waits for may be waiting for this very processor.
-        if sys.platform != "win32":
+        if _CAN_YIELD:
             with f.if_((iterations.get() & (_ITERATIONS_PER_YIELD - 1)).is_zero):
-                f.intrinsic("sched_yield", I32, [])
+                yield_processor(f)
         with f.if_(iterations.get() > spins):
             _sleep(f, address, value, asleep)
     f.ret()

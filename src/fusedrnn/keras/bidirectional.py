@@ -9,7 +9,7 @@ from keras import ops
 
 from fusedrnn.keras import backends
 from fusedrnn.keras.cell_spec import cells_of, refusal, spec_of
-from fusedrnn.keras.fused_loop import FusedLoop, Nested, can_read, read_steps
+from fusedrnn.keras.fused_loop import NESTED, FusedLoop, can_read, read_steps
 from fusedrnn.keras.parameters import Parameters
 
 _MERGES = {
@@ -108,7 +108,7 @@ def _merged(mode: str | None, forward: Any, backward: Any) -> Any:
 def _initial_states(layer: Bidirectional, initial_state: Any, x: Any) -> list[Any] | None:
     """The initial states, each (2, N, H); None if there are others than the cells have."""
     cell, batch = layer.forward_layer.cell, x.shape[1]
-    count = len(cell.state_size) if isinstance(cell.state_size, Nested) else 1
+    count = len(cell.state_size) if isinstance(cell.state_size, NESTED) else 1
     if initial_state is None:
         return [ops.zeros((2, batch, cell.units), dtype=layer.compute_dtype) for _ in range(count)]
     states = list(initial_state)

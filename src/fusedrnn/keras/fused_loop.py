@@ -12,7 +12,7 @@ from fusedrnn.keras.cell_spec import cells_of, draws_masks_of_ours, refusal, spe
 from fusedrnn.keras.masked_steps import MaskedSteps
 from fusedrnn.keras.parameters import Parameters
 
-Nested = list | tuple
+NESTED = list, tuple
 
 
 class FusedLoop:
@@ -68,7 +68,7 @@ def _run(layer: FusedLoop, sequences: Any, initial_state: Any, mask: Any, traini
 
 def can_read(layer: Any, sequences: Any, mask: Any) -> bool:
     """Whether the operator takes input and a mask of these shapes."""
-    shape = () if isinstance(sequences, dict | Nested) else tuple(sequences.shape)
+    shape = () if isinstance(sequences, (dict, *NESTED)) else tuple(sequences.shape)
     if len(shape) != 3 or None in shape or 0 in shape:
         return False
     mask, cell = first_of(mask), cells_of(layer.cell)[0]
@@ -78,7 +78,7 @@ def can_read(layer: Any, sequences: Any, mask: Any) -> bool:
 
 def first_of(mask: Any) -> Any:
     """The mask of the input, where Keras passes one for each state too."""
-    return mask[0] if isinstance(mask, Nested) else mask
+    return mask[0] if isinstance(mask, NESTED) else mask
 
 
 def _can_run(layer: FusedLoop, cells: Any, training: Any) -> bool:
@@ -107,11 +107,11 @@ def read_steps(backend: Backend, layer: Any, sequences: Any, mask: Any) -> tuple
 def _flat_states(initial_state: Any, cells: Any, batch: int) -> list[list[Any]] | None:
     """The states of each cell, in lists; None if a shape is unusual."""
     nested = initial_state if len(cells) > 1 else [initial_state]
-    if not isinstance(nested, Nested) or len(nested) != len(cells):
+    if not isinstance(nested, NESTED) or len(nested) != len(cells):
         return None
-    states = [list(own) if isinstance(own, Nested) else [own] for own in nested]
+    states = [list(own) if isinstance(own, NESTED) else [own] for own in nested]
     for cell, own in zip(cells, states, strict=True):
-        count = len(cell.state_size) if isinstance(cell.state_size, Nested) else 1
+        count = len(cell.state_size) if isinstance(cell.state_size, NESTED) else 1
         if len(own) != count or any(tuple(state.shape) != (batch, cell.units) for state in own):
             return None
     return states
@@ -121,7 +121,7 @@ def _as_nested(final: list[list[Any]], initial_state: Any) -> Any:
     """The final states as the initial ones are nested."""
     if len(final) == 1:
         return final[0]
-    return [own if isinstance(before, Nested) else own[0] for own, before in zip(final, initial_state, strict=True)]
+    return [own if isinstance(before, NESTED) else own[0] for own, before in zip(final, initial_state, strict=True)]
 
 
 def _outputs(layer: FusedLoop, steps: MaskedSteps | None, y: Any, h: Any, before: Any) -> tuple[Any, Any]:

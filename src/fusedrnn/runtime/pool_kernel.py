@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from fusedrnn.jit.builder import I32, I64, Function, Module, Value
 from fusedrnn.jit.struct import Struct
-from fusedrnn.jit.sync import atomic_add, atomic_load, atomic_store, emit_wait, wake
+from fusedrnn.jit.sync import atomic_add, atomic_load, atomic_store, emit_wait, lock, try_lock, unlock, wake
 
 # Fields that different threads write lie on cache lines of their own, eight integers each.
 CONTROL = Struct(
@@ -14,9 +15,12 @@ CONTROL = Struct(
     "num_done", *(f"_{i}" for i in range(9, 16)),
     "num_asleep", *(f"_{i}" for i in range(17, 24)),
     "caller_asleep", *(f"_{i}" for i in range(25, 32)),
+    "busy", "workers", "caller_spins", *(f"_{i}" for i in range(35, 40)),
 )  # fmt: skip
 """The pool's control block. ``cpu_of_thread`` is the address of a table of the processors that its threads run on; 0 if
-they need not be kept apart."""
+they need not be kept apart. ``busy`` is not 0 while a job runs, and from the stop of the pool on. ``workers`` and
+``caller_spins`` are for callers in machine code: threads beside the caller's, and spins of a thread that waits for
+others of its job."""
 # Whether a thread can tell on which processor it runs, and choose another.
 _HAS_AFFINITY = sys.platform == "linux"
 # Processors in the C library's masks.
@@ -45,9 +49,11 @@ def _publish_job(f: Function, control: Value) -> None:
 
 
 def _emit_stop(module: Module) -> None:
-    """``stop(control)``: the threads leave their loops."""
+    """``stop(control)``: once no job runs, the threads leave their loops; later jobs are refused."""
     f = Function(module, "stop", ["control"], exported=True)
     (control,) = f.arguments
+    with f.if_(CONTROL.read(f, control).stop.is_zero):
+        lock(f, _field(control, "busy"))
     f.store(1, _field(control, "stop"))
     _publish_job(f, control)
     f.ret()
@@ -72,21 +78,33 @@ def _emit_worker_loop(module: Module, wait: Function, spread_out: Function) -> N
 
 
 def _emit_dispatch(module: Module, wait: Function, spread_out: Function) -> None:
-    """``dispatch(control, function, arguments, num_threads, workers, spins)``: run a job; the caller is thread 0."""
+    """``dispatch(control, function, arguments, num_threads, workers, spins)``: run a job; the caller is thread 0.
+
+    It returns 1, or 0 if it has not run the job because another one runs.
+    """
     names = ["control", "function", "arguments", "num_threads", "workers", "spins"]
-    f = Function(module, "dispatch", names, exported=True)
-    control, function, arguments, num_threads, workers, spins = f.arguments
-    for name, value in (("function", function), ("arguments", arguments), ("num_threads", num_threads)):
+    f = Function(module, "dispatch", names, exported=True, returns=True)
+    control, ran = f.arguments[0], f.var(0)
+    with f.if_(try_lock(f, _field(control, "busy"))):
+        ran.set(1)
+        _run_job(f, f.arguments, wait, spread_out)
+        unlock(f, _field(control, "busy"))
+    f.ret(ran.get())
+
+
+def _run_job(f: Function, arguments: Sequence[Value], wait: Function, spread_out: Function) -> None:
+    """The body of ``dispatch``, for the caller that has locked the pool."""
+    control, function, job_arguments, num_threads, workers, spins = arguments
+    for name, value in (("function", function), ("arguments", job_arguments), ("num_threads", num_threads)):
         f.store(value, _field(control, name))
     atomic_store(f, _field(control, "num_done"), f.constant(0))
     f.call(spread_out, CONTROL.read(f, control).cpu_of_thread, 0)
     _publish_job(f, control)
-    f.call_address(function, arguments, f.constant(0))
+    f.call_address(function, job_arguments, f.constant(0))
     with f.forever() as loop:
         num_done = atomic_load(f, _field(control, "num_done"))
         f.break_if(loop, num_done >= workers)
         f.call(wait, _field(control, "num_done"), num_done, spins, _field(control, "caller_asleep"))
-    f.ret()
 
 
 def current_cpu(f: Function) -> Value:

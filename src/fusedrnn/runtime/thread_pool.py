@@ -25,6 +25,7 @@ from fusedrnn.jit.host import current_target
 from fusedrnn.jit.loader import Job, address, function, load, load_once
 from fusedrnn.locks import Lock
 from fusedrnn.runtime.buffers import aligned_empty
+from fusedrnn.runtime.native_state import publish_num_threads, publish_pool
 from fusedrnn.runtime.pool_kernel import CONTROL, build_pool
 from fusedrnn.scalars import shown
 
@@ -63,6 +64,7 @@ def set_num_threads(threads: int) -> None:
     """
     global _num_threads
     _num_threads = _checked(threads)
+    publish_num_threads(_num_threads)
 
 
 @contextmanager
@@ -90,7 +92,7 @@ def _is_oversubscribed(num_threads: int) -> bool:
 class PoolFunctions(NamedTuple):
     """The functions of :mod:`fusedrnn.runtime.pool_kernel`."""
 
-    dispatch: Callable[..., None]
+    dispatch: Callable[..., int]
     stop: Callable[..., None]
     worker_loop: Callable[..., None]
 
@@ -99,7 +101,8 @@ class PoolFunctions(NamedTuple):
 def load_pool() -> PoolFunctions:
     """Load the machine code of the pool."""
     code = load("pool", current_target(), build_pool)
-    return PoolFunctions(function(code, "dispatch", 6), function(code, "stop", 1), function(code, "worker_loop", 3))
+    dispatch = function(code, "dispatch", 6, returns=True)
+    return PoolFunctions(dispatch, function(code, "stop", 1), function(code, "worker_loop", 3))
 
 
 class ThreadPool:
@@ -119,6 +122,8 @@ class ThreadPool:
         self._control[CONTROL.index["spins"]] = _OVERSUBSCRIBED_SPINS if oversubscribed else _IDLE_SPINS
         self._cpu_of_thread = np.full(workers + 1, -1, np.int64)
         self._control[CONTROL.index["cpu_of_thread"]] = 0 if oversubscribed else self._cpu_of_thread.ctypes.data
+        self._control[CONTROL.index["workers"]] = workers
+        self._control[CONTROL.index["caller_spins"]] = self._spins
         self._threads: list[threading.Thread] = []
         try:
             for tid in range(1, workers + 1):
@@ -132,6 +137,11 @@ class ThreadPool:
     def _run_worker(self, tid: int) -> None:
         self._functions.worker_loop(self._address, tid, 0)
 
+    @property
+    def memory(self) -> tuple[object, ...]:
+        """What the control block is in, and what it refers to."""
+        return self._control, self._cpu_of_thread
+
     def control(self) -> int:
         """The address of the control block, for callers that dispatch a job.
 
@@ -142,13 +152,16 @@ class ThreadPool:
             raise RuntimeError("this process was forked inside the call: the threads to run it on do not exist here")
         return self._address
 
-    def run(self, function: int, arguments: int, num_threads: int) -> None:
+    def run(self, function: int, arguments: int, num_threads: int) -> bool:
         """Run ``function(arguments, tid)`` on that many threads, thread 0 being this one, and wait for all.
+
+        False if it has not run, because a caller in machine code has the threads.
 
         Raises:
             RuntimeError: As :meth:`control` does.
         """
-        self._functions.dispatch(self.control(), function, arguments, num_threads, self.workers, self._spins)
+        dispatch = self._functions.dispatch
+        return bool(dispatch(self.control(), function, arguments, num_threads, self.workers, self._spins))
 
     def stop(self) -> None:
         """End the threads and wait until they have ended. If the wait is interrupted they end all the same."""
@@ -186,10 +199,7 @@ class ThreadTeam:
     def run(self, job: Job, arguments: int, num_threads: int) -> bool:
         """Run ``job(arguments, tid)`` on that many threads and wait for all; False if so many are not free now."""
         with borrow_pool(self.threads) as pool:
-            if pool is None:
-                return False
-            pool.run(address(job), arguments, num_threads)
-        return True
+            return pool is not None and pool.run(address(job), arguments, num_threads)
 
 
 @lru_cache(maxsize=64)
@@ -252,6 +262,7 @@ def get_pool(threads: int) -> ThreadPool | None:
         _shutdown_pool()
         try:
             _pool = ThreadPool(threads - 1)
+            publish_pool(_pool.control(), _pool.memory)
         except RuntimeError as error:
             warnings.warn(f"running on one thread: {threads} could not be had ({error})", RuntimeWarning, stacklevel=2)
     return _pool
@@ -260,6 +271,7 @@ def get_pool(threads: int) -> ThreadPool | None:
 def _shutdown_pool() -> None:
     global _pool
     pool, _pool = _pool, None  # in this order: an interrupt must not leave a pool that has been stopped
+    publish_pool(0)
     if pool is not None:
         pool.stop()
 
@@ -274,6 +286,7 @@ def _after_fork_in_child() -> None:
     """Forget the pool, whose threads do not exist here, and the default, since the processors may be others."""
     global _pool, _lease
     _pool, _lease = None, None
+    publish_pool(0)
     _default.cache_clear()
 
 

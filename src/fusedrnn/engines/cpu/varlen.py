@@ -69,7 +69,7 @@ class VarLen:
         """
         tables = self._tables.get(row_starts)
         if tables is None:
-            unsorted_indices, batch_sizes = _round_robin(row_starts), self._batch_sizes
+            unsorted_indices, batch_sizes = round_robin(row_starts), self._batch_sizes
             row_to_sequence = self._sorted_indices[unsorted_indices]
             # A group's sorted indices rise; active are those below the batch size.
             active_rows = [
@@ -84,7 +84,7 @@ class VarLen:
 
 
 @lru_cache(maxsize=16)
-def _round_robin(row_starts: tuple[int, ...]) -> Array:
+def round_robin(row_starts: tuple[int, ...]) -> Array:
     """Sorted indices distributed round-robin, so that all groups have about as much work; group by group."""
     sizes = np.diff(row_starts)
     rounds = np.concatenate([np.arange(size) for size in sizes])

@@ -121,7 +121,10 @@ def build_guarded_call() -> Module:
             with single:
                 f.call_address(c.job, kernel_args, f.constant(0))
             with several:
-                f.call_address(c.dispatch, control, c.job, kernel_args, c.num_threads, c.num_workers, c.spins)
+                ran = f.call_address(
+                    c.dispatch, control, c.job, kernel_args, c.num_threads, c.num_workers, c.spins, returns=I64
+                )
+                held.set(ran)
     f.ret(held.get())
     emit_c_function(module, f, objects=(names.index("arguments"),))
     return module

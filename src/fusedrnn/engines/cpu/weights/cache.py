@@ -22,7 +22,7 @@ from fusedrnn.locks import Lock
 from fusedrnn.quantized_params import QuantizedParams
 from fusedrnn.runtime.buffers import BufferPool, Lease, Workspaces
 from fusedrnn.runtime.fingerprint import MEMORY_RANGE, fingerprint_of
-from fusedrnn.runtime.thread_pool import ThreadTeam
+from fusedrnn.runtime.thread_pool import ThreadTeam, pool_team
 
 Array = NDArray[Any]
 Frozen = Array | QuantizedParams
@@ -219,6 +219,11 @@ class WeightCache:
         self._run(layout.tasks if training else layout.forward_tasks, lease.address, flat, team, 2 * size)
         ranges[:, _COPY] = 0
         return PackedWeights(lease, frozen, ranges, fingerprint, training, self.nowhere)
+
+    def pack_quantized_into(self, packed: int, params: Array) -> None:
+        """Quantize a flat parameter vector, given as bytes, and pack it for inference at an address, on this thread."""
+        source = quantized(self.tiling, params)
+        self._run(self.layout.forward_tasks, packed, source.ctypes.data, pool_team(1), source.nbytes)
 
     def _pack_quantized(self, params: QuantizedParams, team: ThreadTeam) -> PackedWeights:
         lease = self._pool.lease(self.layout.backward_offset)

@@ -1,0 +1,138 @@
+"""Packed weights for machine code that runs without the interpreter: packed again when the parameters have changed.
+
+A few slots hold the packed weights of as many parameter vectors. A call locks the slot it uses until it ends, so that
+no other call packs into it meanwhile.
+"""
+
+from __future__ import annotations
+
+from fusedrnn.engines.cpu.weights.pack_kernel import CALL
+from fusedrnn.jit.builder import I64, Function, Module, Value
+from fusedrnn.jit.struct import Struct
+from fusedrnn.jit.sync import atomic_add, atomic_load, try_lock, unlock, yield_processor
+from fusedrnn.runtime.fingerprint import LANES, MEMORY_RANGE
+from fusedrnn.runtime.native_memory import SLOT
+from fusedrnn.runtime.pool_kernel import CONTROL
+
+WEIGHTS = Struct(
+    "slots", "num_slots", "clock", "params_size", "packed_size", "packed_size_forward", "tasks", "num_tasks",
+    "num_tasks_forward", "pack", "pack_threads", "repack", "fingerprint", "dispatch",
+)  # fmt: skip
+"""How the parameters of a spec are packed, and the slots. Sizes are in bytes.
+
+``tasks`` are those of training, which begin with those of inference. ``pack_threads`` is 1 for few parameters, else 0
+for the threads of the pool. ``repack`` is a function of (slot, params) that packs instead, 0 for none. The functions
+``fingerprint`` and ``dispatch`` are those of the runtime.
+"""
+WEIGHTS_SLOT = Struct(
+    "busy", "address", "size", "params", "level", "last_use", "_6", "_7", *(f"fingerprint{i}" for i in range(LANES))
+)
+"""A slot as in :data:`fusedrnn.runtime.native_memory.SLOT`: the address of the parameters when they were packed, what
+is packed of them (:data:`NOTHING`, ...), the ``clock`` at the last use, and the fingerprint of the parameters."""
+assert WEIGHTS_SLOT.names[:3] == SLOT.names[:3]
+NOTHING, FORWARD, TRAINING = range(3)
+
+
+def emit_acquire_weights(module: Module, grow: Function) -> Function:
+    """Emit the function of (weights, params, level, control) that locks and returns a slot with the packed weights.
+
+    ``level`` is :data:`FORWARD` or :data:`TRAINING`, ``control`` the control block of the thread pool, 0 for none. It
+    returns 0 if there is no memory. ``grow`` is from :func:`fusedrnn.runtime.native_memory.emit_grow`.
+    """
+    take, pack = _emit_take_slot(module), _emit_pack(module)
+    f = Function(module, "acquire_weights", ["weights", "params", "level", "control"], returns=True)
+    weights, params, level, control = f.arguments
+    w = WEIGHTS.read(f, weights)
+    slot = f.var(f.call(take, weights, params))
+    fields = WEIGHTS_SLOT.read(f, slot.get())
+    f.store(atomic_add(f, weights + WEIGHTS.offset("clock"), 1), slot.get() + WEIGHTS_SLOT.offset("last_use"))
+    fingerprint = _fingerprint(f, w.fingerprint, params, w.params_size)
+    with f.if_(_is_out_of_date(f, fields.level, level, slot.get(), fingerprint)):
+        f.store(NOTHING, slot.get() + WEIGHTS_SLOT.offset("level"))
+        size = level.equals(TRAINING).select(w.packed_size, w.packed_size_forward)
+        with f.if_else(f.call(grow, slot.get(), size).is_set) as (enough, no_memory):
+            with enough:
+                f.call(pack, weights, slot.get(), params, level, control)
+                f.store(params, slot.get() + WEIGHTS_SLOT.offset("params"))
+                f.store(level, slot.get() + WEIGHTS_SLOT.offset("level"))
+                _copy_lanes(f, fingerprint, slot.get() + WEIGHTS_SLOT.offset("fingerprint0"))
+            with no_memory:
+                unlock(f, slot.get())
+                slot.set(0)
+    f.ret(slot.get())
+    return f
+
+
+def _emit_take_slot(module: Module) -> Function:
+    """A function of (weights, params) that locks a slot: of these parameters, else the one unused for longest."""
+    f = Function(module, "take_weights_slot", ["weights", "params"], returns=True)
+    weights, params = f.arguments
+    w = WEIGHTS.read(f, weights)
+    taken = f.var(0)
+    with f.forever() as loop:
+        oldest, oldest_use = f.var(0), f.var((1 << 63) - 1)
+        with f.loop(0, w.num_slots) as number:
+            slot = w.slots + number * WEIGHTS_SLOT.size
+            fields = WEIGHTS_SLOT.read(f, slot)
+            is_known = taken.get().is_zero & fields.params.equals(params) & fields.level.is_set
+            with f.if_(is_known), f.if_(try_lock(f, slot)):
+                taken.set(slot)
+            with f.if_(atomic_load(f, slot).is_zero & (fields.last_use < oldest_use.get())):
+                oldest.set(slot)
+                oldest_use.set(fields.last_use)
+        with f.if_(taken.get().is_zero & oldest.get().is_set), f.if_(try_lock(f, oldest.get())):
+            taken.set(oldest.get())
+        f.break_if(loop, taken.get().is_set)
+        yield_processor(f)
+    f.ret(taken.get())
+    return f
+
+
+def _fingerprint(f: Function, function: Value, params: Value, size: Value) -> Value:
+    """The address of the fingerprint of the parameters."""
+    memory_range, result = f.alloca(MEMORY_RANGE.size), f.alloca(8 * LANES)
+    for name, value in (("begin", params), ("size", size), ("copy", f.constant(0))):
+        f.store(value, memory_range + MEMORY_RANGE.offset(name))
+    f.call_address(function, memory_range, f.constant(1), result)
+    return result
+
+
+def _is_out_of_date(f: Function, packed_level: Value, level: Value, slot: Value, fingerprint: Value) -> Value:
+    changed = packed_level < level
+    for lane in range(LANES):
+        before = f.load(slot + WEIGHTS_SLOT.offset(f"fingerprint{lane}"))
+        changed = changed | f.load(fingerprint + 8 * lane).compare("!=", before)
+    return changed
+
+
+def _copy_lanes(f: Function, source: Value, dest: Value) -> None:
+    for lane in range(LANES):
+        f.store(f.load(source + 8 * lane), dest + 8 * lane)
+
+
+def _emit_pack(module: Module) -> Function:
+    """A function of (weights, slot, params, level, control): pack the parameters into the slot's memory."""
+    f = Function(module, "pack_weights", ["weights", "slot", "params", "level", "control"])
+    weights, slot, params, level, control = f.arguments
+    w = WEIGHTS.read(f, weights)
+    with f.if_else(w.repack.is_set) as (by_caller, by_job):
+        with by_caller:
+            f.call_address(w.repack, slot, params)
+        with by_job:
+            packed = WEIGHTS_SLOT.read(f, slot).address
+            num_tasks = level.equals(TRAINING).select(w.num_tasks, w.num_tasks_forward)
+            call, ran = f.alloca(CALL.size), f.var(0)
+            for name, value in (("tasks", w.tasks), ("num_tasks", num_tasks), ("flat", params), ("packed", packed)):
+                f.store(value, call + CALL.offset(name))
+            with f.if_(control.is_set & w.pack_threads.is_zero):
+                c = CONTROL.read(f, control)
+                threads = c.workers + 1
+                f.store(threads, call + CALL.offset("num_threads"))
+                ran.set(
+                    f.call_address(w.dispatch, control, w.pack, call, threads, c.workers, c.caller_spins, returns=I64)
+                )
+            with f.if_(ran.get().is_zero):
+                f.store(1, call + CALL.offset("num_threads"))
+                f.call_address(w.pack, call, f.constant(0))
+    f.ret()
+    return f

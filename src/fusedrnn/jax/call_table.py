@@ -1,0 +1,163 @@
+"""The calls that are prepared for XLA: made at the first call of a job and a shape, then found by machine code."""
+
+from __future__ import annotations
+
+import ctypes
+import traceback
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import jax
+import numpy as np
+
+from fusedrnn.engines.cpu.buffer_call import BufferCall
+from fusedrnn.engines.cpu.executor import Executor
+from fusedrnn.engines.cpu.launch.buffer_kernel import BAD_LENGTH, NO_MEMORY, NOT_ALIGNED
+from fusedrnn.jax import ffi_layout as ffi
+from fusedrnn.jax.calls import Call, JobKind, Needs, restore
+from fusedrnn.jax.handler_kernel import ENTRY, MAX_BUFFERS, NOT_PREPARED, OTHER_VERSION, TABLE, build_handler
+from fusedrnn.jit.host import current_target
+from fusedrnn.jit.loader import address, function, load
+from fusedrnn.locks import Lock
+from fusedrnn.runtime.buffers import aligned_empty
+from fusedrnn.runtime.native_state import num_threads_cell, publish_num_threads
+from fusedrnn.runtime.thread_pool import get_num_threads
+from fusedrnn.spec import RNNSpec
+
+TARGET_NAME = "fusedrnn_call"
+# Prepared calls to keep. One takes some ten kilobytes.
+_MAX_CALLS = 256
+_MESSAGES = {
+    BAD_LENGTH: b"fusedrnn: each of lengths must be from 0 to the number of steps",
+    NO_MEMORY: b"fusedrnn: there is no memory for the workspace or the packed weights",
+    NOT_ALIGNED: b"fusedrnn: the buffer of the reserve does not begin at a multiple of 64",
+    OTHER_VERSION: b"fusedrnn: this jaxlib has an unknown version of the foreign function interface",
+}
+
+
+class CallTable:
+    """The prepared calls, and the handler that runs them.
+
+    Attributes:
+        handler: The address of the function for XLA.
+    """
+
+    def __init__(self) -> None:
+        code = load("jax_handler", current_target(), build_handler)
+        self._insert = function(code, "insert", 2)
+        self._remove = function(code, "remove", 2, returns=True)
+        self._code, self.handler = code, code.address("handler")
+        self._lock = Lock()
+        self._calls: OrderedDict[tuple[int, ...], tuple[Any, BufferCall]] = OrderedDict()
+        self._message_texts = dict(_MESSAGES)
+        self._prepare = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 4)(self._prepare_or_explain)
+        self._messages = np.zeros(max(OTHER_VERSION, NOT_PREPARED) + 1, np.int64)
+        for status, text in _MESSAGES.items():
+            self._set_message(status, text)
+        self._table = aligned_empty((len(TABLE),), np.int64)
+        values = {
+            "lock": 0, "first": 0, "num_threads": num_threads_cell(), "prepare": address(self._prepare),
+            "messages": self._messages.ctypes.data,
+        }  # fmt: skip
+        self._table[:] = [values[name] for name in TABLE.names]
+        function(code, "set_table", 1)(self._table.ctypes.data)
+        publish_num_threads(get_num_threads())
+
+    def _set_message(self, status: int, text: bytes) -> None:
+        buffer = ctypes.create_string_buffer(text)
+        # XLA copies a message while this lock is not held: those of the past must stay in place.
+        self._keep = [*getattr(self, "_keep", []), buffer]
+        self._messages[status] = ctypes.addressof(buffer)
+
+    def _prepare_or_explain(self, frame: int, key: int, steps: int, batch: int) -> int:
+        """Prepare a call for the frame that XLA has called with; 0 and a message if that fails."""
+        try:
+            self._prepare_call(key, _description(frame), steps, batch)
+        except BaseException as error:  # the caller is machine code
+            text = "".join(traceback.format_exception_only(error)).strip()
+            self._set_message(NOT_PREPARED, f"fusedrnn: {text}".encode())
+            return 0
+        return 1
+
+    def _prepare_call(self, key: int, description: str, steps: int, batch: int) -> None:
+        call, kind, needs = restore(key, description)
+        threads = get_num_threads()
+        with self._lock:
+            place = key, steps, batch, threads
+            if place not in self._calls:
+                buffer_call = make_buffer_call(call, kind, needs, steps, batch, threads)
+                entry = aligned_empty((len(ENTRY),), np.int64)
+                entry[:] = [0, *place, 0, buffer_call.address]
+                self._calls[place] = entry, buffer_call
+                self._insert(self._table.ctypes.data, entry.ctypes.data)
+                self._forget_old()
+
+    def _forget_old(self) -> None:
+        """Remove the oldest calls that nobody runs, if there are too many."""
+        for place, (entry, _) in list(self._calls.items()):
+            if len(self._calls) <= _MAX_CALLS:
+                break
+            if self._remove(self._table.ctypes.data, entry.ctypes.data):
+                del self._calls[place]
+
+
+def make_buffer_call(
+    call: Call, kind: JobKind, needs: Needs | None, steps: int, batch: int, threads: int
+) -> BufferCall:
+    """The call of the CPU engine for a job of T steps of N sequences."""
+    buffers = call.buffers(kind, needs)
+    if len(buffers) > MAX_BUFFERS:
+        raise ValueError(f"a network of {call.spec.mode!r} has more than {MAX_BUFFERS} operands and results")
+    executor = executor_of(call.spec)
+    layout = None
+    if kind != "forward":
+        layout = executor.describe_reserve(steps, batch, resets=True if "resets" in call.options else None).layout
+    return BufferCall(executor, (kind, steps, batch, layout), threads, buffers)
+
+
+@lru_cache(maxsize=256)
+def executor_of(spec: RNNSpec) -> Executor:
+    """What runs a spec."""
+    return Executor(spec)
+
+
+def reserve_size(call: Call, steps: int, batch: int) -> int:
+    """Bytes of the reserve of a training call."""
+    return executor_of(call.spec).reserve_bytes(steps, batch, "gates", "resets" in call.options)
+
+
+def _description(frame: int) -> str:
+    """The description of the job among the attributes of a frame, whose first is its key."""
+
+    def integer(at: int) -> int:
+        return ctypes.c_int64.from_address(at).value
+
+    names = [_text(integer(integer(frame + ffi.ATTR_NAMES) + 8 * n)) for n in range(integer(frame + ffi.NUM_ATTRS))]
+    if names != ["key", "plan"]:
+        raise RuntimeError(f"the attributes of the call must be key and plan; got {', '.join(names)}")
+    return _text(integer(integer(frame + ffi.ATTRS) + 8))
+
+
+def _text(span: int) -> str:
+    """The text of an XLA_FFI_ByteSpan at that address."""
+    at, size = (ctypes.c_int64.from_address(span + offset).value for offset in (ffi.SPAN_ADDRESS, ffi.SPAN_SIZE))
+    return ctypes.string_at(at, size).decode()
+
+
+@lru_cache(maxsize=1)
+def register() -> Callable[..., Any]:
+    """Register the handler with XLA, once; returns the lowering to it."""
+    table = CallTable()
+    _immortal.append(table)
+    jax.ffi.register_ffi_target(TARGET_NAME, _capsule(table.handler), platform="cpu")
+    lowering: Callable[..., Any] = jax.ffi.ffi_lowering(TARGET_NAME)
+    return lowering
+
+
+_immortal: list[object] = []
+
+
+def _capsule(function_address: int) -> Any:
+    return jax.ffi.pycapsule(ctypes.c_void_p(function_address))

@@ -1,0 +1,122 @@
+"""What a call of the operator in JAX is: its spec, its optional operands, and the order of its buffers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property, lru_cache
+from typing import Any, Literal
+
+from fusedrnn.cell.cells import Cell
+from fusedrnn.engines.cpu.kernels.stages import state_letters
+from fusedrnn.spec import RNNSpec
+
+JobKind = Literal["forward", "training", "backward"]
+OPTIONAL = "states", "lengths", "resets", "seed"
+"""Operands that a call may have, behind x and params, in this order."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call: which network, and which of the optional operands there are.
+
+    Attributes:
+        spec: The network.
+        options: Those of :data:`OPTIONAL` that are given, in that order.
+    """
+
+    spec: RNNSpec
+    options: tuple[str, ...] = ()
+
+    @property
+    def num_states(self) -> int:
+        """States of the cell."""
+        return len(self.spec.state_names)
+
+    @cached_property
+    def operand_names(self) -> list[str]:
+        """The names of the operands of forward."""
+        letters = self._letters
+        initial = [f"{letter}0" for letter in letters] if "states" in self.options else []
+        return ["x", "params", *initial, *(name for name in OPTIONAL[1:] if name in self.options)]
+
+    @property
+    def _letters(self) -> list[str]:
+        return list(state_letters(self.num_states)[: self.num_states])
+
+    def pieces(self, operands: Any) -> dict[str, Any]:
+        """The operands by name; the states as a tuple, None if there are none."""
+        by_name = dict(zip(self.operand_names, operands, strict=True))
+        states = tuple(by_name[f"{letter}0"] for letter in self._letters) if "states" in self.options else None
+        return {
+            "x": by_name["x"], "params": by_name["params"], "states": states,
+            **{name: by_name.get(name) for name in OPTIONAL[1:]},
+        }  # fmt: skip
+
+    def buffers(self, kind: JobKind, needs: Needs | None = None) -> list[str]:
+        """The name of each buffer of a job, operands before results; "" for those that it does not use."""
+        letters = self._letters
+        if kind != "backward":
+            results = ["y", *(f"{letter}_n" for letter in letters)]
+            return [*self.operand_names, *results, *(["reserve"] if kind == "training" else [])]
+        assert needs is not None
+        used = "params", "lengths", "resets", "seed"
+        own = [name if name in used else "" for name in self.operand_names]
+        gradients = [f"d{letter}_n" for letter in letters]
+        results = [*(["dx"] if needs.x else []), *(["dparams"] if needs.params else [])]
+        return [*own, "reserve", "dy", *gradients, *results, *(f"d{letter}0" for letter in letters if needs.states)]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """The operands whose gradients a backward call computes."""
+
+    x: bool
+    params: bool
+    states: bool
+
+
+@lru_cache(maxsize=1024)
+def describe(call: Call, kind: JobKind, needs: Needs | None) -> tuple[int, str]:
+    """The key of a job, and its description, from which :func:`restore` makes it again in another process."""
+    spec = call.spec
+    values = {field.name: getattr(spec, field.name) for field in fields(spec)}
+    cell = None
+    if isinstance(spec.mode, Cell):
+        values["mode"], cell = spec.mode.name, spec.variant.slug
+    if spec.activations is not None:
+        values["activations"] = [asdict(activation) for activation in spec.activations]
+    text = json.dumps({
+        "job": kind, "spec": values, "cell": cell, "options": call.options,
+        "needs": None if needs is None else asdict(needs),
+    })  # fmt: skip
+    key = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+    _known[key] = call, kind, needs
+    return key, text
+
+
+_known: dict[int, tuple[Call, JobKind, Needs | None]] = {}
+
+
+def restore(key: int, text: str) -> tuple[Call, JobKind, Needs | None]:
+    """The job with that key and description.
+
+    Raises:
+        LookupError: If it is of a cell of a user's that this process has not used yet.
+    """
+    if key in _known:
+        return _known[key]
+    values = json.loads(text)
+    spec = values["spec"]
+    if values["cell"] is not None:
+        raise LookupError(
+            f"the exported function has a network of the cell {spec['mode']!r}, which this process does not know: "
+            "trace fusedrnn.jax.rnn with that cell and the same options once before calling it"
+        )
+    if spec["activations"] is not None:
+        from fusedrnn.cell.activations import Activation
+
+        spec["activations"] = tuple(Activation(**activation) for activation in spec["activations"])
+    call = Call(RNNSpec(**spec), tuple(values["options"]))
+    return call, values["job"], None if values["needs"] is None else Needs(**values["needs"])

@@ -1,0 +1,306 @@
+"""The operator as primitives of JAX: how it is differentiated, batched and compiled.
+
+- ``rnn`` is what callers see. It is batched by joining the batches, and differentiated by the two others.
+- ``forward`` is one call of the kernels; for backward it also returns the reserve.
+- ``backward`` computes gradients from the reserve. Its own derivative is that of the composed operator.
+
+On the CPU ``forward`` and ``backward`` are calls of machine code, elsewhere scans over the cell's equations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from fusedrnn.jax import composed
+from fusedrnn.jax.call_table import register, reserve_size
+from fusedrnn.jax.calls import Call, JobKind, Needs, describe
+
+Array = Any
+
+# At import: a function that another process has exported calls the handler too.
+_lower_to_handler = register()
+rnn_p, forward_p, backward_p = map(Primitive, ("fusedrnn", "fusedrnn_forward", "fusedrnn_backward"))
+
+
+# Shapes.
+
+
+def _forward_shapes(*operands: Any, call: Call, saves: bool) -> list[Any]:
+    x = operands[0]
+    steps, batch = x.shape[:2]
+    spec = call.spec
+    shapes = [(steps, batch, spec.output_size), *spec.state_shape(batch)]
+    results = [jax.core.ShapedArray(shape, x.dtype) for shape in shapes]
+    if saves:
+        results.append(jax.core.ShapedArray((reserve_size(call, steps, batch),), jnp.uint8))
+    return results
+
+
+def _rnn_shapes(*operands: Any, call: Call) -> list[Any]:
+    return _forward_shapes(*operands, call=call, saves=False)
+
+
+def _backward_shapes(*operands: Any, call: Call, needs: Needs) -> list[Any]:
+    x, params = operands[:2]
+    shapes = [x.shape] if needs.x else []
+    shapes += [params.shape] if needs.params else []
+    shapes += call.spec.state_shape(x.shape[1]) if needs.states else []
+    return [jax.core.ShapedArray(shape, x.dtype) for shape in shapes]
+
+
+# On devices other than the CPU.
+
+
+def _composed_forward(*operands: Array, call: Call, saves: bool) -> list[Array]:
+    results = list(composed.forward(call.spec, **call.pieces(operands)))
+    if saves:
+        results.append(jnp.zeros(reserve_size(call, *operands[0].shape[:2]), jnp.uint8))
+    return results
+
+
+def _composed_backward(*operands: Array, call: Call, needs: Needs) -> list[Array]:
+    own, _, cotangents = _split_backward(call, operands)
+    return _composed_gradients(call, needs, own, cotangents)
+
+
+def _split_backward(call: Call, operands: Sequence[Array]) -> tuple[list[Array], Array, list[Array]]:
+    """The operands of forward, the reserve, and the cotangents of its results."""
+    count = len(call.operand_names)
+    return list(operands[:count]), operands[count], list(operands[count + 1 :])
+
+
+def _composed_gradients(
+    call: Call, needs: Needs, operands: Sequence[Array], cotangents: Sequence[Array]
+) -> list[Array]:
+    """The gradients that ``backward`` returns, by differentiating the scan."""
+    pieces = call.pieces(operands)
+    if pieces["states"] is None and needs.states:
+        x = pieces["x"]
+        pieces["states"] = tuple(jnp.zeros(shape, x.dtype) for shape in call.spec.state_shape(x.shape[1]))
+
+    def run(x: Array, params: Array, states: Any) -> tuple[Array, ...]:
+        return composed.forward(call.spec, **{**pieces, "x": x, "params": params, "states": states})
+
+    _, vjp = jax.vjp(run, pieces["x"], pieces["params"], pieces["states"])
+    dx, dparams, dstates = vjp(tuple(cotangents))
+    return [*([dx] if needs.x else []), *([dparams] if needs.params else []), *(dstates if needs.states else [])]
+
+
+# On the CPU.
+
+
+def _lower(ctx: Any, *operands: Any, call: Call, kind: JobKind, needs: Needs | None) -> Any:
+    key, plan = describe(call, kind, needs)
+    return _lower_to_handler(ctx, *operands, key=np.int64(key), plan=plan)
+
+
+def _lower_forward(ctx: Any, *operands: Any, call: Call, saves: bool) -> Any:
+    return _lower(ctx, *operands, call=call, kind="training" if saves else "forward", needs=None)
+
+
+def _lower_backward(ctx: Any, *operands: Any, call: Call, needs: Needs) -> Any:
+    return _lower(ctx, *operands, call=call, kind="backward", needs=needs)
+
+
+# Derivatives.
+
+
+@jax.tree_util.register_static
+class _Static:
+    """A value among residuals that is no array."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Static) and self.value == other.value
+
+    def __hash__(self) -> int:
+        return hash(self.value)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _differentiable(call: Call, *operands: Array) -> Any:
+    # Only training draws random numbers; it cannot do without a reserve.
+    drops = "seed" in call.options
+    results = forward_p.bind(*operands, call=call, saves=drops)
+    return results[:-1] if drops else results
+
+
+def _save(call: Call, *operands: Any) -> tuple[list[Array], Any]:
+    """Forward, and what backward needs; operands come with whether a gradient of theirs is needed."""
+    if not call.spec.is_trainable:
+        raise NotImplementedError(f"compute={call.spec.compute!r} is for inference: it has no gradients")
+    values = [operand.value for operand in operands]
+    perturbed = dict(zip(call.operand_names, (operand.perturbed for operand in operands), strict=True))
+    states = call.operand_names[2 : 2 + call.num_states] if "states" in call.options else []
+    needs = Needs(perturbed["x"], perturbed["params"], any(perturbed[name] for name in states))
+    *results, reserve = forward_p.bind(*values, call=call, saves=True)
+    return results, (_Static(needs), values, reserve)
+
+
+def _differentiate(call: Call, residuals: Any, cotangents: Sequence[Any]) -> tuple[Array | None, ...]:
+    static, operands, reserve = residuals
+    needs = static.value
+    shapes = _rnn_shapes(*operands, call=call)
+    dense = [
+        jnp.zeros(shape.shape, shape.dtype) if _is_zero(cotangent) else cotangent
+        for shape, cotangent in zip(shapes, cotangents, strict=True)
+    ]
+    gradients = iter(_gradients(call, needs, operands, reserve, dense))
+    by_name: dict[str, Array] = {}
+    for name, is_needed in (("x", needs.x), ("params", needs.params)):
+        if is_needed:
+            by_name[name] = next(gradients)
+    if needs.states:
+        by_name.update(zip(call.operand_names[2:], gradients, strict=False))
+    return tuple(by_name.get(name) for name in call.operand_names)
+
+
+def _is_zero(cotangent: Any) -> bool:
+    return isinstance(cotangent, jax.custom_derivatives.SymbolicZero)
+
+
+_differentiable.defvjp(_save, _differentiate, symbolic_zeros=True)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gradients(call: Call, needs: Needs, operands: list[Array], reserve: Array, cotangents: list[Array]) -> Any:
+    """The gradients from the reserve; differentiable like :func:`_composed_gradients`."""
+    return backward_p.bind(*operands, reserve, *cotangents, call=call, needs=needs)
+
+
+def _save_operands(
+    call: Call, needs: Needs, operands: list[Array], reserve: Array, cotangents: list[Array]
+) -> tuple[list[Array], Any]:
+    return _gradients(call, needs, operands, reserve, cotangents), (operands, cotangents)
+
+
+def _differentiate_gradients(call: Call, needs: Needs, residuals: Any, second: list[Array]) -> Any:
+    operands, cotangents = residuals
+    count = 2 + (call.num_states if "states" in call.options else 0)
+    floats, others = operands[:count], operands[count:]
+    _, vjp = jax.vjp(lambda own, dys: _composed_gradients(call, needs, [*own, *others], dys), floats, cotangents)
+    dfloats, dcotangents = vjp(list(second))
+    return [*dfloats, *(None for _ in others)], None, dcotangents
+
+
+_gradients.defvjp(_save_operands, _differentiate_gradients)
+
+
+def _jvp(primals: Sequence[Array], tangents: Sequence[Any], *, call: Call) -> tuple[list[Array], list[Array]]:
+    """Differentiate with respect to the operands that have a tangent; the others are constants."""
+    varying = [index for index, tangent in enumerate(tangents) if type(tangent) is not ad.Zero]
+
+    def run(*some: Array) -> Any:
+        operands = list(primals)
+        for index, value in zip(varying, some, strict=True):
+            operands[index] = value
+        return _differentiable(call, *operands)
+
+    own = [primals[index] for index in varying], [tangents[index] for index in varying]
+    results, dresults = jax.jvp(run, *own)
+    return list(results), list(dresults)
+
+
+def _jvp_forward(
+    primals: Sequence[Array], tangents: Sequence[Any], *, call: Call, saves: bool
+) -> tuple[list[Array], list[Any]]:
+    """The derivative of a forward call inside the derivative of another: that of its results, none of the reserve."""
+    results, dresults = _jvp(primals, tangents, call=call)
+    if not saves:
+        return results, dresults
+    reserve = forward_p.bind(*primals, call=call, saves=True)[-1]
+    return [*results, reserve], [*dresults, np.zeros(reserve.shape, jax.dtypes.float0)]
+
+
+# Batches.
+
+_BATCH_AXES = {"x": 1, "lengths": 0, "resets": 1}
+
+
+def _batch_rnn(operands: Sequence[Array], dims: Sequence[int | None], *, call: Call) -> tuple[list[Array], list[int]]:
+    """Join the mapped axis with the batch; one call after the other if the parameters or dropout's seed are mapped."""
+    by_name = dict(zip(call.operand_names, dims, strict=True))
+    if by_name["params"] is not None or "seed" in call.options:
+        return _batch_one_by_one(partial(rnn_p.bind, call=call), operands, dims)
+    size = next(operand.shape[dim] for operand, dim in zip(operands, dims, strict=True) if dim is not None)
+    joined = [
+        operand if name == "params" else _join(operand, dim, _BATCH_AXES.get(name, 1), size)
+        for (name, dim), operand in zip(by_name.items(), operands, strict=True)
+    ]
+    results = rnn_p.bind(*joined, call=call)
+    # All results have the batch as their second axis.
+    split = [result.reshape(result.shape[0], size, -1, *result.shape[2:]) for result in results]
+    return split, [1] * len(split)
+
+
+def _join(operand: Array, dim: int | None, axis: int, size: int) -> Array:
+    """Join the mapped axis with the batch axis, which is that number without it."""
+    moved = jnp.expand_dims(operand, axis) if dim is None else jnp.moveaxis(operand, dim, axis)
+    shape = moved.shape
+    moved = jnp.broadcast_to(moved, (*shape[:axis], size, *shape[axis + 1 :]))
+    return moved.reshape(*shape[:axis], size * shape[axis + 1], *shape[axis + 2 :])
+
+
+def _batch_one_by_one(
+    bind: Callable[..., list[Array]], operands: Sequence[Array], dims: Sequence[int | None]
+) -> tuple[list[Array], list[int]]:
+    mapped = [index for index, dim in enumerate(dims) if dim is not None]
+
+    def run(some: list[Array]) -> list[Array]:
+        own = list(operands)
+        for index, value in zip(mapped, some, strict=True):
+            own[index] = value
+        return bind(*own)
+
+    rows = [jnp.moveaxis(operand, dim, 0) for operand, dim in zip(operands, dims, strict=True) if dim is not None]
+    results = jax.lax.map(run, rows)
+    return list(results), [0] * len(results)
+
+
+def _batch_forward(operands: Any, dims: Any, **params: Any) -> tuple[list[Array], list[int]]:
+    return _batch_one_by_one(partial(forward_p.bind, **params), operands, dims)
+
+
+def _batch_backward(operands: Any, dims: Any, **params: Any) -> tuple[list[Array], list[int]]:
+    return _batch_one_by_one(partial(backward_p.bind, **params), operands, dims)
+
+
+# Outside of jit.
+
+
+@lru_cache(maxsize=1024)
+def _compiled(primitive: Primitive, params: tuple[tuple[str, Any], ...]) -> Callable[..., list[Array]]:
+    compiled: Callable[..., list[Array]] = jax.jit(lambda *operands: primitive.bind(*operands, **dict(params)))
+    return compiled
+
+
+def _define(
+    primitive: Primitive, shapes: Callable[..., Any], batch: Callable[..., Any], anywhere: Callable[..., Any]
+) -> None:
+    primitive.multiple_results = True
+    primitive.def_impl(lambda *operands, **params: _compiled(primitive, tuple(params.items()))(*operands))
+    primitive.def_abstract_eval(shapes)
+    batching.primitive_batchers[primitive] = batch
+    mlir.register_lowering(primitive, mlir.lower_fun(anywhere, multiple_results=True))
+
+
+def _run(*operands: Array, call: Call) -> Any:
+    return _differentiable(call, *operands)
+
+
+_define(rnn_p, _rnn_shapes, _batch_rnn, _run)
+_define(forward_p, _forward_shapes, _batch_forward, _composed_forward)
+_define(backward_p, _backward_shapes, _batch_backward, _composed_backward)
+ad.primitive_jvps[rnn_p], ad.primitive_jvps[forward_p] = _jvp, _jvp_forward
+mlir.register_lowering(forward_p, _lower_forward, platform="cpu")
+mlir.register_lowering(backward_p, _lower_backward, platform="cpu")

@@ -1,0 +1,151 @@
+"""The operator as a function of JAX arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fusedrnn.cell.user_cell import UserCell
+from fusedrnn.jax.calls import OPTIONAL, Call
+from fusedrnn.jax.primitives import rnn_p
+from fusedrnn.spec import RNNSpec
+
+Array = Any
+
+
+def rnn(
+    spec: RNNSpec,
+    params: Array,
+    x: Array,
+    states: Sequence[Array | None] | Array | None = None,
+    lengths: Array | None = None,
+    resets: Array | None = None,
+    *,
+    key: Array | None = None,
+) -> tuple[Array, tuple[Array, ...]]:
+    """Run a recurrent network on a batch of sequences.
+
+    It may be jitted, differentiated in reverse mode any number of times with respect to ``params``, ``x`` and
+    ``states``, mapped by ``vmap``, scanned, and exported. On the CPU it runs fusedrnn's kernels, without the
+    interpreter; on other devices a scan of the same cell. The kernels use the threads that
+    :func:`fusedrnn.set_num_threads` allows at the time of the call.
+
+    Args:
+        spec: The network. It is static: a function that is jitted closes over it.
+        params: The flat parameter vector, of ``spec.dtype`` (``spec.layout.size``,).
+        x: Input (T, N, I), T and N at least 1, of ``spec.dtype``.
+        states: The initial states, each (L·D, N, size), as in :meth:`RNNOp.forward`; None for zeros.
+        lengths: The valid steps of each sequence, integers (N,) from 0 to T; None for T everywhere. The output is zero
+            behind them.
+        resets: Where sequences begin anew, bools (T, N): at such a step the states become zero first.
+        key: A random key of JAX. With it, elements are dropped as ``spec.dropout`` and masks inside the cell say;
+            without it nothing is, as in inference.
+
+    Returns:
+        The output (T, N, D·S), and the final states as a tuple, each (L·D, N, size).
+
+    Raises:
+        TypeError: Naming the argument, what was given and what was expected.
+        ValueError: Likewise.
+        NotImplementedError: If gradients are asked of a format for inference, such as int8, or that runs on a device
+            other than the CPU.
+
+    Example:
+    >>> import jax, jax.numpy as jnp
+    >>> from fusedrnn import RNNSpec
+    >>> from fusedrnn.jax import rnn
+    >>> spec = RNNSpec("gru", input_size=3, hidden_size=5)
+    >>> params = jnp.zeros(spec.layout.size)
+    >>> run = jax.jit(lambda params, x: rnn(spec, params, x))
+    >>> y, (h_n,) = run(params, jnp.ones((7, 2, 3)))
+    >>> y.shape, h_n.shape
+    ((7, 2, 5), (1, 2, 5))
+    """
+    if not isinstance(spec, RNNSpec):
+        raise TypeError(f"spec must be an RNNSpec; got {type(spec).__name__}")
+    dtype = np.dtype(spec.dtype)
+    params = _array("params", params, dtype, (spec.layout.size,))
+    x = _array("x", x, dtype, (None, None, spec.input_size))
+    steps, batch = x.shape[:2]
+    options = {
+        "states": _states(spec, states, batch, dtype),
+        "lengths": _lengths(lengths, batch, steps),
+        "resets": [] if resets is None else [_array("resets", resets, np.dtype(np.bool_), (steps, batch))],
+        "seed": [] if key is None or not spec.drops else [_seed(key)],
+    }
+    if options["resets"] and options["lengths"]:
+        # Kernels take marks in the padding for marks of the sequence.
+        valid = jnp.arange(steps)[:, None] < options["lengths"][0]
+        options["resets"] = [options["resets"][0] & valid]
+    own_spec = spec if options["seed"] else _without_masks(spec)
+    call = Call(own_spec, tuple(name for name in OPTIONAL if options[name]))
+    y, *final = rnn_p.bind(x, params, *(operand for name in call.options for operand in options[name]), call=call)
+    return y, tuple(final)
+
+
+@lru_cache(maxsize=256)
+def _without_masks(spec: RNNSpec) -> RNNSpec:
+    """The network in inference: it drops nothing, and has the expectations of its cell's masks."""
+    mode = spec.mode.expectation if isinstance(spec.mode, UserCell) else spec.mode
+    return replace(spec, mode=mode, dropout=0.0, input_dropout=0.0)
+
+
+def _array(name: str, value: Any, dtype: np.dtype[Any], shape: Sequence[int | None]) -> Array:
+    """A JAX array of that dtype and shape, in which None stands for any size."""
+    array = jnp.asarray(value)
+    if array.dtype != dtype:
+        hint = "; set jax_enable_x64 for float64" if dtype == np.float64 and array.dtype == np.float32 else ""
+        raise TypeError(f"{name} must have dtype {dtype.name}; got {array.dtype.name}{hint}")
+    matches = array.ndim == len(shape) and all(
+        size is None or size is own or size == own for size, own in zip(shape, array.shape, strict=True)
+    )
+    if not matches:
+        expected = ", ".join("any size" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name} must have shape ({expected}); got {array.shape}")
+    if 0 in [size for size in array.shape if isinstance(size, int)]:
+        raise ValueError(f"{name} must not be empty; got shape {array.shape}")
+    return array
+
+
+def _states(spec: RNNSpec, states: Any, batch: Any, dtype: np.dtype[Any]) -> list[Array]:
+    """The initial states, all of them; none if all are zeros."""
+    names, shapes = spec.state_names, spec.state_shape(batch)
+    if states is None:
+        return []
+    if not isinstance(states, (tuple, list)):
+        states = (states,)
+    if len(states) != len(names):
+        raise ValueError(f"states must be {len(names)} arrays, {', '.join(names)}; got {len(states)}")
+    if all(state is None for state in states):
+        return []
+    return [
+        jnp.zeros(shape, dtype) if state is None else _array(f"states[{index}]", state, dtype, shape)
+        for index, (state, shape) in enumerate(zip(states, shapes, strict=True))
+    ]
+
+
+def _lengths(lengths: Any, batch: Any, steps: Any) -> list[Array]:
+    if lengths is None:
+        return []
+    array = jnp.asarray(lengths)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"lengths must be integers; got {array.dtype.name}")
+    if array.shape != (batch,):
+        raise ValueError(f"lengths must have shape ({batch},); got {array.shape}")
+    if not isinstance(array, jax.core.Tracer) and not bool(((array >= 0) & (array <= steps)).all()):
+        raise ValueError(f"each of lengths must be from 0 to {steps}; got {array}")
+    return [array.astype(jnp.int32)]
+
+
+def _seed(key: Any) -> Array:
+    """The two words of the seed of dropout, from a key of JAX."""
+    try:
+        return jax.random.bits(key, (2,), "uint32")
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"key must be a random key of JAX, from jax.random.key; got {key!r}") from error

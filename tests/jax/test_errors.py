@@ -1,0 +1,64 @@
+"""What callers of ``fusedrnn.jax.rnn`` are told: before anything runs where JAX can know, else by XLA's error."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from fusedrnn import Activation, RNNSpec
+from fusedrnn.cell import cell, tanh
+from fusedrnn.jax import calls, rnn
+
+SPEC = RNNSpec("lstm", 3, 5)
+PARAMS, X = jnp.zeros(SPEC.layout.size), jnp.zeros((4, 2, 3))
+CASES = {
+    "spec": (lambda: rnn("lstm", PARAMS, X), TypeError, "spec must be an RNNSpec; got str"),
+    "params": (lambda: rnn(SPEC, PARAMS[1:], X), ValueError, r"params must have shape \(200\); got \(199,\)"),
+    "x": (lambda: rnn(SPEC, PARAMS, X[..., :2]), ValueError, r"x must have shape \(any size, any size, 3\); got"),
+    "dimensions": (lambda: rnn(SPEC, PARAMS, X[0]), ValueError, r"x must have shape .*; got \(2, 3\)"),
+    "empty": (lambda: rnn(SPEC, PARAMS, X[:0]), ValueError, r"x must not be empty; got shape \(0, 2, 3\)"),
+    "dtype": (lambda: rnn(SPEC, PARAMS, X.astype(int)), TypeError, "x must have dtype float32; got int32"),
+    "float64": (lambda: rnn(RNNSpec("gru", 3, 5, dtype="float64"), PARAMS, X), TypeError, "set jax_enable_x64"),
+    "states": (lambda: rnn(SPEC, PARAMS, X, (X,)), ValueError, "states must be 2 arrays, h, c; got 1"),
+    "state": (lambda: rnn(SPEC, PARAMS, X, (None, X)), ValueError, r"states\[1\] must have shape \(1, 2, 5\)"),
+    "lengths": (lambda: rnn(SPEC, PARAMS, X, lengths=[1, 2, 3]), ValueError, r"lengths must have shape \(2,\)"),
+    "floats": (lambda: rnn(SPEC, PARAMS, X, lengths=jnp.ones(2)), TypeError, "lengths must be integers"),
+    "long": (lambda: rnn(SPEC, PARAMS, X, lengths=[1, 5]), ValueError, "lengths must be from 0 to 4"),
+    "resets": (lambda: rnn(SPEC, PARAMS, X, resets=jnp.ones((4, 2))), TypeError, "resets must have dtype bool"),
+    "key": (lambda: rnn(RNNSpec("gru", 3, 5, 2, dropout=0.5), jnp.zeros(330), X, key="key"), TypeError, "key must be"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_messages(case):
+    run, kind, message = CASES[case]
+    with pytest.raises(kind, match=message):
+        run()
+
+
+def test_a_length_that_only_the_call_knows():
+    run = jax.jit(lambda lengths: rnn(SPEC, PARAMS, X, lengths=lengths)[0])
+    for lengths in ([1, 5], [-1, 1]):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="lengths must be from 0 to the number of steps"):
+            run(jnp.array(lengths)).block_until_ready()
+    assert run(jnp.array([0, 4])).shape == (4, 2, 5)  # an error leaves nothing locked
+
+
+@cell(gates="a")
+def own(x, recurrent, s):
+    return tanh(x.a + recurrent(s.h).a)
+
+
+def test_an_exported_function_of_an_unknown_cell(monkeypatch):
+    key, text = calls.describe(calls.Call(RNNSpec(own, 3, 5)), "forward", None)
+    monkeypatch.delitem(calls._known, key)
+    with pytest.raises(LookupError, match="cell 'own', which this process does not know"):
+        calls.restore(key, text)
+
+
+def test_a_description_restores_the_call(monkeypatch):
+    spec = RNNSpec("rnn_tanh", 3, 5, activations=(Activation("leaky_relu", 0.1),), gate_clip=2.0)
+    call = calls.Call(spec, ("states", "lengths"))
+    for kind, needs in (("forward", None), ("backward", calls.Needs(True, False, True))):
+        key, text = calls.describe(call, kind, needs)
+        monkeypatch.delitem(calls._known, key)
+        assert calls.restore(key, text) == (call, kind, needs)
