@@ -77,6 +77,8 @@ def unchanged_threads():
     fusedrnn.set_num_threads(threads)
 
 
+# Keras's variables, with NumPy 2.
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy")
 @pytest.mark.parametrize("page", [page for page, text in TEXTS.items() if SNIPPET.search(text)])
 def test_snippets_run_in_order(page, unchanged_threads):
     names = {"__name__": "snippets"}
