@@ -15,6 +15,7 @@ import fusedrnn
 from benchmarks.accuracy import app as accuracy
 from benchmarks.compare.__main__ import app as compare
 from benchmarks.figures.__main__ import app as figures
+from benchmarks.keras.__main__ import app as keras_models
 from benchmarks.onnx_models import app as onnx_models
 from benchmarks.page import app as page_app
 from benchmarks.peers import environments
@@ -37,6 +38,7 @@ MODULES = {
     "benchmarks.accuracy": accuracy,
     "benchmarks.compare": compare,
     "benchmarks.figures": figures,
+    "benchmarks.keras": keras_models,
     "benchmarks.onnx_models": onnx_models,
     "benchmarks.page": page_app,
     "benchmarks.scaling": scaling,
@@ -71,6 +73,7 @@ RESULTS = {
     "README.md": lambda names: names["dx"].shape == (100, 8, 40),
     "docs/quickstart.md": lambda names: names["y"].shape == (100, 8, 128),
     "docs/guides/pytorch.md": lambda names: names["y"].shape == (100, 4, 128),
+    "docs/guides/keras.md": lambda names: np.isfinite(names["history"].history["loss"]).all(),
     "docs/guides/onnx.md": check_onnx,
     "docs/guides/mxnet.md": check_mxnet,
 }
@@ -84,6 +87,8 @@ def unchanged_threads():
     fusedrnn.set_num_threads(threads)
 
 
+# Keras's variables, with NumPy 2.
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy")
 @pytest.mark.parametrize("page", [page for page, text in TEXTS.items() if SNIPPET.search(text)])
 def test_snippets_run_in_order(page, unchanged_threads):
     names = {"__name__": "snippets"}

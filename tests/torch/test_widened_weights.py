@@ -61,10 +61,10 @@ def test_copies_end_with_the_weights():
     layer = fusedrnn.torch.RNN(3, 8).to(torch.bfloat16)
     with torch.inference_mode():
         layer(torch.zeros(1, 1, 3, dtype=torch.bfloat16))
-    count = len(widened_weights._WIDENED)
+    count = len(widened_weights.COPIES)
     del layer
     gc.collect()
-    assert len(widened_weights._WIDENED) == count - 1
+    assert len(widened_weights.COPIES) == count - 1
 
 
 def test_copies_of_inference_mode_serve_training():

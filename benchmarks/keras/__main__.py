@@ -1,0 +1,109 @@
+"""The options of ``python -m benchmarks.keras``, the processes, and the table."""
+
+from __future__ import annotations
+
+import json as json_module
+import math
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.peers.environments import Environment, child_environment
+from fusedrnn.cli import options
+from fusedrnn.cli.console import fail
+from fusedrnn.testing.cases import CASES
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+_ROOT = Path(__file__).resolve().parents[2]
+_OURS = "keras==3.15.1", "llvmlite>=0.45"
+ENVIRONMENTS = {
+    "torch": Environment("keras-torch", ("torch==2.13.0", *_OURS)),
+    "jax": Environment("keras-jax", ("jax==0.10.2", "jaxlib==0.10.2", *_OURS)),
+}
+"""Where Keras runs on each backend; built at the first use."""
+_LAYERS = "LSTM", "GRU", "SimpleRNN"
+_CALLS = "model(x)", "predict", "fit"
+
+
+@app.command()
+def main(
+    backends: Annotated[str, typer.Option(help="Backends of Keras, separated by commas.")] = "torch,jax",
+    cases: Annotated[str, typer.Option(help=f"Workloads, separated by commas, of {', '.join(CASES)}.")] = "",
+    layers: Annotated[str, typer.Option(help="Layers, separated by commas.")] = ",".join(_LAYERS),
+    threads: Annotated[int, typer.Option(min=1, help="Number of threads.")] = 2,
+    seconds: Annotated[float, typer.Option(min=0, help="Time for each figure.")] = 2.0,
+    json: options.Json = None,
+) -> None:
+    """Time models of Keras's recurrent layers beside the same models after accelerate, in turns, in one process."""
+    try:
+        chosen = {
+            "cases": options.parse_names(cases or ",".join(CASES), "case", CASES),
+            "layers": options.parse_names(layers, "layer", _LAYERS),
+            "threads": threads,
+            "seconds": seconds,
+        }
+        names = options.parse_names(backends, "backend", ENVIRONMENTS)
+    except ValueError as error:
+        fail(str(error))
+    rows = []
+    for name in names:
+        for figure in run(name, chosen):
+            rows.append({"backend": name, **figure})
+            print(f"{name} {figure['case']} {figure['layer']} {figure['call']}: {_ratio(figure):.2f} times", flush=True)
+    Console().print(table(rows))
+    if json:
+        json.write_text(json_module.dumps({"threads": threads, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+
+
+def run(backend: str, chosen: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The figures of one backend, as its process prints them.
+
+    Raises:
+        RuntimeError: The process fails.
+    """
+    environment = ENVIRONMENTS[backend]
+    if not environment.is_built():
+        print(f"{environment.name}: installing {', '.join(environment.requirements)}", flush=True)
+        environment.build()
+    variables = child_environment({"KERAS_BACKEND": backend, "PYTHONPATH": f"{_ROOT / 'src'}{os.pathsep}{_ROOT}"})
+    command = [str(environment.python), "-m", "benchmarks.keras.models", json_module.dumps(chosen)]
+    with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("{"):
+                yield json_module.loads(line)
+    if process.returncode:
+        raise RuntimeError(f"the process of {backend} ended with code {process.returncode}")
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Table:
+    """How many times as fast as Keras's own layers each model is, and the geometric means."""
+    result = Table("backend", "case", "layer", *_CALLS, title="Times Keras's own layers")
+    groups: dict[tuple[str, str, str], dict[str, float]] = {}
+    for row in rows:
+        groups.setdefault((row["backend"], row["case"], row["layer"]), {})[row["call"]] = _ratio(row)
+    for labels, by_call in groups.items():
+        result.add_row(*labels, *[f"{by_call[call]:.2f}" if call in by_call else "" for call in _CALLS])
+    for backend in dict.fromkeys(row["backend"] for row in rows):
+        means = [
+            math.exp(sum(logs) / len(logs))
+            for call in _CALLS
+            if (logs := [math.log(by[call]) for labels, by in groups.items() if labels[0] == backend and call in by])
+        ]
+        result.add_row(backend, "geometric mean", "", *[f"[bold]{mean:.2f}[/]" for mean in means])
+    return result
+
+
+def _ratio(row: dict[str, Any]) -> float:
+    return float(row["keras"] / row["fused"])
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m benchmarks.keras")

@@ -1,0 +1,114 @@
+"""Times models of Keras's recurrent layers, as they are and accelerated, in turns; runs in an environment with Keras.
+
+``python -m benchmarks.keras.models OPTIONS`` takes one argument, the options as JSON, and prints a line of JSON for
+each figure.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from fusedrnn.testing.cases import CASES, Case
+
+_BATCHES, _FLOPS = 8, 2e10
+"""``predict`` and ``fit`` run so many batches, fewer if a batch takes more floating-point operations than this."""
+_MODES = {"LSTM": "lstm", "GRU": "gru", "SimpleRNN": "rnn_tanh"}
+Call = Callable[[Any], object]
+
+
+def limit_threads(count: int) -> None:
+    """Use so many processors. XLA starts a thread for each that the process may run on; PyTorch has a setting."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
+    if os.environ["KERAS_BACKEND"] == "torch":
+        import torch
+
+        torch.set_num_threads(count)
+    import fusedrnn
+
+    fusedrnn.set_num_threads(count)
+
+
+def make_models(case: Case, layer: str) -> list[Any]:
+    """Keras's model of a case and the same one accelerated."""
+    import keras
+
+    accelerate = importlib.import_module("fusedrnn.keras").accelerate
+    models = []
+    for accelerated in (False, True):
+        layers: list[Any] = [keras.Input((case.T, case.I))]
+        for _ in range(case.layers):
+            own = getattr(keras.layers, layer)(case.H, return_sequences=True)
+            layers.append(keras.layers.Bidirectional(own) if case.bidirectional else own)
+        model = keras.Sequential(layers)
+        if accelerated:
+            accelerate(model)
+        model.compile("sgd", "mse")
+        models.append(model)
+    models[1].set_weights(models[0].get_weights())
+    return models
+
+
+def make_calls(case: Case, mode: str) -> dict[str, Call]:
+    """What is timed, by its name: functions of a model."""
+    import keras
+
+    spec = case.spec(mode)
+    count = max(1, min(_BATCHES, int(_FLOPS // spec.flops(case.T, case.N))))
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((count * case.N, case.T, case.I)).astype(np.float32)
+    y = np.zeros((count * case.N, case.T, spec.output_size), np.float32)
+    first = keras.ops.convert_to_tensor(x[: case.N])
+    options: dict[str, Any] = {"batch_size": case.N, "verbose": 0}
+    return {
+        "model(x)": lambda model: keras.ops.convert_to_numpy(model(first)),
+        "predict": lambda model: model.predict(x, **options),
+        "fit": lambda model: model.fit(x, y, epochs=1, shuffle=False, **options),
+    }
+
+
+def medians(call: Call, models: list[Any], seconds: float) -> list[float]:
+    """The median time of a call of each model; they take turns for so many seconds, each at least three times."""
+    samples: list[list[float]] = [[] for _ in models]
+    for model in models:
+        call(model)
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(samples[-1]) < 3:
+        for model, own in zip(models, samples, strict=True):
+            start = time.perf_counter()
+            call(model)
+            own.append(time.perf_counter() - start)
+    return [statistics.median(own) for own in samples]
+
+
+def figures(options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """A figure for each case, layer and call.
+
+    Raises:
+        ValueError: The models of a case disagree.
+    """
+    limit_threads(options["threads"])
+    for name in options["cases"]:
+        for layer in options["layers"]:
+            case, models = CASES[name], make_models(CASES[name], layer)
+            calls = make_calls(case, _MODES[layer])
+            theirs, ours = (calls["model(x)"](model) for model in models)
+            if not np.allclose(theirs, ours, rtol=1e-3, atol=1e-3):  # type: ignore[arg-type]
+                raise ValueError(f"the models of {name} with {layer} disagree")
+            for what, call in calls.items():
+                keras_seconds, fused_seconds = medians(call, models, options["seconds"])
+                yield {"case": name, "layer": layer, "call": what, "keras": keras_seconds, "fused": fused_seconds}
+
+
+if __name__ == "__main__":
+    for figure in figures(json.loads(sys.argv[1])):
+        print(json.dumps(figure), flush=True)

@@ -1,0 +1,23 @@
+"""Keras's recurrent layers on the fused operator, with the same constructors, weights and results.
+
+``from fusedrnn.keras import LSTM`` replaces ``keras.layers.LSTM``; :func:`accelerate` replaces the layers of an
+existing model. Keras must run on PyTorch or JAX. What the operator does not support (other activations, dropout of
+states, other devices) runs Keras's own loop.
+"""
+
+try:
+    import keras as _keras  # noqa: F401 -- for a clear error if it is missing
+except ModuleNotFoundError as error:
+    if error.name != "keras":
+        raise
+    raise ImportError("fusedrnn.keras needs Keras; install it with: pip install 'fusedrnn[keras]'") from error
+
+from fusedrnn.conversion_report import LayerReport, Report
+from fusedrnn.keras import saving as _saving
+from fusedrnn.keras.bidirectional import Bidirectional
+from fusedrnn.keras.conversion import accelerate, restore
+from fusedrnn.keras.layers import GRU, LSTM, RNN, SimpleRNN
+
+_saving.register(RNN, LSTM, GRU, SimpleRNN, Bidirectional)
+
+__all__ = ["GRU", "LSTM", "RNN", "Bidirectional", "LayerReport", "Report", "SimpleRNN", "accelerate", "restore"]

@@ -1,0 +1,254 @@
+"""LSTM, GRU, SimpleRNN, Bidirectional and RNN against Keras's own: outputs, states and all gradients."""
+
+import contextlib
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import fusedrnn.keras
+from fusedrnn.testing.tolerance import gradient_tolerance, longest_sum, tolerance
+from keras_calls import assert_within, outputs_and_gradients
+
+N, T, I, H = 4, 5, 3, 6
+RNG = np.random.default_rng(0)
+LENGTHS = np.array([5, 3, 1, 0])
+MASKS = {
+    "none": None,
+    "full": np.ones((N, T), bool),
+    "right": np.arange(T) < LENGTHS[:, None],
+    "left": np.arange(T) >= T - LENGTHS[:, None],
+    "holes": RNG.random((N, T)) > 0.4,
+}
+SEQUENCES = {"return_sequences": True, "return_state": True}
+KINDS = ("LSTM", "GRU", "SimpleRNN")
+OPTIONS = {
+    "plain": {},
+    "sequences": SEQUENCES,
+    "backwards": {**SEQUENCES, "go_backwards": True},
+    "last-backwards": {"go_backwards": True},
+    "zeros": {**SEQUENCES, "zero_output_for_mask": True},
+    "last-zeros": {"zero_output_for_mask": True},
+    "unrolled": {**SEQUENCES, "unroll": True},
+    "no-bias": {**SEQUENCES, "use_bias": False},
+    "relu": {**SEQUENCES, "activation": "relu"},
+}
+# What is different from backend to backend. Compiling takes seconds on JAX.
+EVERYWHERE = pytest.mark.every_backend
+CASES = [
+    *[(kind, "sequences", mask) for kind in KINDS for mask in ("none", "holes") if (kind, mask) != ("LSTM", "holes")],
+    pytest.param("LSTM", "sequences", "holes", marks=EVERYWHERE),
+    ("GRU", "plain", "left"),
+    pytest.param("GRU", "backwards", "left", marks=EVERYWHERE),
+    ("LSTM", "last-backwards", "holes"),
+    *[("LSTM", "zeros", mask) for mask in ("full", "right")],
+    *[("SimpleRNN", name, mask) for name, mask in (("zeros", "left"), ("last-zeros", "right"))],
+    pytest.param("SimpleRNN", "plain", "right", marks=EVERYWHERE),
+    *[("LSTM", name, "none") for name in ("no-bias", "unrolled")],
+    ("GRU", "no-bias", "none"),
+    ("SimpleRNN", "relu", "none"),
+    ("GRU", "unrolled", "holes"),
+]
+MERGES = [
+    ("LSTM", "none", "concat"),
+    ("GRU", "right", "ave"),
+    ("SimpleRNN", "holes", None),
+    pytest.param("LSTM", "holes", "concat", marks=EVERYWHERE),
+    ("GRU", "left", "sum"),
+]
+
+
+def twins(make, **options):
+    """Our layer and Keras's, built, with the same weights."""
+    ours, theirs = make(fusedrnn.keras, **options), make(layers, **options)
+    for layer in (ours, theirs):
+        layer.build((N, T, I))
+    theirs.set_weights([RNG.normal(0, 0.4, weight.shape) for weight in theirs.get_weights()])
+    ours.set_weights(theirs.get_weights())
+    return ours, theirs
+
+
+def arrays(num_states, dtype="float32"):
+    x = RNG.standard_normal((N, T, I)).astype(dtype)
+    return x, [RNG.standard_normal((N, H)).astype(dtype) for _ in range(num_states)]
+
+
+def assert_same(ours, theirs, x, states=None, mask=None, training=False, dtype="float32"):
+    """Equal outputs and gradients, within the tolerance of the operator."""
+    actual = outputs_and_gradients(ours, x, states, mask, training)
+    expected = outputs_and_gradients(theirs, x, states, mask, training)
+    spec = fusedrnn.RNNSpec("lstm", I + H, H, bidirectional=True)
+    for array, other in zip(actual[0], expected[0], strict=True):
+        assert_within(array, other, *tolerance(dtype, longest_sum(spec), np.abs(other).max()))
+    scale = max(np.abs(other).max() for other in expected[1])
+    for array, other in zip(actual[1], expected[1], strict=True):
+        assert_within(array, other, *gradient_tolerance(dtype, spec, T, N, scale))
+
+
+@pytest.mark.parametrize(("kind", "options", "mask"), CASES)
+def test_layers(kind, options, mask, fused):
+    ours, theirs = twins(lambda module, **given: getattr(module, kind)(H, **given), **OPTIONS[options])
+    assert [weight.path.split("/")[1:] for weight in ours.weights] == [
+        weight.path.split("/")[1:] for weight in theirs.weights
+    ]
+    x, states = arrays(2 if kind == "LSTM" else 1)
+    assert_same(ours, theirs, x, states, MASKS[mask])
+    assert len(fused) == 1
+
+
+@EVERYWHERE
+@pytest.mark.parametrize("mask", ["none", "full", "right", "holes"])
+def test_calls_outside_of_graphs(mask, fused):
+    """Where the values of masks are known."""
+    ours, theirs = twins(lambda module: module.GRU(H, return_sequences=True))
+    x, _ = arrays(0)
+    mask = None if MASKS[mask] is None else keras.ops.convert_to_tensor(MASKS[mask])
+    results = [keras.ops.convert_to_numpy(layer(x, mask=mask)) for layer in (ours, theirs)]
+    assert_within(*results, *tolerance("float32", I + H))
+    assert len(fused) == 1
+
+
+@EVERYWHERE
+def test_float64(fused):
+    """Keras's own loop rounds to float32 here and there, so that NumPy is the oracle."""
+    with x64():
+        ours, _ = twins(lambda module: module.SimpleRNN(H, dtype="float64", return_sequences=True))
+        kernel, recurrent_kernel, bias = map(keras.ops.convert_to_numpy, ours.weights)
+        x, (h,) = arrays(1, "float64")
+        y, _ = outputs_and_gradients(ours, x, [h])
+    expected = []
+    for step in x.swapaxes(0, 1):
+        h = np.tanh(step @ kernel + bias + h @ recurrent_kernel)
+        expected.append(h)
+    assert_within(y[0], np.stack(expected, 1), *tolerance("float64", I + H))
+    assert fused[0].dtype == "float64"
+
+
+@contextlib.contextmanager
+def x64():
+    """JAX has 64-bit numbers."""
+    if keras.backend.backend() != "jax":
+        yield
+        return
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", False)
+
+
+@pytest.mark.parametrize(
+    ("activation", "recurrent"),
+    [
+        ("softsign", "hard_sigmoid"),
+        pytest.param("elu", "sigmoid", marks=EVERYWHERE),
+        ("leaky_relu", "softplus"),
+        ("linear", "tanh"),
+    ],
+)
+def test_activations(activation, recurrent, fused):
+    ours, theirs = twins(
+        lambda module: module.GRU(H, activation=activation, recurrent_activation=recurrent, reset_after=False)
+    )
+    assert_same(ours, theirs, arrays(0)[0], mask=MASKS["holes"])
+    assert fused
+
+
+@pytest.mark.parametrize(("kind", "mask", "merge"), MERGES)
+def test_bidirectional(kind, mask, merge, fused):
+    options = SEQUENCES if merge != "ave" else {}
+    ours, theirs = twins(
+        lambda module: module.Bidirectional(getattr(module, kind)(H, **options), merge_mode=merge)
+    )
+    num_states = 4 if kind == "LSTM" else 2
+    assert_same(ours, theirs, *arrays(num_states if merge != "ave" else 0), mask=MASKS[mask])
+    assert len(fused) == 1
+    assert fused[0].bidirectional
+
+
+def test_bidirectional_of_different_layers(fused):
+    """Each direction runs by itself."""
+
+    def make(module):
+        backward = module.GRU(3, go_backwards=True, return_sequences=True)
+        return module.Bidirectional(module.LSTM(H, return_sequences=True), backward_layer=backward)
+
+    ours, theirs = twins(make)
+    assert_same(ours, theirs, arrays(0)[0], mask=MASKS["holes"])
+    assert {(spec.mode, spec.bidirectional) for spec in fused} == {("lstm", False), ("gru", False)}
+
+
+STACKS = {
+    "cell": lambda: layers.GRUCell(H),
+    "cells": lambda: [layers.LSTMCell(H), layers.LSTMCell(H)],
+    "mixed": lambda: [layers.SimpleRNNCell(3), layers.GRUCell(H)],
+}
+
+
+@pytest.mark.parametrize(
+    ("stack", "mask"), [("cell", "none"), pytest.param("cells", "holes", marks=EVERYWHERE), ("mixed", "left")]
+)
+def test_rnn_of_cells(stack, mask, fused):
+    ours, theirs = twins(lambda module: module.RNN(STACKS[stack](), **SEQUENCES))
+    assert_same(ours, theirs, arrays(0)[0], mask=MASKS[mask])
+    assert fused
+
+
+@pytest.mark.parametrize("kind", ["LSTM", pytest.param("GRU", marks=EVERYWHERE), "SimpleRNN"])
+def test_dropout_has_the_masks_of_keras(kind, fused):
+    ours, theirs = twins(lambda module: getattr(module, kind)(H, dropout=0.5, seed=3, **SEQUENCES))
+    assert_same(ours, theirs, arrays(0)[0], mask=MASKS["left"], training=True)
+    assert fused
+
+
+def test_dropout_of_bidirectional(fused):
+    ours, theirs = twins(lambda module: module.Bidirectional(module.LSTM(H, dropout=0.5, seed=3)))
+    assert_same(ours, theirs, arrays(0)[0], training=True)
+    assert fused
+
+
+def test_dropout_of_states_runs_keras_in_training_only(fused):
+    ours, theirs = twins(lambda module: module.GRU(H, recurrent_dropout=0.5, seed=3))
+    assert_same(ours, theirs, arrays(0)[0], training=True)
+    assert not fused
+    assert_same(ours, theirs, arrays(0)[0])
+    assert fused
+
+
+@pytest.mark.parametrize("kind", ["LSTM", pytest.param("SimpleRNN", marks=EVERYWHERE)])
+def test_stateful(kind, fused):
+    # Keras's fast loops on PyTorch overwrite the states that their backward needs.
+    options = {"stateful": True, "return_sequences": True} | ({} if kind == "SimpleRNN" else {"use_cudnn": False})
+    ours, theirs = twins(lambda module: getattr(module, kind)(H, **options))
+    for _ in range(2):
+        assert_same(ours, theirs, arrays(0)[0])
+        states = [keras.ops.convert_to_numpy(keras.ops.stack(layer.states)) for layer in (ours, theirs)]
+        assert_within(*states, *tolerance("float32", I + H))
+    assert fused
+
+
+@EVERYWHERE
+def test_bfloat16(fused):
+    """Products have bfloat16 operands, as Keras's have; states are not rounded from step to step."""
+    ours, theirs = twins(lambda module: module.LSTM(H, dtype="mixed_bfloat16", **SEQUENCES))
+    exact = layers.LSTM(H, **SEQUENCES)
+    exact.build((N, T, I))
+    exact.set_weights(theirs.get_weights())
+    x, _ = arrays(0)
+    results = [outputs_and_gradients(layer, x) for layer in (ours, theirs, exact)]
+    assert {spec.compute for spec in fused} == {"bfloat16"}
+    for own, rounded, right in zip(*[outputs + gradients for outputs, gradients in results], strict=True):
+        error, limit = (np.linalg.norm(array.astype("float64") - right) for array in (own, rounded))
+        assert error <= 1.5 * limit + 2.0**-8 * np.linalg.norm(right)
+
+
+@pytest.mark.parametrize("options", [{"activation": "gelu"}, {"dtype": "mixed_float16"}])
+def test_keras_own_loop(options, fused):
+    """Of other activations and dtypes."""
+    ours, theirs = twins(lambda module: module.LSTM(H, **options))
+    x, _ = arrays(0)
+    np.testing.assert_array_equal(*[keras.ops.convert_to_numpy(layer(x)) for layer in (ours, theirs)])
+    assert not fused

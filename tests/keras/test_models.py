@@ -1,0 +1,228 @@
+"""Whole models: accelerate and restore, fit, and files in both directions."""
+
+import re
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import fusedrnn.keras
+from fusedrnn.keras import accelerate, restore
+from fusedrnn.testing.tolerance import tolerance
+from keras_calls import assert_within
+
+N, T, WORDS, H = 8, 6, 11, 5
+RNG = np.random.default_rng(0)
+X = RNG.integers(0, WORDS, (N, T))  # 0 is masked
+Y = RNG.standard_normal((N, 1)).astype("float32")
+# fit() runs a few dozen operations between two results that are compared.
+RTOL, ATOL = tolerance("float32", 100 * H)
+
+
+def build_model(optimizer="adam"):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((T,)),
+            layers.Embedding(WORDS, 4, mask_zero=True),
+            layers.Bidirectional(layers.LSTM(H, return_sequences=True)),
+            layers.GRU(H, kernel_regularizer="l2", dropout=0.2, seed=1),
+            layers.Dense(1),
+        ]
+    )
+    model.compile(optimizer, "mse")
+    return model
+
+
+def fit(model, epochs=1):
+    history = model.fit(X, Y, batch_size=4, epochs=epochs, shuffle=False, verbose=0)
+    return np.array(history.history["loss"], "float32")
+
+
+def assert_same_weights(ours, theirs):
+    for weight, other in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+        assert_within(weight, other, RTOL, ATOL)
+
+
+def test_fit_and_predict(fused):
+    ours, theirs = build_model(), build_model()
+    assert len(accelerate(ours)) == 4
+    assert_within(ours.predict(X, verbose=0), theirs.predict(X, verbose=0), RTOL, ATOL)
+    assert_within(fit(ours, 2), fit(theirs, 2), RTOL, ATOL)
+    assert_same_weights(ours, theirs)
+    assert {(spec.mode, spec.bidirectional) for spec in fused} == {("lstm", True), ("gru", False)}
+
+
+@pytest.mark.every_backend
+def test_accelerated_between_two_fits(fused):
+    """The optimizer goes on from where it was, and compiled functions are made anew."""
+    ours, theirs = build_model(), build_model()
+    for model in (ours, theirs):
+        fit(model)
+    assert not fused
+    variables = [*ours.variables, *ours.optimizer.variables]
+    assert accelerate(ours)
+    assert all(one is other for one, other in zip([*ours.variables, *ours.optimizer.variables], variables, strict=True))
+    assert_within(fit(ours), fit(theirs), RTOL, ATOL)
+    assert_same_weights(ours, theirs)
+    assert fused
+    assert len(restore(ours)) == 4
+    fused.clear()
+    assert_within(ours.predict(X, verbose=0), theirs.predict(X, verbose=0), RTOL, ATOL)
+    assert not fused
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # where Keras breaks the graph
+def test_torch_compile():
+    """A graph has the registered operator."""
+    import torch
+
+    layer = fusedrnn.keras.GRU(H, return_sequences=True)
+    x = torch.randn(N, T, 3)
+    expected = layer(x)
+    graphs = []
+    compiled = torch.compile(lambda x: layer(x), backend=lambda graph, _: graphs.append(graph) or graph.forward)
+    assert_within(*map(keras.ops.convert_to_numpy, (compiled(x), expected)), RTOL, ATOL)
+    assert sum(str(node.target).startswith("fusedrnn.rnn") for graph in graphs for node in graph.graph.nodes) == 1
+
+
+class Pair(keras.Model):
+    """A subclassed model with a layer in an attribute and others in a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = layers.LSTM(H, return_sequences=True)
+        self.others = [layers.TimeDistributed(layers.GRU(H)), keras.Sequential([layers.RNN(layers.GRUCell(H))])]
+
+    def call(self, x):
+        return self.others[1](self.others[0](keras.ops.stack([self.first(x)] * 2, axis=1)))
+
+
+def test_report():
+    x = RNG.standard_normal((N, T, 3)).astype("float32")
+    model = Pair()
+    expected = keras.ops.convert_to_numpy(model(x))
+    report = accelerate(model)
+    names = [re.sub(r"_\d+", "", layer.name) for layer in report.replaced]
+    assert names == ["lstm", "time_distributed/gru", "sequential/rnn"]
+    assert not report.left
+    assert_within(keras.ops.convert_to_numpy(model(x)), expected, RTOL, ATOL)
+    assert len(accelerate(model)) == 0
+    assert len(restore(model)) == 3
+    assert type(model.first) is layers.LSTM
+
+
+class Doubled(layers.LSTM):
+    """A subclass with a call of its own."""
+
+    def call(self, sequences, **options):
+        return 2 * super().call(sequences, **options)
+
+
+REASONS = {
+    "a subclass": (lambda: Doubled(H), "it is a subclass of LSTM"),
+    "an activation": (lambda: layers.GRU(H, activation="gelu"), "its activation is gelu"),
+    "a recurrent activation": (
+        lambda: layers.LSTM(H, recurrent_activation="exponential"), "its recurrent_activation is exponential",
+    ),
+    "a dtype": (
+        lambda: layers.LSTM(H, dtype="mixed_float16"), "it computes in float16; ours are float32, float64, bfloat16",
+    ),
+    "a cell": (lambda: layers.ConvLSTM1D(H, 3), "it is a subclass of RNN"),
+    "a stack of one": (
+        lambda: layers.RNN([layers.GRUCell(H)]), "its cell is a stack of one, whose states Keras nests in a way of",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", REASONS)
+def test_layers_that_are_left(what):
+    make, reason = REASONS[what]
+    layer = make()
+    cls = type(layer)
+    report = accelerate(keras.Sequential([layer]))
+    assert not report
+    (left,) = report.left
+    assert left.reason.startswith(reason)
+    assert (left.name, left.kind) == (layer.name, cls.__name__)
+    assert type(layer) is cls
+
+
+def test_note_of_dropout_of_states():
+    (layer,) = accelerate(layers.GRU(H, recurrent_dropout=0.1)).replaced
+    assert str(layer) == "(the model itself): GRU, with recurrent_dropout training runs Keras's own loop"
+
+
+@pytest.mark.parametrize("convert", [accelerate, restore])
+def test_only_layers(convert):
+    with pytest.raises(TypeError, match="model must be a Keras model or layer; got list"):
+        convert([layers.LSTM(H)])
+
+
+def test_files(tmp_path, monkeypatch):
+    """A file gives our layers where fusedrnn.keras is imported, and Keras's own elsewhere, if ours were saved."""
+    ours, theirs = build_model(), build_model()
+    accelerate(ours)
+    fit(ours)
+    expected = ours.predict(X, verbose=0)
+    ours.save(tmp_path / "ours.keras")
+    theirs.save(tmp_path / "theirs.keras")
+    loaded = keras.saving.load_model(tmp_path / "ours.keras")
+    assert type(loaded.layers[1]) is fusedrnn.keras.Bidirectional
+    assert type(loaded.layers[1].backward_layer) is fusedrnn.keras.LSTM
+    assert_within(loaded.predict(X, verbose=0), expected, RTOL, ATOL)
+    monkeypatch.setattr(keras.src.saving.object_registration, "GLOBAL_CUSTOM_OBJECTS", {})  # as without fusedrnn
+    plain = keras.saving.load_model(tmp_path / "ours.keras")
+    assert type(plain.layers[1]) is layers.Bidirectional
+    assert type(plain.layers[1].backward_layer) is layers.LSTM
+    assert type(plain.layers[2]) is layers.GRU
+    assert_within(plain.predict(X, verbose=0), expected, RTOL, ATOL)
+    assert_within(fit(plain), fit(loaded), RTOL, ATOL)  # the optimizer is saved too
+
+
+def test_files_of_keras(tmp_path):
+    theirs = build_model()
+    fit(theirs)
+    theirs.save(tmp_path / "theirs.keras")
+    theirs.save_weights(tmp_path / "theirs.weights.h5")
+    loaded = keras.saving.load_model(tmp_path / "theirs.keras")
+    assert type(loaded.layers[1]) is layers.Bidirectional
+    assert len(accelerate(loaded)) == 4
+    ours = build_model()
+    accelerate(ours)
+    fit(ours)
+    ours.load_weights(tmp_path / "theirs.weights.h5")
+    for model in (loaded, ours):
+        assert_within(model.predict(X, verbose=0), theirs.predict(X, verbose=0), RTOL, ATOL)
+
+
+def test_constructors_keep_the_class(tmp_path):
+    """Also within Keras's own wrapper, which makes its layers from their configuration."""
+    for wrapper in (layers.Bidirectional, fusedrnn.keras.Bidirectional):
+        wrapped = wrapper(fusedrnn.keras.GRU(H, reset_after=False))
+        assert type(wrapped.forward_layer) is type(wrapped.backward_layer) is fusedrnn.keras.GRU
+    layer = fusedrnn.keras.RNN([layers.LSTMCell(H), layers.LSTMCell(H)])
+    clone = type(layer).from_config(layer.get_config())
+    assert type(clone) is fusedrnn.keras.RNN
+
+
+def test_changed_weights_show(fused):
+    """Also changes that PyTorch does not see."""
+    layer = fusedrnn.keras.LSTM(H)
+    x = RNG.standard_normal((N, T, 3)).astype("float32")
+    first = layer(x)
+    kernel = layer.cell.kernel.value
+    for change in (
+        lambda: layer.set_weights([weight + 0.5 for weight in layer.get_weights()]),
+        lambda: kernel.data.mul_(-1),
+        lambda: kernel.detach().numpy().__setitem__((0, 0), 3.0),
+    ):
+        change()
+        fresh = layers.LSTM(H)
+        fresh.build(x.shape)
+        fresh.set_weights(layer.get_weights())
+        y = layer(x)
+        assert_within(*map(keras.ops.convert_to_numpy, (y, fresh(x))), RTOL, ATOL)
+        assert not np.allclose(*map(keras.ops.convert_to_numpy, (y, first)))
