@@ -35,6 +35,7 @@ _SILENT = 4
 INPUTS: tuple[tuple[str, dict[str, tuple[int, ...] | int]], ...] = (
     ("silero_vad_16k_sequence", {"input": (300, 576), "h": (1, 1, 128), "c": (1, 1, 128)}),
     ("silero_vad", {"input": (1, 576), "state": (2, 1, 128), "sr": 16000}),
+    ("aecmos_models/Run_1668423760", {"input": (1, 3, 600, 160), "h0": (4, 1, 96)}),
     ("aecmos", {"input": (1, 3, 600, 160), "h0": (4, 1, 64)}),
     ("plcmos", {"degraded_audio": (1, 1, 600, 257), "rater_embed": (1, 64)}),
     ("tashkeel", {"char_inputs": (1, 100), "diac_inputs": (1, 100), "input_lengths": 100}),
