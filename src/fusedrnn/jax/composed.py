@@ -196,7 +196,7 @@ def _step(
     """The output of a step, and the states after it."""
     cell = traced_cell(spec.variant)
     rounded = _rounding(spec)
-    x_rows, h_rows = gate_rows(cell, step.x_gates.shape[1])
+    x_rows, h_rows = gate_rows(cell, step.x_gates.shape[1], len(weights.get("h2h_weight", ())))
     values: dict[Leaf, Array] = {State(name): state for name, state in zip(cell.states, states, strict=True)}
     values.update(step.masks)
     values.update({PreX(gate): step.x_gates[:, own] for gate, own in x_rows.items()})
