@@ -245,6 +245,13 @@ def test_bfloat16(fused):
         assert error <= 1.5 * limit + 2.0**-8 * np.linalg.norm(right)
 
 
+def test_a_single_step_is_no_loop(fused):
+    ours, theirs = twins(lambda module: module.LSTM(H, **SEQUENCES))
+    x, states = arrays(2)
+    assert_same(ours, theirs, x[:, :1], states)
+    assert not fused
+
+
 @pytest.mark.parametrize("options", [{"activation": "gelu"}, {"dtype": "mixed_float16"}])
 def test_keras_own_loop(options, fused):
     """Of other activations and dtypes."""
