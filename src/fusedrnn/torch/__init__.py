@@ -12,10 +12,11 @@ except ModuleNotFoundError as error:
         raise
     raise ImportError("fusedrnn.torch needs PyTorch; install it with: pip install 'fusedrnn[torch]'") from error
 
+from fusedrnn.conversion_report import LayerReport, Report
 from fusedrnn.torch import custom_op as _custom_op  # noqa: F401 -- torch.export.load needs the registered operators
 from fusedrnn.torch import tools as _tools
 from fusedrnn.torch.cells import GRUCell, LSTMCell, RNNCell
-from fusedrnn.torch.conversion import LayerReport, Report, accelerate, restore
+from fusedrnn.torch.conversion import accelerate, restore
 from fusedrnn.torch.layer import Layer
 from fusedrnn.torch.modules import GRU, LSTM, RNN
 from fusedrnn.torch.network_module import Network

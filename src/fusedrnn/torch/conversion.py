@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import Module, RNNBase, RNNCellBase
 
+from fusedrnn.conversion_report import LayerReport, Report
 from fusedrnn.torch.class_map import OURS, TORCHS, Classes, counterpart, is_quantized, is_scripted
 from fusedrnn.torch.eligibility import MODULE_DTYPES
 from fusedrnn.torch.formats import HasCompute, checked_compute, is_inference_only, unfreeze
@@ -25,42 +25,6 @@ _NOT_YET = (
     ", which holds no module yet; if it builds its network later, as in fit() or load(), let it do so "
     "within `with fusedrnn.torch.accelerated():`"
 )
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """A recurrent layer of a model.
-
-    Attributes:
-        name: Its name in the model; empty for the model itself.
-        kind: The name of its class.
-        reason: Why it was left unchanged; empty if it was replaced.
-    """
-
-    name: str
-    kind: str
-    reason: str = ""
-
-    def __str__(self) -> str:
-        text = f"{self.name or '(the model itself)'}: {self.kind}"
-        return f"{text}, {self.reason}" if self.reason else text
-
-
-@dataclass(frozen=True)
-class Report:
-    """What happened to a model's recurrent layers. Its length is the number of replaced ones; True if any was."""
-
-    replaced: tuple[LayerReport, ...] = ()
-    left: tuple[LayerReport, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.replaced)
-
-    def __str__(self) -> str:
-        lines = [f"{len(self.replaced)} replaced, {len(self.left)} left as they were"]
-        lines += [f"  replaced  {layer}" for layer in self.replaced]
-        lines += [f"  left      {layer}" for layer in self.left]
-        return "\n".join(lines)
 
 
 def accelerate(model: Module, *, subclasses: bool = False, compute: str | None = None) -> Report:

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from torch.nn import Module
 
+from fusedrnn.conversion_report import Report
 from fusedrnn.torch.class_map import OURS
-from fusedrnn.torch.conversion import Report, convert_all
+from fusedrnn.torch.conversion import convert_all
 from fusedrnn.torch.formats import HasCompute, checked_compute, freeze, is_inference_only
 
 

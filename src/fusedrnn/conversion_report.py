@@ -1,0 +1,43 @@
+"""What an adapter did to the recurrent layers of a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """A recurrent layer of a model.
+
+    Attributes:
+        name: Its name in the model; empty for the model itself.
+        kind: The name of its class.
+        reason: Why it was left unchanged; empty if it was replaced.
+        note: Which of its calls the framework still runs, if it was replaced; empty for none.
+    """
+
+    name: str
+    kind: str
+    reason: str = ""
+    note: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.name or '(the model itself)'}: {self.kind}"
+        return ", ".join(part for part in (text, self.reason, self.note) if part)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What happened to a model's recurrent layers. Its length is the number of replaced ones; True if any was."""
+
+    replaced: tuple[LayerReport, ...] = ()
+    left: tuple[LayerReport, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.replaced)
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.replaced)} replaced, {len(self.left)} left as they were"]
+        lines += [f"  replaced  {layer}" for layer in self.replaced]
+        lines += [f"  left      {layer}" for layer in self.left]
+        return "\n".join(lines)
