@@ -89,9 +89,11 @@ class LSTM(eqx.Module):
             The output (T, H), and the final (h, c).
 
         Raises:
-            TypeError: The parameters and the input are not of float32 or float64 together.
+            TypeError: The parameters and the input do not give float32 or float64, or ``state`` is not a pair.
             ValueError: An operand has a wrong shape.
         """
+        if state is not None and not (isinstance(state, (tuple, list)) and len(state) == 2):
+            raise TypeError(f"state must be (h, c); got {type(state).__name__}")
         y, (h, c) = _run(self, "lstm", x, state, length, reverse)
         return y, (h, c)
 
@@ -157,7 +159,7 @@ class GRU(eqx.Module):
             The output (T, H), and the final h.
 
         Raises:
-            TypeError: The parameters and the input are not of float32 or float64 together.
+            TypeError: The parameters and the input do not give float32 or float64.
             ValueError: An operand has a wrong shape.
         """
         y, (h,) = _run(self, "gru", x, None if state is None else (state,), length, reverse)
