@@ -43,6 +43,13 @@ def test_a_length_that_only_the_call_knows():
     assert run(jnp.array([0, 4])).shape == (4, 2, 5)  # an error leaves nothing locked
 
 
+def test_lengths_that_a_compiled_function_closes_over():
+    right, wrong = jnp.array([1, 4]), jnp.array([1, 5])
+    assert jax.jit(lambda x: rnn(SPEC, PARAMS, x, lengths=right)[0])(X).shape == (4, 2, 5)
+    with pytest.raises(ValueError, match="lengths must be from 0 to 4"):
+        jax.jit(lambda x: rnn(SPEC, PARAMS, x, lengths=wrong)[0])(X)
+
+
 @cell(gates="a")
 def own(x, recurrent, s):
     return tanh(x.a + recurrent(s.h).a)

@@ -1,7 +1,27 @@
-"""fusedrnn in JAX: the operator as a function that JAX compiles, differentiates and maps."""
+"""fusedrnn in JAX: the operator as a function that JAX compiles, differentiates and maps, and layers on it.
+
+``fusedrnn.jax.nnx`` has layers for flax, ``fusedrnn.jax.eqx`` layers for Equinox. Either library is imported with its
+layers, or by the first use of :func:`accelerate`.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+from fusedrnn.conversion_report import LayerReport, Report
 from fusedrnn.jax.rnn import rnn
 
-__all__ = ["rnn"]
+if TYPE_CHECKING:
+    from fusedrnn.jax.conversion import accelerate, restore
+
+__all__ = ["LayerReport", "Report", "accelerate", "restore", "rnn"]
+
+_NEED_FLAX = ("accelerate", "restore")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NEED_FLAX:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from fusedrnn.jax import conversion
+
+    return getattr(conversion, name)

@@ -138,8 +138,10 @@ def _lengths(lengths: Any, batch: Any, steps: Any) -> list[Array]:
         raise TypeError(f"lengths must be integers; got {array.dtype.name}")
     if array.shape != (batch,):
         raise ValueError(f"lengths must have shape ({batch},); got {array.shape}")
-    if not isinstance(array, jax.core.Tracer) and not bool(((array >= 0) & (array <= steps)).all()):
-        raise ValueError(f"each of lengths must be from 0 to {steps}; got {array}")
+    if not isinstance(array, jax.core.Tracer):
+        values = np.asarray(array)  # operations of JAX on a constant are traced inside of jit
+        if not ((values >= 0) & (values <= steps)).all():
+            raise ValueError(f"each of lengths must be from 0 to {steps}; got {values}")
     return [array.astype(jnp.int32)]
 
 

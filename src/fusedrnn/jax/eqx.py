@@ -1,0 +1,213 @@
+"""Equinox layers that run a whole sequence on the fused operator, with the parameters of Equinox's cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+
+from fusedrnn.jax.flat_params import ByKind, flat_params
+from fusedrnn.jax.rnn import rnn
+from fusedrnn.spec import DTYPES, RNNSpec
+
+__all__ = ["GRU", "LSTM"]
+
+Array = Any
+
+_ARRAYS = "weight_ih", "weight_hh", "bias", "bias_n"
+_FIELDS = *_ARRAYS, "input_size", "hidden_size", "use_bias"
+
+class LSTM(eqx.Module):
+    """``eqx.nn.LSTMCell`` over a sequence.
+
+    The constructor, the fields and the initial values are those of the cell. A call takes one sequence, as is the rule
+    in Equinox; ``jax.vmap`` of it is one call of the operator for all of them.
+
+    Attributes:
+        weight_ih: (4·H, I).
+        weight_hh: (4·H, H).
+        bias: (4·H,); None with ``use_bias=False``.
+        input_size: I.
+        hidden_size: H.
+        use_bias: Whether there is a bias.
+
+    Example:
+        >>> import jax
+        >>> from fusedrnn.jax.eqx import LSTM
+        >>> layer = LSTM(3, 5, key=jax.random.key(0))
+        >>> y, (h, c) = layer(jax.numpy.ones((7, 3)))
+        >>> y.shape, h.shape
+        ((7, 5), (5,))
+    """
+
+    weight_ih: Array
+    weight_hh: Array
+    bias: Array | None
+    input_size: int = eqx.field(static=True)
+    hidden_size: int = eqx.field(static=True)
+    use_bias: bool = eqx.field(static=True)
+
+    def __init__(self, input_size: int, hidden_size: int, use_bias: bool = True, dtype: Any = None, *, key: Array):
+        _copy_fields(eqx.nn.LSTMCell(input_size, hidden_size, use_bias, dtype, key=key), self)
+
+    @classmethod
+    def from_cell(cls, cell: Any) -> LSTM:
+        """The layer with the arrays of an ``eqx.nn.LSTMCell``.
+
+        Raises:
+            TypeError: ``cell`` is not one.
+        """
+        _check_cell(cell, eqx.nn.LSTMCell)
+        layer: LSTM = _copy_fields(cell, object.__new__(cls))
+        return layer
+
+    def to_cell(self) -> Any:
+        """The ``eqx.nn.LSTMCell`` with the arrays of this layer."""
+        return _copy_fields(self, object.__new__(eqx.nn.LSTMCell))
+
+    def __call__(
+        self,
+        x: Array,
+        state: tuple[Array, Array] | None = None,
+        *,
+        length: Array | None = None,
+        reverse: bool = False,
+        key: Array | None = None,
+    ) -> tuple[Array, tuple[Array, Array]]:
+        """Run the sequence.
+
+        Args:
+            x: (T, I).
+            state: (h, c) before the first step, (H,) each, as the cell takes them; None for zeros.
+            length: How many steps are valid, an integer from 0 to T; None for T. The output is zero behind them.
+            reverse: Whether to run from the end to the beginning.
+            key: Has no effect, as in Equinox's cells.
+
+        Returns:
+            The output (T, H), and the final (h, c).
+
+        Raises:
+            TypeError: The parameters and the input do not give float32 or float64, or ``state`` is not a pair.
+            ValueError: An operand has a wrong shape.
+        """
+        if state is not None and not (isinstance(state, (tuple, list)) and len(state) == 2):
+            raise TypeError(f"state must be (h, c); got {type(state).__name__}")
+        y, (h, c) = _run(self, "lstm", x, state, length, reverse)
+        return y, (h, c)
+
+
+class GRU(eqx.Module):
+    """``eqx.nn.GRUCell`` over a sequence; see :class:`LSTM`.
+
+    Attributes:
+        weight_ih: (3·H, I).
+        weight_hh: (3·H, H).
+        bias: (3·H,); None with ``use_bias=False``.
+        bias_n: The bias of the recurrent product of n, (H,); None likewise.
+        input_size: I.
+        hidden_size: H.
+        use_bias: Whether there are biases.
+    """
+
+    weight_ih: Array
+    weight_hh: Array
+    bias: Array | None
+    bias_n: Array | None
+    input_size: int = eqx.field(static=True)
+    hidden_size: int = eqx.field(static=True)
+    use_bias: bool = eqx.field(static=True)
+
+    def __init__(self, input_size: int, hidden_size: int, use_bias: bool = True, dtype: Any = None, *, key: Array):
+        _copy_fields(eqx.nn.GRUCell(input_size, hidden_size, use_bias, dtype, key=key), self)
+
+    @classmethod
+    def from_cell(cls, cell: Any) -> GRU:
+        """The layer with the arrays of an ``eqx.nn.GRUCell``.
+
+        Raises:
+            TypeError: ``cell`` is not one.
+        """
+        _check_cell(cell, eqx.nn.GRUCell)
+        layer: GRU = _copy_fields(cell, object.__new__(cls))
+        return layer
+
+    def to_cell(self) -> Any:
+        """The ``eqx.nn.GRUCell`` with the arrays of this layer."""
+        return _copy_fields(self, object.__new__(eqx.nn.GRUCell))
+
+    def __call__(
+        self,
+        x: Array,
+        state: Array | None = None,
+        *,
+        length: Array | None = None,
+        reverse: bool = False,
+        key: Array | None = None,
+    ) -> tuple[Array, Array]:
+        """Run the sequence.
+
+        Args:
+            x: (T, I).
+            state: h before the first step, (H,); None for zeros.
+            length: How many steps are valid, an integer from 0 to T; None for T. The output is zero behind them.
+            reverse: Whether to run from the end to the beginning.
+            key: Has no effect, as in Equinox's cells.
+
+        Returns:
+            The output (T, H), and the final h.
+
+        Raises:
+            TypeError: The parameters and the input do not give float32 or float64.
+            ValueError: An operand has a wrong shape.
+        """
+        y, (h,) = _run(self, "gru", x, None if state is None else (state,), length, reverse)
+        return y, h
+
+
+def _check_cell(cell: Any, expected: type) -> None:
+    if type(cell) is not expected:
+        raise TypeError(f"cell must be an equinox.nn.{expected.__name__}; got {type(cell).__name__}")
+
+
+def _copy_fields(source: Any, module: Any) -> Any:
+    for name in _FIELDS:
+        if hasattr(source, name):
+            object.__setattr__(module, name, getattr(source, name))  # modules are frozen
+    return module
+
+
+def _run(
+    layer: Any, mode: str, x: Array, states: Sequence[Array] | None, length: Array | None, reverse: bool
+) -> tuple[Array, list[Array]]:
+    """The output and the final states, of one sequence."""
+    x = jnp.asarray(x)
+    if x.ndim != 2 or x.shape[1] != layer.input_size:
+        raise ValueError(f"x must have shape (T, {layer.input_size}); got {x.shape}: map over more axes with jax.vmap")
+    arrays = [array for name in _ARRAYS if (array := getattr(layer, name, None)) is not None]
+    dtype = jnp.result_type(x, *arrays).name
+    if dtype not in DTYPES:
+        raise TypeError(f"x and the parameters must give {' or '.join(DTYPES)}; they give {dtype}")
+    bias = {0: "none", 1: "single", 2: "double"}[len(arrays) - 2]
+    spec = RNNSpec(mode, layer.input_size, layer.hidden_size, dtype=dtype, bias=bias, reverse=reverse)
+    if states is not None:
+        states = [_row("state", state, (layer.hidden_size,)).astype(dtype)[None] for state in states]
+    lengths = None if length is None else _row("length", length, ())
+    y, final = rnn(spec, flat_params(spec, arrays, _arrange), x.astype(dtype)[:, None], states, lengths)
+    return y[:, 0], [state[0, 0] for state in final]
+
+
+def _row(name: str, value: Any, shape: tuple[int, ...]) -> Array:
+    """An operand of one sequence with an axis for the batch."""
+    array = jnp.asarray(value)
+    if array.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}; got {array.shape}")
+    return array[None]
+
+
+def _arrange(spec: RNNSpec, arrays: Sequence[Array]) -> list[ByKind]:
+    weights: dict[str, Array] = dict(zip(("i2h_weight", "h2h_weight", "i2h_bias"), arrays, strict=False))
+    if spec.bias == "double":  # a GRU's recurrent bias, which Equinox has for n only
+        weights["h2h_bias"] = jnp.concatenate([jnp.zeros_like(arrays[2][: -spec.hidden_size]), arrays[3]])
+    return [weights]

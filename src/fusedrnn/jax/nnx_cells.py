@@ -1,0 +1,194 @@
+"""The cells of flax.nnx as specs and flat parameter vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype
+
+from fusedrnn.cell.activations import Activation
+from fusedrnn.jax.flat_params import ByKind, flat_params
+from fusedrnn.spec import DTYPES, RNNSpec
+
+Array = Any
+
+ACTIVATIONS: dict[Callable[..., Any], Activation] = {
+    jax.nn.sigmoid: Activation("sigmoid"),
+    jnp.tanh: Activation("tanh"),
+    jax.nn.relu: Activation("relu"),
+    jax.nn.leaky_relu: Activation("leaky_relu", 0.01),
+    jax.nn.elu: Activation("elu", 1.0),
+    jax.nn.hard_sigmoid: Activation("hard_sigmoid", 1 / 6, 0.5),
+    jax.nn.soft_sign: Activation("softsign"),
+    jax.nn.softplus: Activation("softplus"),
+}
+"""JAX's functions, which flax exports too, and the activations that they are."""
+
+
+@dataclass(frozen=True)
+class CellForm:
+    """Where a cell of flax has what a spec describes.
+
+    Attributes:
+        mode: The mode; that of a simple cell depends on its activation.
+        inputs: Its linear layers of the input, in the order of the gates.
+        recurrent: Those of the state.
+        bias_is_recurrent: Whether the layers of the state have the biases; else those of the input.
+        functions: Its attributes that are the spec's activations.
+    """
+
+    mode: str
+    inputs: tuple[str, ...]
+    recurrent: tuple[str, ...]
+    bias_is_recurrent: bool
+    functions: tuple[str, ...]
+
+
+_LSTM_FUNCTIONS = ("gate_fn", "activation_fn", "activation_fn")
+FORMS: dict[type, CellForm] = {
+    nnx.LSTMCell: CellForm("lstm", ("ii", "if_", "ig", "io"), ("hi", "hf", "hg", "ho"), True, _LSTM_FUNCTIONS),
+    nnx.OptimizedLSTMCell: CellForm("lstm", ("dense_i",), ("dense_h",), True, _LSTM_FUNCTIONS),
+    nnx.GRUCell: CellForm("gru", ("dense_i",), ("dense_h",), False, ("gate_fn", "activation_fn")),
+    nnx.SimpleCell: CellForm("rnn_tanh", ("dense_i",), ("dense_h",), False, ("activation_fn",)),
+}
+_NAMES = ", ".join(cls.__name__ for cls in FORMS)
+
+
+def refusal(cell: Any) -> str:
+    """Why the operator does not run a cell, whatever it is called with; empty if it does."""
+    form = FORMS.get(type(cell))
+    if form is None:
+        base = next((cls.__name__ for cls in FORMS if isinstance(cell, cls)), "")
+        kind = f"{type(cell).__name__}, a subclass of {base}" if base else type(cell).__name__
+        return f"its cell is {kind}; the operator has {_NAMES}"
+    for name in dict.fromkeys(form.functions):
+        function = getattr(cell, name)
+        if _activation(function) is None:
+            return f"its {name} is {getattr(function, '__name__', function)}, which the operator does not have"
+    if getattr(cell, "residual", False):
+        return "its cell adds the state within the activation (residual=True)"
+    return _refused_linear(form, cell)
+
+
+def _refused_linear(form: CellForm, cell: Any) -> str:
+    """Why the operator does not compute a linear layer of a cell; empty if it computes all."""
+    for name, is_recurrent in _linears(form):
+        linear = getattr(cell, name)
+        if type(linear) is not nnx.Linear:
+            return f"its cell's {name} is {type(linear).__name__}, not nnx.Linear"
+        has_bias = is_recurrent == form.bias_is_recurrent
+        is_plain = linear.dot_general is jax.lax.dot_general and linear.promote_dtype is promote_dtype
+        unchanged = is_plain and linear.precision is None and linear.preferred_element_type is None
+        if not unchanged or has_bias != (linear.bias is not None):
+            return f"its cell's {name} is not the linear layer that flax makes there by default"
+        dtype = jnp.dtype(linear.kernel[...].dtype if linear.dtype is None else linear.dtype).name
+        if dtype not in DTYPES:
+            return f"its cell computes in {dtype}, with sums rounded to it; the operator has {' and '.join(DTYPES)}"
+    return ""
+
+
+def _linears(form: CellForm) -> Iterator[tuple[str, bool]]:
+    """The names of the linear layers, and whether they are of the state: in the order of their arrays."""
+    yield from ((name, False) for name in form.inputs)
+    yield from ((name, True) for name in form.recurrent)
+
+
+def _activation(function: Any) -> Activation | None:
+    try:
+        return ACTIVATIONS.get(function)
+    except TypeError:  # an object without a hash
+        return None
+
+
+def spec_of(cell: Any, dtype: str, *, reverse: bool = False, bidirectional: bool = False) -> RNNSpec:
+    """The network of one layer of a cell that the operator has."""
+    functions = tuple(ACTIVATIONS[getattr(cell, name)] for name in FORMS[type(cell)].functions)
+    mode = FORMS[type(cell)].mode
+    return _spec(mode, cell.in_features, cell.hidden_features, dtype, functions, reverse, bidirectional)
+
+
+@lru_cache(maxsize=256)
+def _spec(
+    mode: str, I: int, H: int, dtype: str, activations: tuple[Activation, ...], reverse: bool, bidirectional: bool
+) -> RNNSpec:
+    if mode == "rnn_tanh" and activations == (Activation("relu"),):
+        mode = "rnn_relu"
+    return RNNSpec(
+        mode, I, H, bidirectional=bidirectional, dtype=dtype, activations=activations, bias="single", reverse=reverse
+    )
+
+
+def dtype_of(cell: Any, inputs: Array, states: Sequence[Array]) -> str | None:
+    """The dtype in which a cell computes, as flax's rules say; None if it is not the same everywhere or not ours.
+
+    Args:
+        cell: One that the operator has.
+        inputs: The input.
+        states: The states before the first step, h first.
+    """
+    dtypes = {np.dtype(state.dtype) for state in states}
+    for name, is_recurrent in _linears(FORMS[type(cell)]):
+        linear = getattr(cell, name)
+        dtype = linear.dtype
+        if dtype is None:
+            dtype = jnp.result_type(states[0] if is_recurrent else inputs, *_arrays_of(linear))
+            dtype = dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.promote_types(dtype, jnp.float32)
+        dtypes.add(np.dtype(dtype))
+    names = {dtype.name for dtype in dtypes}
+    return names.pop() if len(names) == 1 and names <= set(DTYPES) else None
+
+
+def has_its_sizes(cell: Any) -> bool:
+    """Whether the parameters have the shapes that the cell's sizes say; a mapped cell, seen outside, has others."""
+    form, I, H = FORMS[type(cell)], cell.in_features, cell.hidden_features
+    for name, is_recurrent in _linears(form):
+        linear = getattr(cell, name)
+        rows = _num_gates(form) * H // len(form.inputs)
+        shapes = [(H if is_recurrent else I, rows), (rows,)]
+        arrays = _arrays_of(linear)
+        if [array.shape for array in arrays] != shapes[: len(arrays)]:
+            return False
+    return True
+
+
+def _num_gates(form: CellForm) -> int:
+    return {"lstm": 4, "gru": 3}.get(form.mode, 1)
+
+
+def _arrays_of(linear: Any) -> list[Array]:
+    return [variable[...] for variable in (linear.kernel, linear.bias) if variable is not None]
+
+
+def params_of(spec: RNNSpec, cells: Sequence[Any]) -> Array:
+    """The flat parameter vector of the cells of a layer, one for each direction, all of one class."""
+    form = FORMS[type(cells[0])]
+    arrays = [array for cell in cells for name, _ in _linears(form) for array in _arrays_of(getattr(cell, name))]
+    return flat_params(spec, arrays, _ARRANGE[type(cells[0])])
+
+
+def _arrange(form: CellForm, spec: RNNSpec, arrays: Sequence[Array]) -> list[ByKind]:
+    remaining = iter(arrays)
+    directions: list[ByKind] = []
+    for _ in range(spec.num_directions):
+        kernels: tuple[list[Array], list[Array]] = [], []
+        biases = []
+        for _, is_recurrent in _linears(form):
+            kernels[is_recurrent].append(next(remaining).T)
+            if is_recurrent == form.bias_is_recurrent:
+                biases.append(next(remaining))
+        directions.append({
+            "i2h_weight": jnp.concatenate(kernels[0]), "h2h_weight": jnp.concatenate(kernels[1]),
+            "i2h_bias": jnp.concatenate(biases),
+        })  # fmt: skip
+    return directions
+
+
+# One function for each class, the same in every call.
+_ARRANGE = {cls: partial(_arrange, form) for cls, form in FORMS.items()}

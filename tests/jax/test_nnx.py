@@ -1,0 +1,347 @@
+"""``fusedrnn.jax.nnx`` and ``accelerate`` against flax's own layers: outputs, carries, gradients, random state."""
+
+import gc
+import weakref
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import fusedrnn.jax
+from fusedrnn.jax import accelerate, conversion, flat_params, nnx_cells, restore
+from fusedrnn.jax import nnx as ours
+from fusedrnn.testing.tolerance import difference, gradient_tolerance, longest_sum, tolerance
+
+T, N, I, H = 6, 4, 3, 5
+CELLS = [nnx.LSTMCell, nnx.OptimizedLSTMCell, nnx.GRUCell, nnx.SimpleCell]
+LENGTHS = jnp.array([6, 1, 4, 3])
+VALID = np.arange(T) < np.asarray(LENGTHS)[:, None]  # (N, T)
+
+
+def make_cell(cls=nnx.GRUCell, inputs=I, dtype=jnp.float32, seed=0, **options):
+    options = {"dtype": dtype, "bias_init": nnx.initializers.normal(0.5), **options}
+    return cls(inputs, H, param_dtype=dtype, rngs=nnx.Rngs(seed), **options)
+
+
+def random(*shape, seed=1, dtype=jnp.float32):
+    return jax.random.normal(jax.random.key(seed), shape, dtype)
+
+
+def random_carry(cls, *batch, dtype=jnp.float32):
+    is_lstm = cls in CELLS[:2]
+    c, h = random(2, *batch, H, seed=2, dtype=dtype)
+    return (c, h) if is_lstm else h
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """The networks that the layers of ours run on the operator."""
+    seen = []
+
+    def recorded(spec, *operands):
+        seen.append(spec)
+        return call(spec, *operands)
+
+    call = ours.rnn
+    monkeypatch.setattr(ours, "rnn", recorded)
+    return seen
+
+
+def assert_close(actual, expected, spec):
+    for array, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert array.dtype == other.dtype == spec.dtype
+        message = difference(np.asarray(array), np.asarray(other), *tolerance(spec.dtype, longest_sum(spec)))
+        assert message is None, message
+
+
+@nnx.jit(static_argnames=("return_carry", "time_major", "reverse", "keep_order"))
+def run(layer, x, **arguments):
+    return layer(x, **arguments)
+
+
+CALLS = {
+    "plain": {},
+    "lengths": {"seq_lengths": LENGTHS, "return_carry": True},
+    "kept": {"seq_lengths": LENGTHS, "return_carry": True, "reverse": True, "keep_order": True},
+    "flipped": {"seq_lengths": LENGTHS, "return_carry": True, "reverse": True, "time_major": True},
+}
+
+
+@pytest.mark.parametrize(
+    ("cls", "call"),
+    [(nnx.LSTMCell, "flipped"), (nnx.OptimizedLSTMCell, "kept"), (nnx.GRUCell, "plain"), (nnx.SimpleCell, "lengths")],
+)
+def test_outputs_and_carries(cls, call, runs):
+    arguments, cell = CALLS[call], make_cell(cls)
+    is_time_major = "time_major" in arguments
+    x = random(T, N, I) if is_time_major else random(N, T, I)
+    if call != "plain":
+        arguments = {**arguments, "initial_carry": random_carry(cls, N)}
+    expected, actual = (run(layer(cell), x, **arguments) for layer in (nnx.RNN, ours.RNN))
+    (spec,) = runs
+    if "seq_lengths" in arguments:
+        carry, y = expected
+        valid = VALID.T if is_time_major else VALID
+        assert not np.asarray(actual[1])[~valid].any()
+        expected = carry, jnp.where(valid[:, :, None], y, 0)
+    assert_close(actual, expected, spec)
+
+
+@pytest.mark.parametrize("cls", CELLS)
+def test_gradients_of_everything(cls, runs):
+    """In float64, through nnx.jit and nnx.grad; the loss reads valid steps only."""
+    with jax.enable_x64():
+        cell = make_cell(cls, dtype=jnp.float64)
+        x, carry = random(N, T, I, dtype=jnp.float64), random_carry(cls, N, dtype=jnp.float64)
+        dy = random(N, T, H, seed=3, dtype=jnp.float64) * VALID[:, :, None]
+
+        @nnx.jit
+        def gradients(layer, x, carry):
+            def loss(layer, x, carry):
+                final, y = layer(x, initial_carry=carry, seq_lengths=LENGTHS, return_carry=True)
+                return (y * dy).sum() + sum((state**2).sum() for state in jax.tree.leaves(final))
+
+            return nnx.grad(loss, argnums=(0, 1, 2))(layer, x, carry)
+
+        expected, actual = (gradients(layer(cell), x, carry) for layer in (nnx.RNN, ours.RNN))
+    (spec,) = runs
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for array, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        limits = gradient_tolerance(spec.dtype, spec, T, N, float(np.abs(np.asarray(other)).max()))
+        message = difference(np.asarray(array), np.asarray(other), *limits)
+        assert array.dtype == spec.dtype and message is None, message
+
+
+@pytest.mark.parametrize("batch", [(), (2, 3)], ids=["none", "two"])
+def test_batch_axes(batch, runs):
+    cell, x = make_cell(nnx.OptimizedLSTMCell), random(*batch, T, I)
+    expected, actual = (run(layer(cell, return_carry=True), x) for layer in (nnx.RNN, ours.RNN))
+    assert_close(actual, expected, *runs)
+
+
+@pytest.mark.parametrize("function", nnx_cells.ACTIVATIONS, ids=lambda function: function.__name__)
+def test_activations(function, runs):
+    """One step against the cell itself."""
+    x = 3 * random(N, 1, I)
+    for cls in (nnx.SimpleCell, nnx.LSTMCell):
+        gates = {"gate_fn": function} if cls is nnx.LSTMCell else {}
+        cell, carry = make_cell(cls, activation_fn=function, **gates), random_carry(cls, N)
+        expected_carry, y = cell(carry, x[:, 0])
+        actual = ours.RNN(cell, return_carry=True)(x, initial_carry=carry)
+        assert_close(actual, (expected_carry, y[:, None]), runs[-1])
+    assert len(runs) == 2
+
+
+class Own(nnx.GRUCell):
+    """A cell of a user's."""
+
+
+def with_lora():
+    cell = make_cell()
+    cell.dense_i = nnx.LoRALinear(I, 3 * H, lora_rank=2, rngs=nnx.Rngs(0))
+    return nnx.RNN(cell)
+
+
+def with_precision():
+    cell = make_cell()
+    cell.dense_h.precision = "high"
+    return nnx.RNN(cell)
+
+
+REFUSED = {
+    "cell": (lambda: nnx.RNN(Own(I, H, rngs=nnx.Rngs(0))), "Own, a subclass of GRUCell"),
+    "activation": (lambda: nnx.RNN(make_cell(gate_fn=jnp.sin)), "its gate_fn is sin, which the operator does not have"),
+    "residual": (lambda: nnx.RNN(make_cell(nnx.SimpleCell, residual=True)), r"residual=True"),
+    "linear": (with_lora, "its cell's dense_i is LoRALinear, not nnx.Linear"),
+    "precision": (with_precision, "its cell's dense_h is not the linear layer that flax makes there by default"),
+    "bfloat16": (lambda: nnx.RNN(nnx.GRUCell(I, H, dtype="bfloat16", rngs=nnx.Rngs(0))), "computes in bfloat16"),
+    "random": (lambda: nnx.RNN(make_cell(), broadcast_rngs="dropout"), "broadcast_rngs"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_flax_runs(case, runs):
+    make, message = REFUSED[case]
+    layer = make()
+    (report,) = accelerate(layer).left
+    assert type(layer) is nnx.RNN and message in str(report)
+    own = ours.RNN(layer.cell, broadcast_rngs=layer.broadcast_rngs)
+    assert message in own.refusal
+    if case == "residual":
+        np.testing.assert_array_equal(run(own, random(N, T, I)), run(layer, random(N, T, I)))
+        assert not runs
+
+
+def test_calls_that_flax_runs(runs):
+    """What the operator does not take, and what flax has its own error for."""
+    layer, theirs = ours.RNN(make_cell()), nnx.RNN(make_cell())
+    assert layer(random(N, 0, I)).shape == theirs(random(N, 0, I)).shape
+    half = jnp.zeros((N, H), jnp.bfloat16)
+    for x, arguments in ((random(N, T, I + 1), {}), (random(N, T, I), {"initial_carry": half})):
+        errors = []
+        for each in (layer, theirs):
+            with pytest.raises((TypeError, ValueError)) as caught:
+                each(x, **arguments)
+            errors.append(str(caught.value))
+        assert errors[0] == errors[1]
+    assert not runs
+    # Mixed formats that promote to one of ours are computed in it.
+    x = random(N, T, I).astype(jnp.bfloat16)
+    default = nnx.GRUCell(I, H, rngs=nnx.Rngs(0))
+    assert_close(ours.RNN(default)(x), nnx.RNN(default)(x), nnx_cells.spec_of(default, "float32"))
+    assert len(runs) == 1
+
+
+@pytest.mark.parametrize("cls", [nnx.LSTMCell, nnx.GRUCell])
+def test_both_directions_are_one_call(cls, runs):
+    pair = [nnx.RNN(make_cell(cls, seed=seed)) for seed in (0, 1)]
+    theirs, own = nnx.Bidirectional(*pair), ours.Bidirectional(*pair)
+    arguments = {"seq_lengths": LENGTHS, "initial_carry": (random_carry(cls, N), None), "return_carry": True}
+    carries, y = run(theirs, random(N, T, I), **arguments)
+    actual = run(own, random(N, T, I), **arguments)
+    (spec,) = runs
+    assert spec.bidirectional
+    assert_close(actual, (carries, jnp.where(VALID[:, :, None], y, 0)), spec)
+    own.merge_fn = jnp.subtract
+    forward, backward = jnp.split(actual[1], 2, axis=-1)
+    np.testing.assert_array_equal(own(random(N, T, I), **arguments)[1], forward - backward)
+
+
+def test_directions_that_differ_run_one_by_one(runs):
+    pair = ours.RNN(make_cell()), ours.RNN(make_cell(nnx.SimpleCell))
+    own, theirs = (cls(*pair) for cls in (ours.Bidirectional, nnx.Bidirectional))
+    assert own.refusal == "its directions have different cells"
+    np.testing.assert_array_equal(own(random(N, T, I)), theirs(random(N, T, I)))
+    assert [spec.mode for spec in runs] == 2 * ["gru", "rnn_tanh"]
+
+
+def test_random_carries_and_random_state_are_those_of_flax():
+    cell = nnx.LSTMCell(I, H, rngs=nnx.Rngs(0))
+    cell.carry_init = nnx.initializers.normal(1.0)
+    layers = nnx.RNN(cell, rngs=nnx.Rngs(7)), ours.RNN(cell, rngs=nnx.Rngs(7))
+    for _ in range(2):
+        expected, actual = (run(layer, random(N, T, I)) for layer in layers)
+        assert_close(actual, expected, nnx_cells.spec_of(cell, "float32"))
+    assert int(layers[0].rngs.count[...]) == int(layers[1].rngs.count[...]) > 0
+
+
+def test_vmap_is_one_call_and_an_ensemble_is_mapped():
+    graph, state = nnx.split(ours.RNN(make_cell()))
+    xs, carry = random(3, N, T, I), jnp.zeros((N, H))
+
+    def run(x):
+        return nnx.merge(graph, state)(x, initial_carry=carry)
+
+    assert str(jax.make_jaxpr(jax.vmap(run))(xs)).count("fusedrnn[") == 1
+    np.testing.assert_array_equal(jax.vmap(run)(xs)[2], run(xs[2]))
+
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def make(key):
+        return nnx.RNN(nnx.GRUCell(I, H, rngs=nnx.Rngs(key)), rngs=False)
+
+    ensemble = make(jax.random.split(jax.random.key(0), 3))
+    call = nnx.jit(nnx.vmap(lambda layer, x: layer(x, initial_carry=carry)))
+    expected = call(ensemble, xs)
+    assert accelerate(ensemble)
+    assert_close(call(ensemble, xs), expected, nnx_cells.spec_of(ensemble.cell, "float32"))
+
+
+class Tagger(nnx.Module):
+    """A model with layers of all kinds."""
+
+    def __init__(self, rngs):
+        self.embed = nnx.Embed(20, I, rngs=rngs)
+        cells = [nnx.GRUCell(I, H, rngs=rngs) for _ in range(2)]
+        self.encoder = nnx.Bidirectional(*(nnx.RNN(cell) for cell in cells))
+        self.layers = nnx.List([
+            nnx.RNN(nnx.OptimizedLSTMCell(2 * H, H, rngs=rngs)),
+            nnx.RNN(nnx.SimpleCell(H, H, residual=True, rngs=rngs)),
+        ])  # fmt: skip
+
+    def __call__(self, tokens):
+        y = self.encoder(self.embed(tokens))
+        for layer in self.layers:
+            y = layer(y)
+        return y
+
+
+REPORT = """\
+4 replaced, 1 left as they were
+  replaced  encoder: Bidirectional
+  replaced  encoder.backward_rnn: RNN
+  replaced  encoder.forward_rnn: RNN
+  replaced  layers.0: RNN
+  left      layers.1: RNN, its cell adds the state within the activation (residual=True)"""
+
+
+@nnx.jit
+def train(model, optimizer, tokens):
+    gradients = nnx.grad(lambda model: (model(tokens) ** 2).sum())(model)
+    optimizer.update(model, gradients)
+
+
+def test_accelerate_and_restore(runs):
+    import optax
+
+    model, tokens = Tagger(nnx.Rngs(0)), jax.random.randint(jax.random.key(0), (N, T), 0, 20)
+    optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
+    parameters = _parameters(model)
+    state = jax.tree.map(jnp.copy, nnx.state(model))
+    original = run(model, tokens)
+    assert str(accelerate(model)) == REPORT
+    assert len(accelerate(model)) == 0
+    accelerated = run(model, tokens)
+    assert_close(accelerated, original, runs[0])
+    assert [(spec.mode, spec.bidirectional) for spec in runs] == [("gru", True), ("lstm", False)]
+    assert all(map(lambda a, b: a is b, _parameters(model), parameters))
+    assert jax.tree.structure(nnx.state(model)) == jax.tree.structure(state)
+    # An optimizer and a checkpoint from before.
+    train(model, optimizer, tokens)
+    assert float(jnp.abs(run(model, tokens) - accelerated).max()) > 1e-3
+    nnx.update(model, state)
+    copy = nnx.merge(*nnx.split(model))
+    np.testing.assert_array_equal(run(copy, tokens), accelerated)
+    assert len(restore(model)) == 4
+    assert not [layer for _, layer in nnx.iter_modules(model) if type(layer) in conversion.FLAXS]
+    np.testing.assert_array_equal(run(model, tokens), original)
+
+
+def _parameters(model):
+    return [variable for _, variable in nnx.iter_graph(model) if isinstance(variable, nnx.Param)]
+
+
+def test_subclasses_are_left_and_other_objects_refused():
+    class Mine(nnx.RNN):
+        pass
+
+    class Further(ours.RNN):
+        pass
+
+    assert accelerate(Mine(make_cell())).left[0].reason == "it is a subclass of RNN"
+    assert restore(Further(make_cell())).left[0].reason == "it is a subclass of RNN"
+    with pytest.raises(TypeError, match=r"model must be a flax\.nnx\.Module; got int"):
+        accelerate(3)
+    with pytest.raises(AttributeError, match="has no attribute 'absent'"):
+        fusedrnn.jax.absent  # noqa: B018
+
+
+def test_the_flat_vector_is_kept_while_its_arrays_live(monkeypatch):
+    joins = []
+    join = flat_params._join
+    monkeypatch.setattr(flat_params, "_join", lambda spec, pieces: joins.append(spec) or join(spec, pieces))
+    flat_params._cache.clear()
+    layer, x = ours.RNN(make_cell()), random(N, T, I)
+    y = layer(x)
+    layer(2 * x)
+    assert len(joins) == 1
+    jax.jit(lambda x: nnx.merge(*nnx.split(layer))(x, initial_carry=jnp.zeros((N, H))))(x)
+    assert len(flat_params._cache) == 1
+    kernel = layer.cell.dense_h.kernel
+    before = weakref.ref(kernel[...])
+    kernel[...] = 2 * kernel[...]
+    gc.collect()
+    assert before() is None and not flat_params._cache
+    assert float(jnp.abs(layer(x) - y).max()) > 1e-3
+    assert len(joins) == 2
