@@ -10,6 +10,7 @@ import pytest
 import fusedrnn
 from conformance import Conformance, TrainingConformance
 from fusedrnn.jax import rnn
+from jax_versions import enable_x64
 
 pytestmark = [pytest.mark.usefixtures("use_all_threads"), pytest.mark.pairwise]
 
@@ -28,7 +29,7 @@ def in_numpy(tree):
 
 class TestForward(Conformance):
     def run(self, spec, x, params, states, lengths):
-        with jax.enable_x64():
+        with enable_x64():
             y, final = rnn(spec, params, x, states, lengths)
             return in_numpy((y, final))
 
@@ -39,13 +40,13 @@ class TestGradients(TrainingConformance):
 
     def train(self, spec, x, params, states, lengths, keep, seed):
         zeros = tuple(np.zeros(shape, x.dtype) for shape in spec.state_shape(x.shape[1]))
-        with jax.enable_x64():
+        with enable_x64():
             (y, final), vjp = jax.vjp(
                 lambda x, params, states: rnn(spec, params, x, states, lengths), x, params, states or zeros
             )
 
         def backward(dy, dstates):
-            with jax.enable_x64():
+            with enable_x64():
                 dy = jnp.zeros_like(y) if dy is None else jnp.asarray(dy)
                 dstates = dstates or (None,) * len(final)
                 cotangents = tuple(

@@ -9,6 +9,7 @@ import pytest
 from fusedrnn import RNNSpec
 from fusedrnn.jax import eqx as ours
 from fusedrnn.testing.tolerance import difference, gradient_tolerance, longest_sum, tolerance
+from jax_versions import enable_x64
 
 T, N, I, H = 6, 4, 3, 5
 CELLS = {ours.LSTM: eqx.nn.LSTMCell, ours.GRU: eqx.nn.GRUCell}
@@ -53,7 +54,7 @@ def assert_close(actual, expected, limits):
 def test_outputs_states_and_gradients(layer_class, use_bias):
     """In float64, gradients of all parameters, the input and the state."""
     spec = spec_of(layer_class, "float64")
-    with jax.enable_x64():
+    with enable_x64():
         layer = layer_class(I, H, use_bias, key=KEY)
         cell = CELLS[layer_class](I, H, use_bias, key=KEY)
         assert eqx.tree_equal(layer.to_cell(), cell)

@@ -7,12 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+pytest.importorskip("flax", reason="flax needs Python 3.11")
+
 from flax import nnx
 
 import fusedrnn.jax
 from fusedrnn.jax import accelerate, conversion, flat_params, nnx_cells, restore
 from fusedrnn.jax import nnx as ours
 from fusedrnn.testing.tolerance import difference, gradient_tolerance, longest_sum, tolerance
+from jax_versions import enable_x64
 
 T, N, I, H = 6, 4, 3, 5
 CELLS = [nnx.LSTMCell, nnx.OptimizedLSTMCell, nnx.GRUCell, nnx.SimpleCell]
@@ -92,7 +96,7 @@ def test_outputs_and_carries(cls, call, runs):
 @pytest.mark.parametrize("cls", CELLS)
 def test_gradients_of_everything(cls, runs):
     """In float64, through nnx.jit and nnx.grad; the loss reads valid steps only."""
-    with jax.enable_x64():
+    with enable_x64():
         cell = make_cell(cls, dtype=jnp.float64)
         x, carry = random(N, T, I, dtype=jnp.float64), random_carry(cls, N, dtype=jnp.float64)
         dy = random(N, T, H, seed=3, dtype=jnp.float64) * VALID[:, :, None]

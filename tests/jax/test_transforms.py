@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 import fusedrnn
 from fusedrnn import RNNOp, RNNSpec, cells
 from fusedrnn.jax import composed, rnn
 from fusedrnn.jax.primitives import rnn_p
+from jax_versions import enable_x64
 from problems import Shape, assert_close, assert_gradients_close, assert_same_bits, make_problem, problem_of
 
 SOURCE = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -75,7 +77,7 @@ def test_resets_and_gradients_against_the_scan(mode):
 def test_derivatives_of_derivatives(mode):
     """The second one of a GRU, and the third one of a vanilla network."""
     shape = Shape(2, 2, 3, 4)
-    with jax.enable_x64():
+    with enable_x64():
         problem = make_problem(mode, shape, "float64")
 
         def squares(function):
@@ -244,9 +246,10 @@ def in_process(code, *arguments):
 
 EXPORTED = """
 import sys
-import jax, numpy as np
+import numpy as np
+from jax import export
 with open(sys.argv[1], "rb") as file:
-    exported = jax.export.deserialize(bytearray(file.read()))
+    exported = export.deserialize(bytearray(file.read()))
 import fusedrnn.jax
 from fusedrnn import RNNOp, RNNSpec
 spec = RNNSpec("gru", 3, 5)
@@ -264,11 +267,11 @@ def test_export_to_another_process(tmp_path):
     from fusedrnn.jax.call_table import TARGET_NAME
 
     spec = RNNSpec("gru", 3, 5)
-    shape = jax.export.symbolic_shape("t, n, 3")
+    shape = export.symbolic_shape("t, n, 3")
     arguments = jax.ShapeDtypeStruct((spec.layout.size,), "f4"), jax.ShapeDtypeStruct(shape, "f4")
-    exported = jax.export.export(
+    exported = export.export(
         jax.jit(lambda params, x: rnn(spec, params, x)[0]),
-        disabled_checks=[jax.export.DisabledSafetyCheck.custom_call(TARGET_NAME)],
+        disabled_checks=[export.DisabledSafetyCheck.custom_call(TARGET_NAME)],
     )(*arguments)
     file = tmp_path / "exported"
     file.write_bytes(exported.serialize())
@@ -352,7 +355,7 @@ def test_bfloat16_and_integer_formats():
 
 def test_other_devices_get_a_scan():
     """The lowering for a platform without our kernels has no call of ours."""
-    exported = jax.export.export(jax.jit(partial(rnn, SPEC)), platforms=["cuda"])(
+    exported = export.export(jax.jit(partial(rnn, SPEC)), platforms=["cuda"])(
         jax.ShapeDtypeStruct((SPEC.layout.size,), "f4"), jax.ShapeDtypeStruct((7, 4, 5), "f4")
     )
     text = exported.mlir_module()
