@@ -29,7 +29,7 @@ _ONES = 0xFF  # a byte of which every float of every size is NaN, and every inte
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out the cases of tests marked ``pairwise`` that add no pair of values; ``--all-cases`` keeps them."""
+    """Leave out cases of tests marked ``pairwise`` or ``each_value`` that add nothing; ``--all-cases`` keeps them."""
     if not config.getoption("all_cases"):
         items[:], left_out = pairwise.reduce(items)
         config.hook.pytest_deselected(items=left_out)
@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_addoption(parser):
     """Add ``--all-cases``."""
-    parser.addoption("--all-cases", action="store_true", help="run every case of tests marked pairwise")
+    parser.addoption("--all-cases", action="store_true", help="run every case of tests marked pairwise or each_value")
 
 
 # Processes that share the tests out share the processors, too: torch's threads sleep while they wait.

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import fusedrnn
-from conformance import Conformance, TrainingConformance
+from conformance import SHAPES, Conformance, TrainingConformance
 from fusedrnn.jax import rnn
+from fusedrnn.spec import MODES
 from jax_versions import enable_x64
 
 pytestmark = [pytest.mark.usefixtures("use_all_threads"), pytest.mark.pairwise]
@@ -23,11 +24,26 @@ def two_threads():
     fusedrnn.set_num_threads(before)
 
 
+def _without_shapes(test):
+    """A test of the suite that is parametrized by the mode alone."""
+
+    def own(self, mode, shape):
+        test(self, mode, shape)
+
+    return pytest.mark.parametrize("mode", MODES)(own)
+
+
 def in_numpy(tree):
     return jax.tree.map(np.asarray, tree)
 
 
+# The engine has the suite for all shapes; here they are one of each depth and direction, with lengths and without.
+SOME = pytest.mark.parametrize("shape", SHAPES[1::5], ids=str)
+
+
 class TestForward(Conformance):
+    test_forward = SOME(_without_shapes(Conformance.test_forward))
+
     def run(self, spec, x, params, states, lengths):
         with enable_x64():
             y, final = rnn(spec, params, x, states, lengths)
@@ -37,6 +53,7 @@ class TestForward(Conformance):
 class TestGradients(TrainingConformance):
     keeps = ("gates",)
     test_dropout = test_requests = None
+    test_gradients = SOME(_without_shapes(TrainingConformance.test_gradients))
 
     def train(self, spec, x, params, states, lengths, keep, seed):
         zeros = tuple(np.zeros(shape, x.dtype) for shape in spec.state_shape(x.shape[1]))

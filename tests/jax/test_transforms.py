@@ -316,7 +316,7 @@ def test_catalogue_against_the_scan(cell):
 
 
 @pytest.mark.parametrize("spec", [
-    RNNSpec("lstm", 5, 9, 2, dropout=0.5), RNNSpec("gru", 5, 9, 2, True, dropout=0.3, input_dropout=0.5),
+    RNNSpec("rnn_tanh", 5, 9, 2, dropout=0.5), RNNSpec("gru", 5, 9, input_dropout=0.5),
 ], ids=["between", "input"])  # fmt: skip
 def test_dropout_masks_are_those_of_the_scan(spec):
     problem = problem_of(spec, Shape(6, 3, 5, 9, layers=2))

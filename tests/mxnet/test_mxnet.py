@@ -67,6 +67,7 @@ def test_modes(mode, shape, backend):
         check(training_problem(mode, shape), oracle, backend)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("shape", [Shape(4, 2, 3, 5), PLAIN, PADDED], ids=["one", "full", "lengths"])
 @pytest.mark.parametrize("option", OPTIONS)

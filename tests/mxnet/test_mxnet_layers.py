@@ -47,6 +47,7 @@ def test_modes(mode, shape, layout, backend):
     check(training_problem(mode, shape), expected_training(mode, shape)[0]["nothing"], layout, backend)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     "options",

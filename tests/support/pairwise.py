@@ -3,6 +3,9 @@
 A test or class marked ``pairwise`` keeps all its cases on the native target. Of those on other targets it keeps enough
 that every two values of different parameters meet in one case: a defect that takes three to show is the native
 target's to find, whose kernels come from the same emitters.
+
+A test marked ``each_value`` keeps enough cases that each value of each parameter is in one: it is of an adapter, whose
+ways for the kinds of layers and for the options of a call are independent of each other.
 """
 
 import os
@@ -34,8 +37,11 @@ def target_names(compute=None):
 
 def reduce(items):
     """Split collected tests into those to run and those that add no pair of values."""
-    kept, groups = [], defaultdict(list)
+    kept, groups, singles = [], defaultdict(list), defaultdict(list)
     for item in items:
+        if hasattr(item, "callspec") and item.get_closest_marker("each_value") is not None:
+            singles[item.nodeid.partition("[")[0]].append(item)
+            continue
         target = item.callspec.params.get("target", NATIVE) if hasattr(item, "callspec") else NATIVE
         if target == NATIVE or item.get_closest_marker("pairwise") is None:
             kept.append(item)
@@ -43,6 +49,8 @@ def reduce(items):
             groups[item.nodeid.partition("[")[0]].append(item)
     for group in groups.values():
         kept += covering([item for item in group if _is_compiled(item.callspec.params)])
+    for group in singles.values():
+        kept += covering(group, 1)
     chosen = set(kept)
     return [item for item in items if item in chosen], [item for item in items if item not in chosen]
 
@@ -69,9 +77,9 @@ def _is_compiled(params):
     return DTYPES.index(params["dtype"]) == place % len(DTYPES)
 
 
-def covering(items):
-    """Some of the items that together have every pair of parameter values that all have."""
-    pairs = {item: set(combinations(_values(item), 2)) for item in items}
+def covering(items, count=2):
+    """Some of the items that together have every pair of parameter values that all have; or each value for 1."""
+    pairs = {item: set(combinations(_values(item), count)) for item in items}
     missing, chosen = set().union(*pairs.values()), []
     while missing:
         best = max(items, key=lambda item: len(pairs[item] & missing))

@@ -131,6 +131,7 @@ def test_float64_is_not_converted(runs):
 # -- graphs -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_torch_compile(kind, dtype):

@@ -162,6 +162,7 @@ def test_frozen_parameters_and_data(kind):
     check_same(model, net, torch.randn(6, 3, I))
 
 
+@pytest.mark.each_value
 @layer
 @pytest.mark.parametrize("used", [0, 1])
 def test_gradients_of_one_result(kind, used):
@@ -202,6 +203,7 @@ def packed(T, x, sort):
     return PackedSequence(x.detach().requires_grad_(x.requires_grad), *rest)
 
 
+@pytest.mark.each_value
 @layer
 @pytest.mark.parametrize("sort", [True, False])
 @pytest.mark.parametrize("states", [True, False])

@@ -75,6 +75,7 @@ def changed(package, kind, form, x, change, which, grad, clone=False):
     return [(tensor.requires_grad, tensor.detach()) for tensor in results], gradients
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(("kind", "form"), FORMS)
 def test_outputs_changed_in_place(kind, form):
     """Torch.nn raises if its backward needs the output; else the result equals that of a changed copy."""
@@ -178,6 +179,7 @@ def gradients(package, kind, shape, x_needed, h_needed, frozen, change, dtype=to
     return [torch.zeros_like(tensor) if each is None else each for tensor, each in zip(needed, actual, strict=True)]
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(
     ("kind", "shape"), [*product(LAYERS, SHAPES), *((kind, (1, False, 1, 2)) for kind in CELLS)], ids=str
 )

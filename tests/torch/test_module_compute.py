@@ -175,6 +175,7 @@ def test_errors():
 # -- graphs -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("kind", ["LSTM", "GRUCell"])
 @pytest.mark.parametrize("compute", FORMATS)
 def test_graphs_keep_the_format(kind, compute):

@@ -99,6 +99,7 @@ def traced_layer(kind, name):
     return net, exported_by_tracing(net, (torch.randn(6, 3, I),))
 
 
+@pytest.mark.each_value
 @layer
 @options
 def test_exporter(kind, options):
