@@ -2,6 +2,8 @@
 
 ``python -m benchmarks.compare``
     Times the operator against other libraries and against earlier revisions of itself.
+``python -m benchmarks.jax``
+    Times the operator in JAX beside a scan, and flax's layers as they are beside the same layers accelerated.
 ``python -m benchmarks.peers``
     Builds the environments of those libraries.
 ``python -m benchmarks.figures``
