@@ -108,7 +108,7 @@ def operator_calls(spec: RNNSpec, x: Any, dy: Any, training: bool) -> dict[str, 
         return y, dx, dparams
 
     in_jax, x_jax = jnp.asarray(params), jnp.asarray(x)
-    forwards = {RNN: lambda x, p: rnn(spec, p, x)[0], SCAN: partial(scan, spec)}
+    forwards: dict[str, Callable[[Any, Any], Any]] = {RNN: lambda x, p: rnn(spec, p, x)[0], SCAN: partial(scan, spec)}
     calls = {name: _compiled(forward, dy, training) for name, forward in forwards.items()}
     return {NUMPY: in_numpy, **{name: partial(_run, call, x_jax, in_jax) for name, call in calls.items()}}
 

@@ -15,6 +15,7 @@ import fusedrnn
 from benchmarks.accuracy import app as accuracy
 from benchmarks.compare.__main__ import app as compare
 from benchmarks.figures.__main__ import app as figures
+from benchmarks.jax import app as jax_app
 from benchmarks.page import app as page_app
 from benchmarks.peers import environments
 from examples.char_lm.__main__ import app as char_lm
@@ -32,6 +33,7 @@ MODULES = {
     "benchmarks.accuracy": accuracy,
     "benchmarks.compare": compare,
     "benchmarks.figures": figures,
+    "benchmarks.jax": jax_app,
     "benchmarks.page": page_app,
     "examples.char_lm": char_lm,
 }
@@ -61,6 +63,7 @@ RESULTS = {
     "README.md": lambda names: names["dx"].shape == (100, 8, 40),
     "docs/quickstart.md": lambda names: names["y"].shape == (100, 8, 128),
     "docs/guides/pytorch.md": lambda names: names["y"].shape == (100, 4, 128),
+    "docs/guides/jax.md": lambda names: names["ys"].shape == (8, 100, 32),
     "docs/guides/onnx.md": check_onnx,
     "docs/guides/mxnet.md": check_mxnet,
 }
