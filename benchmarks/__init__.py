@@ -2,6 +2,8 @@
 
 ``python -m benchmarks.compare``
     Times the operator against other libraries and against earlier revisions of itself.
+``python -m benchmarks.jax``
+    Times the operator in JAX beside a scan, and flax's layers as they are beside the same layers accelerated.
 ``python -m benchmarks.keras``
     Times Keras models as they are beside the same models after accelerate.
 ``python -m benchmarks.peers``

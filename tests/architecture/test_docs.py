@@ -15,6 +15,7 @@ import fusedrnn
 from benchmarks.accuracy import app as accuracy
 from benchmarks.compare.__main__ import app as compare
 from benchmarks.figures.__main__ import app as figures
+from benchmarks.jax import app as jax_app
 from benchmarks.keras.__main__ import app as keras_models
 from benchmarks.onnx_models import app as onnx_models
 from benchmarks.page import app as page_app
@@ -38,6 +39,7 @@ MODULES = {
     "benchmarks.accuracy": accuracy,
     "benchmarks.compare": compare,
     "benchmarks.figures": figures,
+    "benchmarks.jax": jax_app,
     "benchmarks.keras": keras_models,
     "benchmarks.onnx_models": onnx_models,
     "benchmarks.page": page_app,
@@ -73,6 +75,7 @@ RESULTS = {
     "README.md": lambda names: names["dx"].shape == (100, 8, 40),
     "docs/quickstart.md": lambda names: names["y"].shape == (100, 8, 128),
     "docs/guides/pytorch.md": lambda names: names["y"].shape == (100, 4, 128),
+    "docs/guides/jax.md": lambda names: names["ys"].shape == (8, 100, 32),
     "docs/guides/keras.md": lambda names: np.isfinite(names["history"].history["loss"]).all(),
     "docs/guides/onnx.md": check_onnx,
     "docs/guides/mxnet.md": check_mxnet,

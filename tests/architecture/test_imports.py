@@ -10,7 +10,9 @@ import pytest
 import fusedrnn
 
 PACKAGE = Path(fusedrnn.__file__).parent
-FRAMEWORKS = ("torch", "jax", "onnx", "onnxruntime", "mxnet", "tensorflow", "keras", "flax", "numba", "scipy")
+FRAMEWORKS = (
+    "torch", "jax", "onnx", "onnxruntime", "mxnet", "tensorflow", "keras", "flax", "equinox", "numba", "scipy",
+)  # fmt: skip
 
 
 def test_imports_are_absolute():
@@ -67,6 +69,11 @@ def test_no_framework_is_loaded(statements):
     loaded = loaded_by(statements)
     assert {"fusedrnn", "numpy", "llvmlite"} <= loaded
     assert not loaded & {*FRAMEWORKS, "matplotlib", "rich", "typer", "threadpoolctl", "pytest"}
+
+
+def test_jax_alone_loads_no_library_of_layers():
+    loaded = loaded_by("import fusedrnn.jax; fusedrnn.jax.rnn, fusedrnn.jax.Report")
+    assert "jax" in loaded and not loaded & {"flax", "equinox", "torch"}
 
 
 def test_layers_nobody_asked_for_are_not_loaded():

@@ -17,8 +17,16 @@ KEY = jax.random.key(0)
 each_layer = pytest.mark.parametrize("layer_class", CELLS)
 
 
-def random(*shape, seed=1):
-    return jax.random.normal(jax.random.key(seed), shape)
+def random(*shape, seed=1, dtype=None):
+    """Numbers of NumPy, since JAX compiles a program for each shape."""
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+def make(module_class, use_bias=True):
+    """A module with random parameters."""
+    module = eqx.filter_eval_shape(lambda: module_class(I, H, use_bias, key=KEY))
+    leaves, structure = jax.tree.flatten(module)
+    return jax.tree.unflatten(structure, [0.5 * random(*leaf.shape, seed=n) for n, leaf in enumerate(leaves)])
 
 
 def random_state(layer_class):
@@ -27,14 +35,19 @@ def random_state(layer_class):
 
 
 def scan(cell, x, state):
-    """The cell over the steps: outputs and the final state."""
+    """The cell over the steps: outputs and the state after each step."""
 
     def step(state, x):
         state = cell(x, state)
-        return state, jax.tree.leaves(state)[0]
+        return state, state
 
-    final, y = jax.lax.scan(step, state, x)
-    return y, final
+    _, states = jax.lax.scan(step, state, x)
+    return jax.tree.leaves(states)[0], states
+
+
+def final_of_scan(cell, x, state):
+    y, states = scan(cell, x, state)
+    return y, jax.tree.map(lambda state: state[-1], states)
 
 
 def spec_of(layer_class, dtype="float32"):
@@ -55,9 +68,9 @@ def test_outputs_states_and_gradients(layer_class, use_bias):
     """In float64, gradients of all parameters, the input and the state."""
     spec = spec_of(layer_class, "float64")
     with enable_x64():
-        layer = layer_class(I, H, use_bias, key=KEY)
-        cell = CELLS[layer_class](I, H, use_bias, key=KEY)
-        assert eqx.tree_equal(layer.to_cell(), cell)
+        layer = make(layer_class, use_bias)
+        cell = layer.to_cell()
+        assert type(cell) is CELLS[layer_class]
         x, state = random(T, I), random_state(layer_class)
         dy = random(T, H, seed=3)
 
@@ -69,7 +82,7 @@ def test_outputs_states_and_gradients(layer_class, use_bias):
             return eqx.filter_jit(eqx.filter_grad(loss, has_aux=True))((module, x, state))
 
         gradients, outputs = results(layer, lambda layer, x, state: layer(x, state))
-        (cell_gradient, *others), expected = results(cell, scan)
+        (cell_gradient, *others), expected = results(cell, final_of_scan)
     assert_close(outputs, expected, lambda scale: tolerance("float64", longest_sum(spec)))
     assert len(jax.tree.leaves(cell_gradient)) == (2 if not use_bias else 3 + (layer_class is ours.GRU))
     assert_close(gradients, (cell_gradient, *others), lambda scale: gradient_tolerance("float64", spec, T, 1, scale))
@@ -77,27 +90,27 @@ def test_outputs_states_and_gradients(layer_class, use_bias):
 
 @each_layer
 def test_vmap_is_one_call(layer_class):
-    layer, xs = layer_class(I, H, key=KEY), random(N, T, I)
+    layer, xs = make(layer_class), random(N, T, I)
     lengths, state = jnp.array([6, 0, 4, 1]), random_state(layer_class)
 
-    def run(x, length):
-        return layer(x, state, length=length)
-
-    mapped = jax.vmap(run)
+    mapped = jax.vmap(lambda x, length: layer(x, state, length=length))
     assert str(jax.make_jaxpr(mapped)(xs, lengths)).count("fusedrnn[") == 1
     y, final = jax.jit(mapped)(xs, lengths)
+    expected, states = jax.jit(jax.vmap(lambda x: scan(layer.to_cell(), x, state)))(xs)
     limits = tolerance("float32", longest_sum(spec_of(layer_class)))
-    for index, length in enumerate([6, 0, 4, 1]):
-        own_y, own_final = jax.tree.map(lambda leaf, index=index: leaf[index], (y, final))
-        assert not np.asarray(own_y[length:]).any()
-        # A sequence without steps keeps its state.
-        expected = scan(layer.to_cell(), xs[index, :length], state) if length else (own_y[:0], state)
-        assert_close((own_y[:length], own_final), expected, lambda scale: limits)
+    for n, length in enumerate([6, 0, 4, 1]):
+        own_final = jax.tree.map(lambda leaf, n=n: leaf[n], final)
+        assert not np.asarray(y)[n, length:].any()
+        if length == 0:
+            assert_close(own_final, state, lambda scale: (0.0, 0.0))
+            continue
+        last = jax.tree.map(lambda leaf, n=n, length=length: leaf[n, length - 1], states)
+        assert_close((y[n, :length], own_final), (expected[n, :length], last), lambda scale: limits)
 
 
 @each_layer
 def test_reverse(layer_class):
-    layer, x = layer_class(I, H, key=KEY), random(T, I)
+    layer, x = make(layer_class), random(T, I)
     y, final = layer(x, reverse=True)
     flipped, expected_final = layer(x[::-1])
     for array, other in zip(jax.tree.leaves((y[::-1], final)), jax.tree.leaves((flipped, expected_final)), strict=True):
@@ -105,23 +118,24 @@ def test_reverse(layer_class):
 
 
 def test_a_layer_shares_the_arrays_of_a_cell():
-    cell = eqx.nn.GRUCell(I, H, key=KEY)
+    cell = make(eqx.nn.GRUCell)
     layer = ours.GRU.from_cell(cell)
     assert all(a is b for a, b in zip(jax.tree.leaves(layer), jax.tree.leaves(cell), strict=True))
     paths = [[path for path, _ in jax.tree.leaves_with_path(module)] for module in (layer, cell)]
     assert paths[0] == paths[1]
-    assert jax.tree.structure(layer) == jax.tree.structure(ours.GRU(I, H, key=KEY))
+    own, theirs = ours.GRU(I, H, key=KEY), eqx.nn.GRUCell(I, H, key=KEY)
+    assert jax.tree.structure(layer) == jax.tree.structure(own)
+    assert eqx.tree_equal(own.to_cell(), theirs)
 
 
 def test_an_ensemble_is_mapped():
-    layers = eqx.filter_vmap(lambda key: ours.LSTM(I, H, key=key))(jax.random.split(KEY, 2))
-    xs = random(2, T, I)
-    y, _ = eqx.filter_vmap(lambda layer, x: layer(x))(layers, xs)
-    second = jax.tree.map(lambda leaf: leaf[1], layers)
-    np.testing.assert_array_equal(y[1], second(xs[1])[0])
+    pair, xs = [make(ours.LSTM, False) for _ in range(2)], random(2, T, I)
+    ensemble = jax.tree.map(lambda *leaves: jnp.stack(leaves), *pair)
+    y, _ = eqx.filter_vmap(lambda layer, x: layer(x))(ensemble, xs)
+    np.testing.assert_array_equal(y[1], pair[1](xs[1])[0])
 
 
-LAYER = ours.LSTM(I, H, key=KEY)
+LAYER = make(ours.LSTM)
 X = jnp.ones((T, I))
 ERRORS = {
     "x": (lambda: LAYER(X[None]), ValueError, r"x must have shape \(T, 3\); got \(1, 6, 3\): map .* jax\.vmap"),

@@ -1,0 +1,274 @@
+"""``python -m benchmarks.jax``: the operator in JAX beside NumPy, a scan, and layers of flax, in one process.
+
+All calls of a row take turns. What is compiled by JAX is one jitted function. Training is forward and the gradients of
+the parameters and the input.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import typer
+from flax import nnx
+from rich.table import Table
+
+import fusedrnn
+from fusedrnn import RNNOp
+from fusedrnn.bench.contenders import PHASES
+from fusedrnn.bench.report import environment_report
+from fusedrnn.bench.tables import duration, new_table
+from fusedrnn.bench.timing import Timing, alternate
+from fusedrnn.cli import options
+from fusedrnn.cli.bench import write_json
+from fusedrnn.cli.console import check_writable, fail, output, steps
+from fusedrnn.jax import accelerate, rnn
+from fusedrnn.spec import RNNSpec
+from fusedrnn.testing.cases import CASES, Case
+from fusedrnn.testing.tolerance import difference, gradient_tolerance, longest_sum, tolerance
+
+NUMPY, RNN, SCAN, FLAX, ACCELERATED = "RNNOp", "rnn", "scan", "flax", "accelerated"
+_ALL_CASES = ",".join(CASES)
+_PAUSE = 0.05
+"""Seconds between turns, in which the threads of the last call fall asleep."""
+_CELLS: dict[str, Callable[..., Any]] = {
+    "lstm": nnx.OptimizedLSTMCell,
+    "gru": nnx.GRUCell,
+    "rnn_tanh": nnx.SimpleCell,
+    "rnn_relu": partial(nnx.SimpleCell, activation_fn=jax.nn.relu),
+}
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """The timings of a workload, by contender.
+
+    Attributes:
+        case: The sizes.
+        mode: The cell.
+        phase: ``"inference"`` or ``"training"``.
+        timings: By contender.
+    """
+
+    case: Case
+    mode: str
+    phase: str
+    timings: Mapping[str, Timing]
+
+    @property
+    def name(self) -> str:
+        """The row in words."""
+        return f"{self.case.name}, {self.mode}, {self.phase}"
+
+    def ratio(self, slower: str, faster: str) -> float:
+        """How many times as long as one contender another takes, by medians."""
+        return self.timings[slower].median / self.timings[faster].median
+
+
+class Stack(nnx.Module):
+    """The layers of a case in flax, time-major."""
+
+    def __init__(self, case: Case, mode: str) -> None:
+        rngs = nnx.Rngs(0)
+        directions = 1 + case.bidirectional
+        layers = []
+        for layer in range(case.layers):
+            inputs = directions * case.H if layer else case.I
+            ways = [nnx.RNN(_CELLS[mode](inputs, case.H, rngs=rngs), time_major=True) for _ in range(directions)]
+            layers.append(nnx.Bidirectional(*ways, time_major=True) if case.bidirectional else ways[0])
+        self.layers = nnx.List(layers)
+
+    def __call__(self, x: Any) -> Any:
+        """The output (T, N, D·H)."""
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def operator_calls(spec: RNNSpec, x: Any, dy: Any, training: bool) -> dict[str, Call]:
+    """The calls on the flat vector: each gives the output, in training also dx and dparams."""
+    rng = np.random.default_rng(1)
+    params = rng.uniform(-1, 1, spec.layout.size).astype("f4") / np.float32(np.sqrt(spec.hidden_size))
+    op = RNNOp.get(spec)
+
+    def in_numpy() -> Any:
+        y, _, reserve = op.forward(x, params, training=training)
+        if reserve is None:
+            return (y,)
+        dx, dparams, _ = op.backward(dy, None, reserve)
+        return y, dx, dparams
+
+    in_jax, x_jax = jnp.asarray(params), jnp.asarray(x)
+    forwards: dict[str, Callable[[Any, Any], Any]] = {RNN: lambda x, p: rnn(spec, p, x)[0], SCAN: partial(scan, spec)}
+    calls = {name: _compiled(forward, dy, training) for name, forward in forwards.items()}
+    return {NUMPY: in_numpy, **{name: partial(_run, call, x_jax, in_jax) for name, call in calls.items()}}
+
+
+def scan(spec: RNNSpec, x: Any, params: Any) -> Any:
+    """The network as one writes it in JAX: one product for the inputs of all steps, one for each step's state."""
+    for layer in range(spec.num_layers):
+        ways = [_scan_direction(spec, x, params, layer, way) for way in range(spec.num_directions)]
+        x = jnp.concatenate(ways, axis=2)
+    return x
+
+
+def _scan_direction(spec: RNNSpec, x: Any, params: Any, layer: int, direction: int) -> Any:
+    entries = (spec.layout.entry(layer, direction, kind) for kind in spec.layout.kinds)
+    w_x, w_h, b_x, b_h = (params[e.offset : e.offset + e.size].reshape(e.shape) for e in entries)
+    inputs = x @ w_x.T + (b_x if spec.mode == "gru" else b_x + b_h)
+
+    def step(carry: Any, gates: Any) -> Any:
+        h, c = carry
+        sums = h @ w_h.T
+        if spec.mode == "lstm":
+            i, f, g, o = jnp.split(gates + sums, 4, axis=1)
+            c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+            h = jax.nn.sigmoid(o) * jnp.tanh(c)
+        elif spec.mode == "gru":
+            (x_r, x_z, x_n), (h_r, h_z, h_n) = jnp.split(gates, 3, axis=1), jnp.split(sums + b_h, 3, axis=1)
+            z = jax.nn.sigmoid(x_z + h_z)
+            h = (1 - z) * jnp.tanh(x_n + jax.nn.sigmoid(x_r + h_r) * h_n) + z * h
+        else:
+            h = (jax.nn.relu if spec.mode == "rnn_relu" else jnp.tanh)(gates + sums)
+        return (h, c), h
+
+    zeros = jnp.zeros((x.shape[1], spec.hidden_size), x.dtype)
+    return jax.lax.scan(step, (zeros, zeros), inputs, reverse=bool(direction))[1]
+
+
+def flax_calls(case: Case, mode: str, x: Any, dy: Any, training: bool) -> dict[str, Call]:
+    """The calls of flax's layers, as they are and accelerated: each gives the output, in training also gradients."""
+    model = Stack(case, mode)
+    calls: dict[str, Call] = {}
+    for name in (FLAX, ACCELERATED):
+        if name == ACCELERATED and not accelerate(model):
+            raise ValueError(f"flax's layers of {mode} cannot be accelerated")
+        graph, state = nnx.split(model)
+        params, rest = nnx.split_state(state, nnx.Param, ...)
+        forward = partial(_apply, graph, rest)
+        calls[name] = partial(_run, _compiled(forward, dy, training), jnp.asarray(x), params)
+    return calls
+
+
+def _apply(graph: Any, rest: Any, x: Any, params: Any) -> Any:
+    return nnx.merge(graph, params, rest, copy=True)(x)
+
+
+def _compiled(forward: Callable[[Any, Any], Any], dy: Any, training: bool) -> Callable[[Any, Any], Any]:
+    def train(x: Any, params: Any) -> Any:
+        y, vjp = jax.vjp(forward, x, params)
+        return y, *vjp(jnp.asarray(dy))
+
+    compiled: Callable[[Any, Any], Any] = jax.jit(train if training else lambda x, params: (forward(x, params),))
+    return compiled
+
+
+def _run(call: Callable[[Any, Any], Any], x: Any, params: Any) -> Any:
+    return jax.block_until_ready(call(x, params))
+
+
+def check(spec: RNNSpec, case: Case, expected: Any, actual: Any) -> None:
+    """Compare the results of two calls.
+
+    Raises:
+        RuntimeError: They differ by more than rounding.
+    """
+    for index, (array, other) in enumerate(zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)):
+        array, other = np.asarray(array), np.asarray(other)
+        scale = float(np.abs(other).max())
+        limits = gradient_tolerance(spec.dtype, spec, case.T, case.N, scale)
+        limits = limits if index else tolerance(spec.dtype, longest_sum(spec))
+        if message := difference(array, other, *limits):
+            raise RuntimeError(f"{case.name}, {spec.mode_name}: results differ{message}")
+
+
+def run_row(case: Case, mode: str, phase: str, seconds: float) -> Row:
+    """Check and time the calls of one workload.
+
+    Raises:
+        RuntimeError: Results differ.
+    """
+    spec, training = case.spec(mode), phase == "training"
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((case.T, case.N, case.I), np.float32)
+    dy = rng.standard_normal((case.T, case.N, spec.output_size), np.float32)
+    calls = operator_calls(spec, x, dy, training)
+    flax = flax_calls(case, mode, x, dy, training)
+    expected = calls[NUMPY]()
+    for name in (RNN, SCAN):
+        check(spec, case, expected, calls[name]())
+    check(spec, case, flax[FLAX](), flax[ACCELERATED]())
+    timings, _ = alternate({**calls, **flax}, seconds, pause=_PAUSE)
+    return Row(case, mode, phase, timings)
+
+
+def table(rows: list[Row]) -> Table:
+    """The medians of ours, what JAX adds to the call in NumPy, and how many times as fast ours are."""
+    headings = ("", "RNNOp", "rnn", "rnn / RNNOp", "scan / rnn", "flax", "accelerated", "flax / accelerated")
+    result = new_table("Medians, and ratios of them", headings)
+    for row in rows:
+        times = {name: duration(timing.median) for name, timing in row.timings.items()}
+        ratios = [f"{row.ratio(*pair):.2f}" for pair in ((RNN, NUMPY), (SCAN, RNN), (FLAX, ACCELERATED))]
+        result.add_row(row.name, times[NUMPY], times[RNN], *ratios[:2], times[FLAX], times[ACCELERATED], ratios[2])
+    return result
+
+
+def row_report(row: Row) -> dict[str, Any]:
+    """A row as data for JSON."""
+    return {
+        "case": row.case.name, "mode": row.mode, "phase": row.phase,
+        "seconds": {name: list(timing.seconds) for name, timing in row.timings.items()},
+        "median": {name: timing.median for name, timing in row.timings.items()},
+    }  # fmt: skip
+
+
+def workloads(cases: list[Case], modes: list[str], phases: list[str]) -> Iterator[tuple[Case, str, str]]:
+    """Every combination, in the order of the table."""
+    yield from ((case, mode, phase) for phase in phases for case in cases for mode in modes)
+
+
+@app.command()
+def main(
+    cases: options.Cases = _ALL_CASES,
+    modes: options.Modes = "lstm,gru,rnn_tanh",
+    phases: options.Phases = options.ALL_PHASES,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of fusedrnn, and processors for XLA.")] = 2,
+    seconds: options.Seconds = 3.0,
+    json: options.Json = None,
+) -> None:
+    """Time RNNOp on NumPy arrays, rnn and a scan under jit, and flax's layers as they are and accelerated."""
+    try:
+        check_writable("--json", json)
+        chosen = list(workloads(
+            options.parse_cases(cases), options.parse_modes(modes), options.parse_names(phases, "phase", PHASES)
+        ))  # fmt: skip
+    except ValueError as error:
+        fail(str(error))
+    if hasattr(os, "sched_setaffinity"):  # XLA starts a thread for each processor that it may run on
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    fusedrnn.set_num_threads(threads)
+    rows = []
+    with steps(len(chosen)) as progress:
+        for case, mode, phase in chosen:
+            progress.say(f"{case.name}, {mode}, {phase}")
+            row = run_row(case, mode, phase, seconds)
+            rows.append(row)
+            progress.done(f"{row.name}: flax / accelerated {row.ratio(FLAX, ACCELERATED):.2f}")
+    output().print(table(rows))
+    if json:
+        environment = environment_report()
+        environment["versions"] |= {"jax": jax.__version__}
+        write_json(json, {"environment": environment, "threads": threads, "rows": [row_report(row) for row in rows]})
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m benchmarks.jax")
