@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from fusedrnn.engines.cpu.launch.buffer_kernel import NO_MEMORY, OK, emit_run_buffers
 from fusedrnn.jax import ffi_layout as ffi
-from fusedrnn.jit.builder import I32, I64, Function, Global, Module, Value
+from fusedrnn.jit.builder import I32, I64, Function, Module, Value
+from fusedrnn.jit.module_global import Global
 from fusedrnn.jit.struct import Struct
 from fusedrnn.jit.sync import atomic_add, lock, unlock
 

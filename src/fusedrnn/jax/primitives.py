@@ -1,4 +1,4 @@
-"""The operator as primitives of JAX: how it is differentiated, batched and compiled.
+"""The operator as primitives of JAX: how it is differentiated and compiled.
 
 - ``rnn`` is what callers see. It is batched by joining the batches, and differentiated by the two others.
 - ``forward`` is one call of the kernels; for backward it also returns the reserve.
@@ -20,6 +20,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from fusedrnn.jax import composed
+from fusedrnn.jax.batching_rules import call_one_by_one, join_batches
 from fusedrnn.jax.call_table import register, reserve_size
 from fusedrnn.jax.calls import Call, JobKind, Needs, describe
 
@@ -222,59 +223,6 @@ def _jvp_forward(
     return [*results, reserve], [*dresults, np.zeros(reserve.shape, jax.dtypes.float0)]
 
 
-# Batches.
-
-_BATCH_AXES = {"x": 1, "lengths": 0, "resets": 1}
-
-
-def _batch_rnn(operands: Sequence[Array], dims: Sequence[int | None], *, call: Call) -> tuple[list[Array], list[int]]:
-    """Join the mapped axis with the batch; one call after the other if the parameters or dropout's seed are mapped."""
-    by_name = dict(zip(call.operand_names, dims, strict=True))
-    if by_name["params"] is not None or "seed" in call.options:
-        return _batch_one_by_one(partial(rnn_p.bind, call=call), operands, dims)
-    size = next(operand.shape[dim] for operand, dim in zip(operands, dims, strict=True) if dim is not None)
-    joined = [
-        operand if name == "params" else _join(operand, dim, _BATCH_AXES.get(name, 1), size)
-        for (name, dim), operand in zip(by_name.items(), operands, strict=True)
-    ]
-    results = rnn_p.bind(*joined, call=call)
-    # All results have the batch as their second axis.
-    split = [result.reshape(result.shape[0], size, -1, *result.shape[2:]) for result in results]
-    return split, [1] * len(split)
-
-
-def _join(operand: Array, dim: int | None, axis: int, size: int) -> Array:
-    """Join the mapped axis with the batch axis, which is that number without it."""
-    moved = jnp.expand_dims(operand, axis) if dim is None else jnp.moveaxis(operand, dim, axis)
-    shape = moved.shape
-    moved = jnp.broadcast_to(moved, (*shape[:axis], size, *shape[axis + 1 :]))
-    return moved.reshape(*shape[:axis], size * shape[axis + 1], *shape[axis + 2 :])
-
-
-def _batch_one_by_one(
-    bind: Callable[..., list[Array]], operands: Sequence[Array], dims: Sequence[int | None]
-) -> tuple[list[Array], list[int]]:
-    mapped = [index for index, dim in enumerate(dims) if dim is not None]
-
-    def run(some: list[Array]) -> list[Array]:
-        own = list(operands)
-        for index, value in zip(mapped, some, strict=True):
-            own[index] = value
-        return bind(*own)
-
-    rows = [jnp.moveaxis(operand, dim, 0) for operand, dim in zip(operands, dims, strict=True) if dim is not None]
-    results = jax.lax.map(run, rows)
-    return list(results), [0] * len(results)
-
-
-def _batch_forward(operands: Any, dims: Any, **params: Any) -> tuple[list[Array], list[int]]:
-    return _batch_one_by_one(partial(forward_p.bind, **params), operands, dims)
-
-
-def _batch_backward(operands: Any, dims: Any, **params: Any) -> tuple[list[Array], list[int]]:
-    return _batch_one_by_one(partial(backward_p.bind, **params), operands, dims)
-
-
 # Outside of jit.
 
 
@@ -290,7 +238,7 @@ def _define(
     primitive.multiple_results = True
     primitive.def_impl(lambda *operands, **params: _compiled(primitive, tuple(params.items()))(*operands))
     primitive.def_abstract_eval(shapes)
-    batching.primitive_batchers[primitive] = batch
+    batching.primitive_batchers[primitive] = partial(batch, primitive)
     mlir.register_lowering(primitive, mlir.lower_fun(anywhere, multiple_results=True))
 
 
@@ -298,9 +246,9 @@ def _run(*operands: Array, call: Call) -> Any:
     return _differentiable(call, *operands)
 
 
-_define(rnn_p, _rnn_shapes, _batch_rnn, _run)
-_define(forward_p, _forward_shapes, _batch_forward, _composed_forward)
-_define(backward_p, _backward_shapes, _batch_backward, _composed_backward)
+_define(rnn_p, _rnn_shapes, join_batches, _run)
+_define(forward_p, _forward_shapes, call_one_by_one, _composed_forward)
+_define(backward_p, _backward_shapes, call_one_by_one, _composed_backward)
 ad.primitive_jvps[rnn_p], ad.primitive_jvps[forward_p] = _jvp, _jvp_forward
 mlir.register_lowering(forward_p, _lower_forward, platform="cpu")
 mlir.register_lowering(backward_p, _lower_backward, platform="cpu")

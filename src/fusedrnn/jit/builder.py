@@ -148,18 +148,6 @@ class Declared:
         self.handle = _declared(module, signature.name, ir.FunctionType(VOID, [I64] * len(signature.arguments)))
 
 
-class Global:
-    """A 64-bit integer of a module's own, 0 when the module is loaded."""
-
-    def __init__(self, module: ir.Module, name: str) -> None:
-        self._variable = ir.GlobalVariable(module, I64, name)
-        self._variable.linkage, self._variable.initializer = "internal", I64(0)
-
-    def address(self, f: Function) -> Value:
-        """Its address, in a function of the module."""
-        return Value(f, f.builder.ptrtoint(self._variable, I64))
-
-
 def _declared(module: ir.Module, name: str, kind: ir.FunctionType) -> ir.Function:
     """A module's function of that name; it is declared if it is not there yet."""
     known = module.globals.get(name)

@@ -1,0 +1,61 @@
+"""What ``vmap`` makes of the operator's primitives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+
+from fusedrnn.jax.calls import Call
+
+Array = Any
+_BATCH_AXES = {"x": 1, "lengths": 0, "resets": 1}
+
+
+def join_batches(
+    primitive: Primitive, operands: Sequence[Array], dims: Sequence[int | None], *, call: Call
+) -> tuple[list[Array], list[int]]:
+    """Join the mapped axis with the batch: one call.
+
+    One call after the other if the parameters are mapped, or with dropout, whose masks depend on the place in a batch.
+    """
+    by_name = dict(zip(call.operand_names, dims, strict=True))
+    if by_name["params"] is not None or "seed" in call.options:
+        return call_one_by_one(primitive, operands, dims, call=call)
+    size = next(operand.shape[dim] for operand, dim in zip(operands, dims, strict=True) if dim is not None)
+    joined = [
+        operand if name == "params" else _join(operand, dim, _BATCH_AXES.get(name, 1), size)
+        for (name, dim), operand in zip(by_name.items(), operands, strict=True)
+    ]
+    results = primitive.bind(*joined, call=call)
+    # All results have the batch as their second axis.
+    split = [result.reshape(result.shape[0], size, -1, *result.shape[2:]) for result in results]
+    return split, [1] * len(split)
+
+
+def _join(operand: Array, dim: int | None, axis: int, size: int) -> Array:
+    """Join the mapped axis with the batch axis, which is that number without it."""
+    moved = jnp.expand_dims(operand, axis) if dim is None else jnp.moveaxis(operand, dim, axis)
+    shape = moved.shape
+    moved = jnp.broadcast_to(moved, (*shape[:axis], size, *shape[axis + 1 :]))
+    return moved.reshape(*shape[:axis], size * shape[axis + 1], *shape[axis + 2 :])
+
+
+def call_one_by_one(
+    primitive: Primitive, operands: Sequence[Array], dims: Sequence[int | None], **params: Any
+) -> tuple[list[Array], list[int]]:
+    """A loop over the mapped axis."""
+    mapped = [index for index, dim in enumerate(dims) if dim is not None]
+
+    def run(some: list[Array]) -> Any:
+        own = list(operands)
+        for index, value in zip(mapped, some, strict=True):
+            own[index] = value
+        return primitive.bind(*own, **params)
+
+    rows = [jnp.moveaxis(operand, dim, 0) for operand, dim in zip(operands, dims, strict=True) if dim is not None]
+    results = jax.lax.map(run, rows)
+    return list(results), [0] * len(results)
