@@ -88,7 +88,8 @@ def _refused_linear(form: CellForm, cell: Any) -> str:
         unchanged = is_plain and linear.precision is None and linear.preferred_element_type is None
         if not unchanged or has_bias != (linear.bias is not None):
             return f"its cell's {name} is not the linear layer that flax makes there by default"
-        dtype = jnp.dtype(linear.kernel[...].dtype if linear.dtype is None else linear.dtype).name
+        # Of a model without numbers too, from nnx.eval_shape.
+        dtype = jnp.dtype(linear.kernel.get_value().dtype if linear.dtype is None else linear.dtype).name
         if dtype not in DTYPES:
             return f"its cell computes in {dtype}, with sums rounded to it; the operator has {' and '.join(DTYPES)}"
     return ""
