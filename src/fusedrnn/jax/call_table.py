@@ -23,7 +23,7 @@ from fusedrnn.jit.loader import address, function, load
 from fusedrnn.locks import Lock
 from fusedrnn.runtime.buffers import aligned_empty
 from fusedrnn.runtime.native_state import num_threads_cell, publish_num_threads
-from fusedrnn.runtime.thread_pool import get_num_threads
+from fusedrnn.runtime.thread_pool import process_num_threads
 from fusedrnn.spec import RNNSpec
 
 TARGET_NAME = "fusedrnn_call"
@@ -63,7 +63,7 @@ class CallTable:
         }  # fmt: skip
         self._table[:] = [values[name] for name in TABLE.names]
         function(code, "set_table", 1)(self._table.ctypes.data)
-        publish_num_threads(get_num_threads())
+        publish_num_threads(process_num_threads())
 
     def _set_message(self, status: int, text: bytes) -> None:
         buffer = ctypes.create_string_buffer(text)
@@ -83,7 +83,8 @@ class CallTable:
 
     def _prepare_call(self, key: int, description: str, steps: int, batch: int) -> None:
         call, kind, needs = restore(key, description)
-        threads = get_num_threads()
+        threads = process_num_threads()
+        publish_num_threads(threads)
         with self._lock:
             place = key, steps, batch, threads
             if place not in self._calls:

@@ -65,11 +65,13 @@ def _emit_handler(module: Module, table: Global) -> None:
                 dims = f.load(x + ffi.BUFFER_DIMS)
                 steps, batch = f.load(dims), f.load(dims + 8)
                 key = f.load(f.load(f.load(f.load(frame + ffi.ATTRS)) + ffi.SCALAR_VALUE))
-                entry = f.var(f.call(find, table_at, key, steps, batch))
-                with f.if_(entry.get().is_zero):
+                entry = f.var(0)
+                with f.forever() as loop:
+                    entry.set(f.call(find, table_at, key, steps, batch))
+                    f.break_if(loop, entry.get().is_set)
+                    # Meanwhile the number of threads may change, or others may push the call out: then once more.
                     prepared = f.call_address(t.prepare, frame, key, steps, batch, returns=I64)
-                    with f.if_(prepared.is_set):
-                        entry.set(f.call(find, table_at, key, steps, batch))
+                    f.break_if(loop, prepared.is_zero)
                 status.set(NOT_PREPARED)
                 with f.if_(entry.get().is_set):
                     status.set(f.call(run_entry, entry.get(), frame))

@@ -44,8 +44,11 @@ _limit: ContextVar[int | None] = ContextVar("fusedrnn_threads", default=None)
 def get_num_threads() -> int:
     """Threads that a call made here may use."""
     limit = _limit.get()
-    if limit is not None:
-        return limit
+    return process_num_threads() if limit is None else limit
+
+
+def process_num_threads() -> int:
+    """Threads that a call may use where no :func:`thread_limits` hold, as on the threads of other runtimes."""
     return _default() if _num_threads is None else _num_threads
 
 

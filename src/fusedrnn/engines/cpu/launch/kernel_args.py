@@ -155,7 +155,7 @@ class KernelArgs(JobArgs):
     def _relocate(self, structs: Iterable[tuple[Struct, Fields]]) -> None:
         number = 0
         for layout, fields in structs:
-            self.field_numbers = self.field_numbers or {name: index for index, name in enumerate(layout.names)}
+            self.field_numbers = self.field_numbers or layout.index
             for name in layout.names:
                 field = fields[name]
                 if isinstance(field, Relocation):
