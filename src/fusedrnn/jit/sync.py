@@ -35,11 +35,6 @@ def atomic_add(f: Function, address: Value, amount: int) -> Value:
     return Value(f, f.builder.atomic_rmw("add", f.pointer(address), I64(amount), "seq_cst"))
 
 
-def atomic_exchange(f: Function, address: Value, value: int) -> Value:
-    """Replace the integer at an address atomically, and return what it was before."""
-    return Value(f, f.builder.atomic_rmw("xchg", f.pointer(address), I64(value), "seq_cst"))
-
-
 def atomic_load(f: Function, address: Value) -> Value:
     """Load the integer at an address; what its writer wrote before it is visible, too."""
     return Value(f, f.builder.load_atomic(f.pointer(address), "seq_cst", 8, typ=I64))

@@ -14,7 +14,7 @@ from fusedrnn.jit.builder import I32, I64, Function, Module, Value, Variable
 from fusedrnn.jit.host import current_target
 from fusedrnn.jit.loader import LoadedObject, load, load_once
 from fusedrnn.jit.struct import Fields, Struct
-from fusedrnn.jit.sync import atomic_exchange, atomic_store
+from fusedrnn.jit.sync import try_lock, unlock
 from fusedrnn.onnx.ort.c_api import OPERATOR_FIELDS, function_offset
 
 MAX_INPUTS, MAX_OUTPUTS, MAX_AXES = 4, 3, 3
@@ -124,7 +124,7 @@ def _emit_compute(module: Module) -> None:
     api = _ApiCalls(f, o.api)
     _read_inputs(f, api, context, o.num_inputs, call)
     busy = operator + OPERATOR.offset("busy")
-    has_slot = atomic_exchange(f, busy, 1).is_zero
+    has_slot = try_lock(f, busy)
     f.store(has_slot.zext(I64), call + CALL.offset("has_slot"))
     mode = f.var(FAILED)
     with f.if_(has_slot & _same_shapes(f, operator, call)):
@@ -146,7 +146,7 @@ def _emit_compute(module: Module) -> None:
             call_python(RUN)
             api.status.set(f.load(call + CALL.offset("status")))
     with f.if_(has_slot):
-        atomic_store(f, busy, f.constant(0))
+        unlock(f, busy)
     f.ret(api.status.get())
 
 
