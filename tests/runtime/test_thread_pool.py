@@ -349,14 +349,14 @@ def test_when_threads_count_as_spinning(monkeypatch):
     team = thread_pool.ThreadTeam(2)
     assert not team.note_call_start()
     team.note_call_end(2)
-    now += thread_pool._SPINNING / 2
+    now += thread_pool.SPINNING / 2
     assert team.note_call_start()
-    now += thread_pool._SPINNING
+    now += thread_pool.SPINNING
     assert not team.note_call_start()
     team.note_call_end(1)
     for number in range(1, 6):
-        now += thread_pool._CLOSE / 2
-        assert team.note_call_start() == (number >= thread_pool._MANY_CLOSE)
+        now += thread_pool.CLOSE / 2
+        assert team.note_call_start() == (number >= thread_pool.MANY_CLOSE)
         team.note_call_end(1)
-    now += 2 * thread_pool._CLOSE
+    now += 2 * thread_pool.CLOSE
     assert not team.note_call_start()

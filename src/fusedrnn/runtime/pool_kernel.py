@@ -18,9 +18,8 @@ CONTROL = Struct(
     "busy", "workers", "caller_spins", *(f"_{i}" for i in range(35, 40)),
 )  # fmt: skip
 """The pool's control block. ``cpu_of_thread`` is the address of a table of the processors that its threads run on; 0 if
-they need not be kept apart. ``busy`` is not 0 while a job runs, and from the stop of the pool on. ``workers`` and
-``caller_spins`` are for callers in machine code: threads beside the caller's, and spins of a thread that waits for
-others of its job."""
+they need not be kept apart. ``busy`` is not 0 while a job runs, and from the stop of the pool on. ``workers`` are the
+threads beside the caller's; ``spins`` and ``caller_spins`` the iterations before one of them, or the caller, sleeps."""
 # Whether a thread can tell on which processor it runs, and choose another.
 _HAS_AFFINITY = sys.platform == "linux"
 # Processors in the C library's masks.
@@ -78,11 +77,11 @@ def _emit_worker_loop(module: Module, wait: Function, spread_out: Function) -> N
 
 
 def _emit_dispatch(module: Module, wait: Function, spread_out: Function) -> None:
-    """``dispatch(control, function, arguments, num_threads, workers, spins)``: run a job; the caller is thread 0.
+    """``dispatch(control, function, arguments, num_threads)``: run a job; the caller is thread 0.
 
     It returns 1, or 0 if it has not run the job because another one runs.
     """
-    names = ["control", "function", "arguments", "num_threads", "workers", "spins"]
+    names = ["control", "function", "arguments", "num_threads"]
     f = Function(module, "dispatch", names, exported=True, returns=True)
     control, ran = f.arguments[0], f.var(0)
     with f.if_(try_lock(f, _field(control, "busy"))):
@@ -94,17 +93,18 @@ def _emit_dispatch(module: Module, wait: Function, spread_out: Function) -> None
 
 def _run_job(f: Function, arguments: Sequence[Value], wait: Function, spread_out: Function) -> None:
     """The body of ``dispatch``, for the caller that has locked the pool."""
-    control, function, job_arguments, num_threads, workers, spins = arguments
+    control, function, job_arguments, num_threads = arguments
+    fields = CONTROL.read(f, control)
     for name, value in (("function", function), ("arguments", job_arguments), ("num_threads", num_threads)):
         f.store(value, _field(control, name))
     atomic_store(f, _field(control, "num_done"), f.constant(0))
-    f.call(spread_out, CONTROL.read(f, control).cpu_of_thread, 0)
+    f.call(spread_out, fields.cpu_of_thread, 0)
     _publish_job(f, control)
     f.call_address(function, job_arguments, f.constant(0))
     with f.forever() as loop:
         num_done = atomic_load(f, _field(control, "num_done"))
-        f.break_if(loop, num_done >= workers)
-        f.call(wait, _field(control, "num_done"), num_done, spins, _field(control, "caller_asleep"))
+        f.break_if(loop, num_done >= fields.workers)
+        f.call(wait, _field(control, "num_done"), num_done, fields.caller_spins, _field(control, "caller_asleep"))
 
 
 def current_cpu(f: Function) -> Value:

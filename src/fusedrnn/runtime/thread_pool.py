@@ -33,9 +33,9 @@ from fusedrnn.scalars import shown
 # waits for others of its own job a little later. With more threads than processors, threads sleep at once.
 _IDLE_SPINS, _BUSY_SPINS, _OVERSUBSCRIBED_SPINS = 16_000, 20_000, 10
 # Seconds after a job for which its threads still spin.
-_SPINNING = 2e-4
+SPINNING = 2e-4
 # Calls that follow one another within so many seconds are close; after so many close ones it pays to wake the threads.
-_CLOSE, _MANY_CLOSE = 5e-5, 3
+CLOSE, MANY_CLOSE = 5e-5, 3
 
 _num_threads: int | None = None
 _limit: ContextVar[int | None] = ContextVar("fusedrnn_threads", default=None)
@@ -104,7 +104,7 @@ class PoolFunctions(NamedTuple):
 def load_pool() -> PoolFunctions:
     """Load the machine code of the pool."""
     code = load("pool", current_target(), build_pool)
-    dispatch = function(code, "dispatch", 6, returns=True)
+    dispatch = function(code, "dispatch", 4, returns=True)
     return PoolFunctions(dispatch, function(code, "stop", 1), function(code, "worker_loop", 3))
 
 
@@ -121,12 +121,11 @@ class ThreadPool:
         self._control[:] = 0
         self._address: int = self._control.ctypes.data
         oversubscribed = _is_oversubscribed(workers + 1)
-        self._spins = _OVERSUBSCRIBED_SPINS if oversubscribed else _BUSY_SPINS
         self._control[CONTROL.index["spins"]] = _OVERSUBSCRIBED_SPINS if oversubscribed else _IDLE_SPINS
         self._cpu_of_thread = np.full(workers + 1, -1, np.int64)
         self._control[CONTROL.index["cpu_of_thread"]] = 0 if oversubscribed else self._cpu_of_thread.ctypes.data
         self._control[CONTROL.index["workers"]] = workers
-        self._control[CONTROL.index["caller_spins"]] = self._spins
+        self._control[CONTROL.index["caller_spins"]] = _OVERSUBSCRIBED_SPINS if oversubscribed else _BUSY_SPINS
         self._threads: list[threading.Thread] = []
         try:
             for tid in range(1, workers + 1):
@@ -163,8 +162,7 @@ class ThreadPool:
         Raises:
             RuntimeError: As :meth:`control` does.
         """
-        dispatch = self._functions.dispatch
-        return bool(dispatch(self.control(), function, arguments, num_threads, self.workers, self._spins))
+        return bool(self._functions.dispatch(self.control(), function, arguments, num_threads))
 
     def stop(self) -> None:
         """End the threads and wait until they have ended. If the wait is interrupted they end all the same."""
@@ -190,8 +188,8 @@ class ThreadTeam:
     def note_call_start(self) -> bool:
         """Whether a call that starts now finds the threads spinning, or is one of so many that they should be."""
         now = perf_counter()
-        self._num_close = self._num_close + 1 if now - self._call_ended < _CLOSE else 0
-        return now - self._job_ended < _SPINNING or self._num_close >= _MANY_CLOSE
+        self._num_close = self._num_close + 1 if now - self._call_ended < CLOSE else 0
+        return now - self._job_ended < SPINNING or self._num_close >= MANY_CLOSE
 
     def note_call_end(self, num_threads: int) -> None:
         """A call on that many threads has ended."""

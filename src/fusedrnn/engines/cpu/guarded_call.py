@@ -110,7 +110,6 @@ class GuardedJob:
             "values": self._values.ctypes.data, "values_size": self._values.nbytes,
             **{f"{name}_symbol": symbols[name] for name in ("reserve", "workspace", "args")},
             "dispatch": address(load_pool().dispatch),
-            "num_workers": self._team.threads - 1, "spins": self._team.spins,
         }  # fmt: skip
 
     @staticmethod

@@ -15,6 +15,7 @@ from fusedrnn.jit.struct import Struct
 from fusedrnn.jit.sync import unlock
 from fusedrnn.runtime.native_memory import SLOT, emit_acquire_scratch, emit_grow
 from fusedrnn.runtime.pool_kernel import CONTROL
+from fusedrnn.runtime.thread_pool import CLOSE, MANY_CLOSE, SPINNING
 
 BUFFER_ARGS = Struct(
     "num_threads", "relocs", "num_fields", "args_offset", "plan_offset", "row_starts", "num_groups",
@@ -44,9 +45,7 @@ CLOCK = Struct("call_ended", "job_ended", "num_close")
 """When a call ended last, and when one on several threads did, in nanoseconds; calls in a row that were close."""
 OK, BAD_LENGTH, NO_MEMORY, NOT_ALIGNED = range(4)
 """What :func:`emit_run_buffers` returns."""
-# As in fusedrnn.runtime.thread_pool: for how many nanoseconds threads spin after a job, how soon a close call follows,
-# and after how many close calls threads are worth waking.
-_SPINNING, _CLOSE, _MANY_CLOSE = 200_000, 50_000, 3
+_SPINNING, _CLOSE = (round(seconds * 1e9) for seconds in (SPINNING, CLOSE))
 _MONOTONIC = 1
 
 
@@ -125,10 +124,7 @@ def _emit_run_locked(module: Module) -> Function:
         a = BUFFER_ARGS.read(f, args.get())
         kernel_args = scratch + a.args_offset
         with f.if_(a.num_threads > 1):
-            k = CONTROL.read(f, control)
-            ran.set(f.call_address(
-                c.dispatch, control, c.job, kernel_args, a.num_threads, k.workers, k.caller_spins, returns=I64
-            ))  # fmt: skip
+            ran.set(f.call_address(c.dispatch, control, c.job, kernel_args, a.num_threads, returns=I64))
             with f.if_(ran.get().is_zero):  # another call has the threads
                 args.set(c.single)
                 f.call(bind_args, call, c.single, buffers, scratch, packed)
@@ -190,7 +186,7 @@ def _emit_is_worth_waking(module: Module) -> Function:
     fields, now = CLOCK.read(f, clock), _now(f)
     num_close = (now - fields.call_ended < _CLOSE).select(fields.num_close + 1, 0)
     f.store(num_close, clock + CLOCK.offset("num_close"))
-    f.ret(((now - fields.job_ended < _SPINNING) | (num_close >= _MANY_CLOSE)).zext(I64))
+    f.ret(((now - fields.job_ended < _SPINNING) | (num_close >= MANY_CLOSE)).zext(I64))
     return f
 
 

@@ -36,7 +36,7 @@ CALL_CACHE = Struct(
     "values", "values_size", "weights_symbol", "reserve_symbol", "seed_symbol", "workspace_symbol",
     "dx_partials_symbol", "unpacked_base", "unpacked_first", "dparams_base", "dparams_first", "param_offsets",
     "num_params", "relocs", "num_fields", "args_symbol", "args_offset", "plan_offset", "job", "num_threads",
-    "num_workers", "dispatch", "spins",
+    "dispatch",
 )  # fmt: skip
 """A cached call: how objects are laid out; the guards; the values of the symbols of kernel arguments; the job.
 
@@ -121,10 +121,7 @@ def build_guarded_call() -> Module:
             with single:
                 f.call_address(c.job, kernel_args, f.constant(0))
             with several:
-                ran = f.call_address(
-                    c.dispatch, control, c.job, kernel_args, c.num_threads, c.num_workers, c.spins, returns=I64
-                )
-                held.set(ran)
+                held.set(f.call_address(c.dispatch, control, c.job, kernel_args, c.num_threads, returns=I64))
     f.ret(held.get())
     emit_c_function(module, f, objects=(names.index("arguments"),))
     return module

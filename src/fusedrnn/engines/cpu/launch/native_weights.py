@@ -125,12 +125,9 @@ def _emit_pack(module: Module) -> Function:
             for name, value in (("tasks", w.tasks), ("num_tasks", num_tasks), ("flat", params), ("packed", packed)):
                 f.store(value, call + CALL.offset(name))
             with f.if_(control.is_set & w.pack_threads.is_zero):
-                c = CONTROL.read(f, control)
-                threads = c.workers + 1
+                threads = CONTROL.read(f, control).workers + 1
                 f.store(threads, call + CALL.offset("num_threads"))
-                ran.set(
-                    f.call_address(w.dispatch, control, w.pack, call, threads, c.workers, c.caller_spins, returns=I64)
-                )
+                ran.set(f.call_address(w.dispatch, control, w.pack, call, threads, returns=I64))
             with f.if_(ran.get().is_zero):
                 f.store(1, call + CALL.offset("num_threads"))
                 f.call_address(w.pack, call, f.constant(0))
