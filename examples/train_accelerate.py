@@ -9,7 +9,6 @@ function and Hugging Face's library have a name in common and nothing else.
 
 from __future__ import annotations
 
-import argparse
 import json
 
 import torch
@@ -19,19 +18,12 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fusedrnn.torch
-from examples.train_ddp import Forecaster, threads_per_process, waves
+from examples.train_ddp import Forecaster, threads_per_process, training_parser, waves
 
 
 def main() -> None:
     """Train, and print the losses."""
-    parser = argparse.ArgumentParser(description="Trains a forecaster with Hugging Face Accelerate.")
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--batch", type=int, default=32, help="sequences in a step, over all processes")
-    parser.add_argument("--length", type=int, default=64, help="time steps of a sequence")
-    parser.add_argument("--hidden", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=0.5)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = training_parser("Trains a forecaster with Hugging Face Accelerate.").parse_args()
     torch.set_num_threads(threads_per_process())
     accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(split_batches=True))
     set_seed(args.seed)

@@ -155,15 +155,21 @@ def train(args: argparse.Namespace, rank: int, processes: int) -> tuple[list[flo
     return losses, network.state_dict()
 
 
-def options() -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(description="Trains a forecaster in one process, or in several under torchrun.")
+def training_parser(description: str) -> argparse.ArgumentParser:
+    """A parser of the options that every training of the forecaster has."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=32, help="sequences in a step, over all processes")
     parser.add_argument("--length", type=int, default=64, help="time steps of a sequence")
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--lr", type=float, default=0.5)
     parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def options() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = training_parser("Trains a forecaster in one process, or in several under torchrun.")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     parser.add_argument("--threads-per-process", type=int, help="default: a host's processors divided by its processes")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="continue from this file, and keep it current")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fusedrnn.torch
-from examples.train_ddp import Forecaster, waves
+from examples.train_ddp import Forecaster, training_parser, waves
 
 
 class Training(lightning.LightningModule):
@@ -50,15 +50,9 @@ class Training(lightning.LightningModule):
 
 def main() -> None:
     """Train, and print the losses."""
-    parser = argparse.ArgumentParser(description="Trains a forecaster with Lightning.")
+    parser = training_parser("Trains a forecaster with Lightning.")
     parser.add_argument("--hosts", type=int, default=1)
     parser.add_argument("--processes", type=int, default=1, help="on each host")
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--batch", type=int, default=32, help="sequences in a step, over all processes")
-    parser.add_argument("--length", type=int, default=64, help="time steps of a sequence")
-    parser.add_argument("--hidden", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=0.5)
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     lightning.seed_everything(args.seed, verbose=False)
     strategy = "ddp" if args.hosts * args.processes > 1 else "auto"
