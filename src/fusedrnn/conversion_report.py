@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -32,6 +33,14 @@ class Report:
 
     replaced: tuple[LayerReport, ...] = ()
     left: tuple[LayerReport, ...] = ()
+
+    @classmethod
+    def of(cls, layers: Iterable[LayerReport | None]) -> Report:
+        """The report of these layers; None stands for a module that is not recurrent."""
+        recurrent = [layer for layer in layers if layer is not None]
+        return cls(
+            tuple(layer for layer in recurrent if not layer.reason), tuple(layer for layer in recurrent if layer.reason)
+        )
 
     def __len__(self) -> int:
         return len(self.replaced)

@@ -65,11 +65,7 @@ def _convert_all(model: Any, classes: dict[type, type]) -> Report:
         raise TypeError(f"model must be a flax.nnx.Module; got {type(model).__name__}")
     # flax yields the parts of a module before the module. Keys of a path are names and indices.
     named = sorted(nnx.iter_modules(model), key=lambda item: [(isinstance(key, str), key) for key in item[0]])
-    reports = [_convert(module, ".".join(map(str, path)), classes) for path, module in named]
-    layers = [report for report in reports if report is not None]
-    return Report(
-        tuple(layer for layer in layers if not layer.reason), tuple(layer for layer in layers if layer.reason)
-    )
+    return Report.of(_convert(module, ".".join(map(str, path)), classes) for path, module in named)
 
 
 def _convert(module: Any, name: str, classes: dict[type, type]) -> LayerReport | None:

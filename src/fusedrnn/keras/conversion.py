@@ -70,14 +70,12 @@ def _convert_all(model: Any, classes: dict[type, type]) -> Report:
     if not isinstance(model, keras.layers.Layer):
         raise TypeError(f"model must be a Keras model or layer; got {type(model).__name__}")
     named = list(_named_layers(model))
-    reports = [report for name, layer in named if (report := _convert(layer, name, classes)) is not None]
-    if any(not report.reason for report in reports):
+    report = Report.of(_convert(layer, name, classes) for name, layer in named)
+    if report:
         for _, layer in named:
             if isinstance(layer, keras.Model):
                 layer.train_function = layer.test_function = layer.predict_function = None
-    return Report(
-        tuple(report for report in reports if not report.reason), tuple(report for report in reports if report.reason)
-    )
+    return report
 
 
 def _named_layers(model: Any) -> Iterator[tuple[str, Any]]:

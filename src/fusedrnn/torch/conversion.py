@@ -78,11 +78,8 @@ def convert_all(model: Module, classes: Classes, subclasses: bool = False, compu
     """Convert every recurrent layer of a model, in place: see :func:`accelerate` and :func:`restore`."""
     if not isinstance(model, Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}{_advice(model)}")
-    layers = [convert(module, classes, subclasses, name, compute) for name, module in list(model.named_modules())]
-    return Report(
-        tuple(layer for layer in layers if layer is not None and not layer.reason),
-        tuple(layer for layer in layers if layer is not None and layer.reason),
-    )
+    modules = list(model.named_modules())
+    return Report.of(convert(module, classes, subclasses, name, compute) for name, module in modules)
 
 
 def convert(
