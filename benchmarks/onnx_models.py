@@ -113,9 +113,9 @@ def feeds_of(file: Path, session: Any, specs: Sequence[RNNSpec], steps: int) -> 
     rng = np.random.default_rng(0)
     options = onnxruntime.RunOptions()
     options.log_severity_level = _SILENT
-    given = next((inputs for text, inputs in INPUTS if re.search(text, str(file))), None)
+    known_inputs = next((inputs for text, inputs in INPUTS if re.search(text, str(file))), {})
     for feeds in example_feeds(session.get_inputs(), [spec.input_size for spec in specs], (steps,)):
-        for name, shape in (given or {}).items():
+        for name, shape in known_inputs.items():
             if name in feeds:
                 kind = feeds[name].dtype
                 value = rng.standard_normal(shape) if isinstance(shape, tuple) else np.full(feeds[name].shape, shape)

@@ -51,8 +51,9 @@ class CallTable:
         self._code, self.handler = code, code.address("handler")
         self._lock = Lock()
         self._calls: OrderedDict[tuple[int, ...], tuple[Any, BufferCall]] = OrderedDict()
-        self._message_texts = dict(_MESSAGES)
         self._prepare = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 4)(self._prepare_or_explain)
+        # XLA copies a message while the lock is not held: those of the past must stay in place.
+        self._texts: list[ctypes.Array[ctypes.c_char]] = []
         self._messages = np.zeros(max(OTHER_VERSION, NOT_PREPARED) + 1, np.int64)
         for status, text in _MESSAGES.items():
             self._set_message(status, text)
@@ -66,10 +67,8 @@ class CallTable:
         publish_num_threads(process_num_threads())
 
     def _set_message(self, status: int, text: bytes) -> None:
-        buffer = ctypes.create_string_buffer(text)
-        # XLA copies a message while this lock is not held: those of the past must stay in place.
-        self._keep = [*getattr(self, "_keep", []), buffer]
-        self._messages[status] = ctypes.addressof(buffer)
+        self._texts.append(ctypes.create_string_buffer(text))
+        self._messages[status] = ctypes.addressof(self._texts[-1])
 
     def _prepare_or_explain(self, frame: int, key: int, steps: int, batch: int) -> int:
         """Prepare a call for the frame that XLA has called with; 0 and a message if that fails."""
@@ -96,7 +95,7 @@ class CallTable:
                 self._forget_old()
 
     def _forget_old(self) -> None:
-        """Remove the oldest calls that nobody runs, if there are too many."""
+        """Remove the oldest calls that no thread runs, if there are too many."""
         for place, (entry, _) in list(self._calls.items()):
             if len(self._calls) <= _MAX_CALLS:
                 break

@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property, lru_cache
 from typing import Any, Literal
 
+from fusedrnn.cell.activations import Activation
 from fusedrnn.cell.cells import Cell
 from fusedrnn.engines.cpu.kernels.stages import state_letters
+from fusedrnn.engines.cpu.launch.kernel_args import state_symbols
 from fusedrnn.spec import RNNSpec
 
 JobKind = Literal["forward", "training", "backward"]
@@ -37,18 +39,17 @@ class Call:
     @cached_property
     def operand_names(self) -> list[str]:
         """The names of the operands of forward."""
-        letters = self._letters
-        initial = [f"{letter}0" for letter in letters] if "states" in self.options else []
+        initial = self._state_buffers("{}0") if "states" in self.options else []
         return ["x", "params", *initial, *(name for name in OPTIONAL[1:] if name in self.options)]
 
-    @property
-    def _letters(self) -> list[str]:
-        return list(state_letters(self.num_states)[: self.num_states])
+    def _state_buffers(self, form: str) -> list[str]:
+        """The names of arrays of the states, such as those of the form ``"{}0"``."""
+        return state_symbols(state_letters(self.num_states)[: self.num_states], form)
 
     def pieces(self, operands: Any) -> dict[str, Any]:
         """The operands by name; the states as a tuple, None if there are none."""
         by_name = dict(zip(self.operand_names, operands, strict=True))
-        states = tuple(by_name[f"{letter}0"] for letter in self._letters) if "states" in self.options else None
+        states = tuple(map(by_name.__getitem__, self._state_buffers("{}0"))) if "states" in self.options else None
         return {
             "x": by_name["x"], "params": by_name["params"], "states": states,
             **{name: by_name.get(name) for name in OPTIONAL[1:]},
@@ -56,16 +57,15 @@ class Call:
 
     def buffers(self, kind: JobKind, needs: Needs | None = None) -> list[str]:
         """The name of each buffer of a job, operands before results; "" for those that it does not use."""
-        letters = self._letters
         if kind != "backward":
-            results = ["y", *(f"{letter}_n" for letter in letters)]
+            results = ["y", *self._state_buffers("{}_n")]
             return [*self.operand_names, *results, *(["reserve"] if kind == "training" else [])]
         assert needs is not None
         used = "params", "lengths", "resets", "seed"
         own = [name if name in used else "" for name in self.operand_names]
-        gradients = [f"d{letter}_n" for letter in letters]
         results = [*(["dx"] if needs.x else []), *(["dparams"] if needs.params else [])]
-        return [*own, "reserve", "dy", *gradients, *results, *(f"d{letter}0" for letter in letters if needs.states)]
+        results += self._state_buffers("d{}0") if needs.states else []
+        return [*own, "reserve", "dy", *self._state_buffers("d{}_n"), *results]
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,6 @@ def restore(key: int, text: str) -> tuple[Call, JobKind, Needs | None]:
             "trace fusedrnn.jax.rnn with that cell and the same options once before calling it"
         )
     if spec["activations"] is not None:
-        from fusedrnn.cell.activations import Activation
-
         spec["activations"] = tuple(Activation(**activation) for activation in spec["activations"])
     call = Call(RNNSpec(**spec), tuple(values["options"]))
     return call, values["job"], None if values["needs"] is None else Needs(**values["needs"])

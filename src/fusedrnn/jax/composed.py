@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from fusedrnn.cell.expr import Leaf, evaluate
-from fusedrnn.cell.leaves import ParamVector, PreH, PreX, Projected, RawInput, State
+from fusedrnn.cell.leaves import PreH, PreX, Projected, RawInput, State
 from fusedrnn.cell.primitives import ArrayArithmetic
 from fusedrnn.cell.stage import Stage
 from fusedrnn.cell.trace import traced_cell
 from fusedrnn.dropout import scale
-from fusedrnn.engines.reference.forward import gate_rows
+from fusedrnn.engines.reference.forward import gate_rows, parameter_leaves
 from fusedrnn.jax.philox import input_mask, step_masks
 from fusedrnn.spec import RNNSpec
 
@@ -200,7 +200,7 @@ def _step(
     values: dict[Leaf, Array] = {State(name): state for name, state in zip(cell.states, states, strict=True)}
     values.update(step.masks)
     values.update({PreX(gate): step.x_gates[:, own] for gate, own in x_rows.items()})
-    values.update(_parameters(spec, weights))
+    values.update(parameter_leaves(cell, weights))
     if cell.reads_raw_input:
         values[RawInput()] = step.x
     for stage in cell.stages:
@@ -223,12 +223,3 @@ def _step(
     new = evaluate(cell.outputs, values, _ARRAYS)
     after = tuple(_in_rows(value, state) for value, state in zip(new, states, strict=False))
     return after[0] if cell.output is None else _in_rows(new[-1], states[0]), after
-
-
-def _parameters(spec: RNNSpec, weights: Weights) -> dict[Leaf, Array]:
-    """The parameters of the cell by leaf: vectors (H,), such as peephole weights, and scalars (1,)."""
-    cell = traced_cell(spec.variant)
-    if "peephole_weight" in weights:
-        peepholes = jnp.split(weights["peephole_weight"], len(cell.param_vectors))
-        return {ParamVector(gate): weight for gate, weight in zip(cell.param_vectors, peepholes, strict=True)}
-    return {leaf: weights[leaf.name] for leaf in cell.parameters}

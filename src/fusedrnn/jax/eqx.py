@@ -19,6 +19,7 @@ Array = Any
 _ARRAYS = "weight_ih", "weight_hh", "bias", "bias_n"
 _FIELDS = *_ARRAYS, "input_size", "hidden_size", "use_bias"
 
+
 class LSTM(eqx.Module):
     """``eqx.nn.LSTMCell`` over a sequence.
 

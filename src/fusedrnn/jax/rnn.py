@@ -103,7 +103,7 @@ def _array(name: str, value: Any, dtype: np.dtype[Any], shape: Sequence[int | No
         hint = "; set jax_enable_x64 for float64" if dtype == np.float64 and array.dtype == np.float32 else ""
         raise TypeError(f"{name} must have dtype {dtype.name}; got {array.dtype.name}{hint}")
     matches = array.ndim == len(shape) and all(
-        size is None or size is own or size == own for size, own in zip(shape, array.shape, strict=True)
+        size is None or size == own for size, own in zip(shape, array.shape, strict=True)
     )
     if not matches:
         expected = ", ".join("any size" if size is None else str(size) for size in shape)

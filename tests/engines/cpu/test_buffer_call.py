@@ -10,9 +10,11 @@ import pytest
 import fusedrnn
 from fusedrnn import RNNOp, RNNSpec
 from fusedrnn.engines.cpu import tuning
-from fusedrnn.engines.cpu.buffer_call import BufferCall, backward_buffers, forward_buffers
+from fusedrnn.engines.cpu.buffer_call import BufferCall
 from fusedrnn.engines.cpu.executor import Executor
+from fusedrnn.engines.cpu.kernels.stages import state_letters
 from fusedrnn.engines.cpu.launch.buffer_kernel import BAD_LENGTH, NOT_ALIGNED, OK
+from fusedrnn.engines.cpu.launch.kernel_args import state_symbols
 from fusedrnn.engines.cpu.reserve_layout import ReserveLayout
 from fusedrnn.runtime import native_memory
 from fusedrnn.runtime.buffers import aligned_empty
@@ -50,7 +52,9 @@ class Forward:
         self.lengths = self.problem.lengths
         self.resets = (rng.random((shape.T, shape.N)) < 0.2) & ~self.problem.padding if resets else None
         self.op = RNNOp(spec)
-        initial, final = forward_buffers(self.executor)
+        letters = state_letters(len(spec.state_names))[: len(spec.state_names)]
+        initial, final = state_symbols(letters, "{}0"), state_symbols(letters, "{}_n")
+        self.doutputs, self.dinitial = state_symbols(letters, "d{}_n"), state_symbols(letters, "d{}0")
         self.options = ["lengths"] * lengths + ["resets"] * resets
         self.names = ["x", "params", *initial, *self.options, "y", *final]
         self.layout = ReserveLayout.of(self.executor.tiling, shape.T, shape.N, "gates", resets)
@@ -105,10 +109,9 @@ def test_training_and_inference(spec, lengths, resets, threads):
     y, final, reserve = forward.expected(training=True)
     gradients = forward.op.backward(problem.dy, problem.dstates, reserve)
     flat = [gradients[0], gradients[1], *gradients[2]]
-    doutputs, dinitial = backward_buffers(executor)
     size = forward.problem_size
     train = BufferCall(executor, ("training", *size, forward.layout), threads, [*forward.names, "reserve"])
-    names = ["reserve", "params", "dy", *doutputs, *forward.options, "dx", "dparams", *dinitial]
+    names = ["reserve", "params", "dy", *forward.doutputs, *forward.options, "dx", "dparams", *forward.dinitial]
     backward = BufferCall(executor, ("backward", *size, forward.layout), threads, names)
     for _ in range(2):
         saved = aligned_empty((forward.layout.size,), np.uint8)

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from fusedrnn.engines.cpu import tuning as tunings
 from fusedrnn.engines.cpu.executor import Executor, Problem
 from fusedrnn.engines.cpu.kernels.scratch import round_up_to_cache_line
-from fusedrnn.engines.cpu.kernels.stages import state_letters
 from fusedrnn.engines.cpu.launch.buffer_kernel import BUFFER_ARGS, BUFFER_CALL, CLOCK, build_run_buffers
 from fusedrnn.engines.cpu.launch.kernel_args import KernelArgs
 from fusedrnn.engines.cpu.launch.native_weights import FORWARD, TRAINING, WEIGHTS, WEIGHTS_SLOT
@@ -151,21 +150,6 @@ class BufferCall:
         """
         buffers = np.array(addresses, np.int64)
         return int(load_run_buffers()(self.address, buffers.ctypes.data))
-
-
-def forward_buffers(executor: Executor) -> tuple[list[str], list[str]]:
-    """The names of the initial and of the final states of a forward call, among the buffers of a call."""
-    return _states_of(executor, "{}0"), _states_of(executor, "{}_n")
-
-
-def backward_buffers(executor: Executor) -> tuple[list[str], list[str]]:
-    """The names of the gradients of the final and of the initial states of a backward call."""
-    return _states_of(executor, "d{}_n"), _states_of(executor, "d{}0")
-
-
-def _states_of(executor: Executor, form: str) -> list[str]:
-    count = len(executor.spec.state_names)
-    return [form.format(letter) for letter in state_letters(count)[:count]]
 
 
 def _struct(layout: Struct, fields: dict[str, int]) -> Array:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -255,10 +256,13 @@ def linear(x: Array, weight: Array, bias: Array | None) -> Array:
     return product if bias is None else product + bias
 
 
-def parameter_leaves(cell: TracedCell, weights: Mapping[str, Array]) -> dict[Leaf, Array]:
-    """The parameters of the cell by leaf: vectors (H,), such as peephole weights, and scalars (1,)."""
+def parameter_leaves(cell: TracedCell, weights: Mapping[str, Any]) -> dict[Leaf, Any]:
+    """The parameters of the cell by leaf: vectors (H,), such as peephole weights, and scalars (1,).
+
+    They are views of the weights, which may be arrays of another library than NumPy.
+    """
     if "peephole_weight" in weights:
-        peepholes = np.split(weights["peephole_weight"], len(cell.param_vectors))
+        peepholes = weights["peephole_weight"].reshape(len(cell.param_vectors), -1)
         return {ParamVector(gate): weight for gate, weight in zip(cell.param_vectors, peepholes, strict=True)}
     return {leaf: weights[leaf.name] for leaf in cell.parameters}
 
