@@ -12,7 +12,7 @@ import json
 
 import lightning
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fusedrnn.torch
@@ -64,6 +64,8 @@ def main() -> None:
     trainer.fit(training)
     if trainer.is_global_zero:
         print(json.dumps({"processes": trainer.world_size, "losses": training.losses}))
+    if distributed.is_initialized():
+        distributed.destroy_process_group()  # Lightning leaves gloo's threads running, which may abort the exit
 
 
 if __name__ == "__main__":
