@@ -20,6 +20,10 @@ CONTROL = Struct(
 """The pool's control block. ``cpu_of_thread`` is the address of a table of the processors that its threads run on; 0 if
 they need not be kept apart. ``busy`` is not 0 while a job runs, and from the stop of the pool on. ``workers`` are the
 threads beside the caller's; ``spins`` and ``caller_spins`` the iterations before one of them, or the caller, sleeps."""
+SPINNING = 2e-4
+"""Seconds after a job for which its threads still spin."""
+CLOSE, MANY_CLOSE = 5e-5, 3
+"""Calls that follow one another within so many seconds are close; after so many close ones it pays to wake threads."""
 # Whether a thread can tell on which processor it runs, and choose another.
 _HAS_AFFINITY = sys.platform == "linux"
 # Processors in the C library's masks.

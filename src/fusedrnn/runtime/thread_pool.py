@@ -26,16 +26,12 @@ from fusedrnn.jit.loader import Job, address, function, load, load_once
 from fusedrnn.locks import Lock
 from fusedrnn.runtime.buffers import aligned_empty
 from fusedrnn.runtime.native_state import publish_num_threads, publish_pool
-from fusedrnn.runtime.pool_kernel import CONTROL, build_pool
+from fusedrnn.runtime.pool_kernel import CLOSE, CONTROL, MANY_CLOSE, SPINNING, build_pool
 from fusedrnn.scalars import shown
 
 # Iterations of a waiting loop, of 15 ns or more. An idle thread sleeps after a quarter of a millisecond; a thread that
 # waits for others of its own job a little later. With more threads than processors, threads sleep at once.
 _IDLE_SPINS, _BUSY_SPINS, _OVERSUBSCRIBED_SPINS = 16_000, 20_000, 10
-# Seconds after a job for which its threads still spin.
-SPINNING = 2e-4
-# Calls that follow one another within so many seconds are close; after so many close ones it pays to wake the threads.
-CLOSE, MANY_CLOSE = 5e-5, 3
 
 _num_threads: int | None = None
 _limit: ContextVar[int | None] = ContextVar("fusedrnn_threads", default=None)

@@ -14,8 +14,7 @@ from fusedrnn.jit.builder import I32, I64, Function, Module, Value
 from fusedrnn.jit.struct import Struct
 from fusedrnn.jit.sync import unlock
 from fusedrnn.runtime.native_memory import SLOT, emit_acquire_scratch, emit_grow
-from fusedrnn.runtime.pool_kernel import CONTROL
-from fusedrnn.runtime.thread_pool import CLOSE, MANY_CLOSE, SPINNING
+from fusedrnn.runtime.pool_kernel import CLOSE, CONTROL, MANY_CLOSE, SPINNING
 
 BUFFER_ARGS = Struct(
     "num_threads", "relocs", "num_fields", "args_offset", "plan_offset", "row_starts", "num_groups",
