@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import typer
-from flax import nnx
 from rich.table import Table
 
 import fusedrnn
@@ -37,12 +36,6 @@ NUMPY, RNN, SCAN, FLAX, ACCELERATED = "RNNOp", "rnn", "scan", "flax", "accelerat
 _ALL_CASES = ",".join(CASES)
 _PAUSE = 0.05
 """Seconds between turns, in which the threads of the last call fall asleep."""
-_CELLS: dict[str, Callable[..., Any]] = {
-    "lstm": nnx.OptimizedLSTMCell,
-    "gru": nnx.GRUCell,
-    "rnn_tanh": nnx.SimpleCell,
-    "rnn_relu": partial(nnx.SimpleCell, activation_fn=jax.nn.relu),
-}
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Call = Callable[[], Any]
@@ -72,26 +65,6 @@ class Row:
     def ratio(self, slower: str, faster: str) -> float:
         """How many times as long as one contender another takes, by medians."""
         return self.timings[slower].median / self.timings[faster].median
-
-
-class Stack(nnx.Module):
-    """The layers of a case in flax, time-major."""
-
-    def __init__(self, case: Case, mode: str) -> None:
-        rngs = nnx.Rngs(0)
-        directions = 1 + case.bidirectional
-        layers = []
-        for layer in range(case.layers):
-            inputs = directions * case.H if layer else case.I
-            ways = [nnx.RNN(_CELLS[mode](inputs, case.H, rngs=rngs), time_major=True) for _ in range(directions)]
-            layers.append(nnx.Bidirectional(*ways, time_major=True) if case.bidirectional else ways[0])
-        self.layers = nnx.List(layers)
-
-    def __call__(self, x: Any) -> Any:
-        """The output (T, N, D·H)."""
-        for layer in self.layers:
-            x = layer(x)
-        return x
 
 
 def operator_calls(spec: RNNSpec, x: Any, dy: Any, training: bool) -> dict[str, Call]:
@@ -147,20 +120,16 @@ def _scan_direction(spec: RNNSpec, x: Any, params: Any, layer: int, direction: i
 
 def flax_calls(case: Case, mode: str, x: Any, dy: Any, training: bool) -> dict[str, Call]:
     """The calls of flax's layers, as they are and accelerated: each gives the output, in training also gradients."""
-    model = Stack(case, mode)
+    from benchmarks import flax_layers
+
+    model = flax_layers.Stack(case, mode)
     calls: dict[str, Call] = {}
     for name in (FLAX, ACCELERATED):
         if name == ACCELERATED and not accelerate(model):
             raise ValueError(f"flax's layers of {mode} cannot be accelerated")
-        graph, state = nnx.split(model)
-        params, rest = nnx.split_state(state, nnx.Param, ...)
-        forward = partial(_apply, graph, rest)
+        forward, params = flax_layers.split(model)
         calls[name] = partial(_run, _compiled(forward, dy, training), jnp.asarray(x), params)
     return calls
-
-
-def _apply(graph: Any, rest: Any, x: Any, params: Any) -> Any:
-    return nnx.merge(graph, params, rest, copy=True)(x)
 
 
 def _compiled(forward: Callable[[Any, Any], Any], dy: Any, training: bool) -> Callable[[Any, Any], Any]:

@@ -14,6 +14,7 @@ CASE = Case("toy", 4, 2, 3, 5)
 
 
 def test_a_row(monkeypatch):
+    pytest.importorskip("flax", reason="flax needs Python 3.11")
     monkeypatch.setattr(benchmark, "_PAUSE", 0.0)
     row = benchmark.run_row(CASE, "gru", "training", 0.0)
     contenders = {benchmark.NUMPY, benchmark.RNN, benchmark.SCAN, benchmark.FLAX, benchmark.ACCELERATED}

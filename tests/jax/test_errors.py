@@ -6,6 +6,7 @@ import pytest
 
 from fusedrnn import Activation, RNNSpec
 from fusedrnn.cell import cell, tanh
+from fusedrnn.engines.cpu.weights.transpose_kernel import Block
 from fusedrnn.jax import calls, rnn
 
 SPEC = RNNSpec("lstm", 3, 5)
@@ -56,7 +57,7 @@ def own(x, recurrent, s):
 
 
 def test_an_exported_function_of_an_unknown_cell(monkeypatch):
-    key, text = calls.describe(calls.Call(RNNSpec(own, 3, 5)), "forward", None)
+    key, text = calls.describe(calls.NetworkJob(calls.Call(RNNSpec(own, 3, 5)), "forward", None))
     monkeypatch.delitem(calls._known, key)
     with pytest.raises(LookupError, match="cell 'own', which this process does not know"):
         calls.restore(key, text)
@@ -66,6 +67,11 @@ def test_a_description_restores_the_call(monkeypatch):
     spec = RNNSpec("rnn_tanh", 3, 5, activations=(Activation("leaky_relu", 0.1),), gate_clip=2.0)
     call = calls.Call(spec, ("states", "lengths"))
     for kind, needs in (("forward", None), ("backward", calls.Needs(True, False, True))):
-        key, text = calls.describe(call, kind, needs)
+        job = calls.NetworkJob(call, kind, needs)
+        key, text = calls.describe(job)
         monkeypatch.delitem(calls._known, key)
-        assert calls.restore(key, text) == (call, kind, needs)
+        assert calls.restore(key, text) == job
+    blocks = (Block(0, 8, 16, 1, 0, 12, rows=3, columns=4),)
+    key, text = calls.describe(calls.TransposeJob("float64", blocks))
+    monkeypatch.delitem(calls._known, key)
+    assert calls.restore(key, text) == calls.TransposeJob("float64", blocks)

@@ -232,9 +232,9 @@ def test_more_shapes_than_are_kept():
 
 
 def _described(spec):
-    from fusedrnn.jax.calls import Call, describe
+    from fusedrnn.jax.calls import Call, NetworkJob, describe
 
-    return describe(Call(spec), "forward", None)
+    return describe(NetworkJob(Call(spec), "forward", None))
 
 
 def in_process(code, *arguments):

@@ -12,11 +12,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from fusedrnn.engines.cpu.buffer_call import BufferCall
+from fusedrnn.engines.cpu.buffer_call import BufferCall, load_run_buffers
 from fusedrnn.engines.cpu.executor import Executor
 from fusedrnn.engines.cpu.launch.buffer_kernel import BAD_LENGTH, NO_MEMORY, NOT_ALIGNED
+from fusedrnn.engines.cpu.weights.transpose_kernel import TransposeCall, load_transpose
 from fusedrnn.jax import ffi_layout as ffi
-from fusedrnn.jax.calls import Call, JobKind, Needs, restore
+from fusedrnn.jax.calls import Call, Job, NetworkJob, restore
 from fusedrnn.jax.handler_kernel import ENTRY, MAX_BUFFERS, NOT_PREPARED, OTHER_VERSION, TABLE, build_handler
 from fusedrnn.jit.host import current_target
 from fusedrnn.jit.loader import address, function, load
@@ -50,7 +51,7 @@ class CallTable:
         self._remove = function(code, "remove", 2, returns=True)
         self._code, self.handler = code, code.address("handler")
         self._lock = Lock()
-        self._calls: OrderedDict[tuple[int, ...], tuple[Any, BufferCall]] = OrderedDict()
+        self._calls: OrderedDict[tuple[int, ...], tuple[Any, BufferCall | TransposeCall]] = OrderedDict()
         self._prepare = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 4)(self._prepare_or_explain)
         # XLA copies a message while the lock is not held: those of the past must stay in place.
         self._texts: list[ctypes.Array[ctypes.c_char]] = []
@@ -70,27 +71,27 @@ class CallTable:
         self._texts.append(ctypes.create_string_buffer(text))
         self._messages[status] = ctypes.addressof(self._texts[-1])
 
-    def _prepare_or_explain(self, frame: int, key: int, steps: int, batch: int) -> int:
+    def _prepare_or_explain(self, frame: int, key: int, rows: int, columns: int) -> int:
         """Prepare a call for the frame that XLA has called with; 0 and a message if that fails."""
         try:
-            self._prepare_call(key, _description(frame), steps, batch)
+            self._prepare_call(key, _description(frame), rows, columns)
         except BaseException as error:  # the caller is machine code
             text = "".join(traceback.format_exception_only(error)).strip()
             self._set_message(NOT_PREPARED, f"fusedrnn: {text}".encode())
             return 0
         return 1
 
-    def _prepare_call(self, key: int, description: str, steps: int, batch: int) -> None:
-        call, kind, needs = restore(key, description)
+    def _prepare_call(self, key: int, description: str, rows: int, columns: int) -> None:
+        job = restore(key, description)
         threads = process_num_threads()
         publish_num_threads(threads)
         with self._lock:
-            place = key, steps, batch, threads
+            place = key, rows, columns, threads
             if place not in self._calls:
-                buffer_call = make_buffer_call(call, kind, needs, steps, batch, threads)
+                run, call = prepare(job, rows, columns, threads)
                 entry = aligned_empty((len(ENTRY),), np.int64)
-                entry[:] = [0, *place, 0, buffer_call.address]
-                self._calls[place] = entry, buffer_call
+                entry[:] = [0, *place, 0, run, call.address]
+                self._calls[place] = entry, call
                 self._insert(self._table.ctypes.data, entry.ctypes.data)
                 self._forget_old()
 
@@ -103,10 +104,16 @@ class CallTable:
                 del self._calls[place]
 
 
-def make_buffer_call(
-    call: Call, kind: JobKind, needs: Needs | None, steps: int, batch: int, threads: int
-) -> BufferCall:
+def prepare(job: Job, rows: int, columns: int, threads: int) -> tuple[int, BufferCall | TransposeCall]:
+    """The address of the function that runs a job, and what it runs; see :data:`ENTRY`."""
+    if isinstance(job, NetworkJob):
+        return address(load_run_buffers()), _buffer_call(job, rows, columns, threads)
+    return address(load_transpose(job.dtype)), TransposeCall(job.blocks)
+
+
+def _buffer_call(job: NetworkJob, steps: int, batch: int, threads: int) -> BufferCall:
     """The call of the CPU engine for a job of T steps of N sequences."""
+    call, kind, needs = job
     buffers = call.buffers(kind, needs)
     if len(buffers) > MAX_BUFFERS:
         raise ValueError(f"a network of {call.spec.mode!r} has more than {MAX_BUFFERS} operands and results")

@@ -1,4 +1,4 @@
-"""What a call of the operator in JAX is: its spec, its optional operands, and the order of its buffers."""
+"""What XLA is to run: a call of the operator with its optional operands and the order of its buffers, or transposes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from fusedrnn.cell.activations import Activation
 from fusedrnn.cell.cells import Cell
 from fusedrnn.engines.cpu.kernels.stages import state_letters
 from fusedrnn.engines.cpu.launch.kernel_args import state_symbols
+from fusedrnn.engines.cpu.weights.transpose_kernel import Block
 from fusedrnn.spec import RNNSpec
 
 JobKind = Literal["forward", "training", "backward"]
@@ -77,29 +78,51 @@ class Needs:
     states: bool
 
 
+class NetworkJob(NamedTuple):
+    """A call of the operator, forward or backward; ``needs`` is of backward."""
+
+    call: Call
+    kind: JobKind
+    needs: Needs | None
+
+
+class TransposeJob(NamedTuple):
+    """Transposes of blocks of buffers, operands before results, of elements of a dtype."""
+
+    dtype: str
+    blocks: tuple[Block, ...]
+
+
+Job = NetworkJob | TransposeJob
+
+
 @lru_cache(maxsize=1024)
-def describe(call: Call, kind: JobKind, needs: Needs | None) -> tuple[int, str]:
+def describe(job: Job) -> tuple[int, str]:
     """The key of a job, and its description, from which :func:`restore` makes it again in another process."""
-    spec = call.spec
+    text = json.dumps(_network_values(job) if isinstance(job, NetworkJob) else {"job": "transpose", **job._asdict()})
+    key = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+    _known[key] = job
+    return key, text
+
+
+def _network_values(job: NetworkJob) -> dict[str, Any]:
+    spec = job.call.spec
     values = {field.name: getattr(spec, field.name) for field in fields(spec)}
     cell = None
     if isinstance(spec.mode, Cell):
         values["mode"], cell = spec.mode.name, spec.variant.slug
     if spec.activations is not None:
         values["activations"] = [asdict(activation) for activation in spec.activations]
-    text = json.dumps({
-        "job": kind, "spec": values, "cell": cell, "options": call.options,
-        "needs": None if needs is None else asdict(needs),
-    })  # fmt: skip
-    key = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
-    _known[key] = call, kind, needs
-    return key, text
+    return {
+        "job": job.kind, "spec": values, "cell": cell, "options": job.call.options,
+        "needs": None if job.needs is None else asdict(job.needs),
+    }  # fmt: skip
 
 
-_known: dict[int, tuple[Call, JobKind, Needs | None]] = {}
+_known: dict[int, Job] = {}
 
 
-def restore(key: int, text: str) -> tuple[Call, JobKind, Needs | None]:
+def restore(key: int, text: str) -> Job:
     """The job with that key and description.
 
     Raises:
@@ -108,6 +131,8 @@ def restore(key: int, text: str) -> tuple[Call, JobKind, Needs | None]:
     if key in _known:
         return _known[key]
     values = json.loads(text)
+    if values["job"] == "transpose":
+        return TransposeJob(values["dtype"], tuple(Block(*block) for block in values["blocks"]))
     spec = values["spec"]
     if values["cell"] is not None:
         raise LookupError(
@@ -117,4 +142,4 @@ def restore(key: int, text: str) -> tuple[Call, JobKind, Needs | None]:
     if spec["activations"] is not None:
         spec["activations"] = tuple(Activation(**activation) for activation in spec["activations"])
     call = Call(RNNSpec(**spec), tuple(values["options"]))
-    return call, values["job"], None if values["needs"] is None else Needs(**values["needs"])
+    return NetworkJob(call, values["job"], None if values["needs"] is None else Needs(**values["needs"]))

@@ -5,7 +5,7 @@ The calling thread holds no lock of the interpreter. Python is entered only for 
 
 from __future__ import annotations
 
-from fusedrnn.engines.cpu.launch.buffer_kernel import NO_MEMORY, OK, emit_run_buffers
+from fusedrnn.engines.cpu.launch.buffer_kernel import NO_MEMORY, OK
 from fusedrnn.jax import ffi_layout as ffi
 from fusedrnn.jit.builder import I32, I64, Function, Module, Value
 from fusedrnn.jit.module_global import Global
@@ -15,14 +15,16 @@ from fusedrnn.jit.sync import atomic_add, lock, unlock
 TABLE = Struct("lock", "first", "num_threads", "prepare", "messages")
 """The prepared calls of the process: a list, and the lock that is held while it is read or changed.
 
-``num_threads`` is where the number of threads of calls is. ``prepare`` is a function of (frame, key, steps, batch) that
-adds a call, and returns 0 if it could not. ``messages`` is the address of the addresses of messages, by status.
+``num_threads`` is where the number of threads of calls is. ``prepare`` is a function of (frame, key, rows, columns)
+that adds a call, and returns 0 if it could not. ``messages`` is the address of the addresses of messages, by status.
 """
-ENTRY = Struct("next", "key", "steps", "batch", "threads", "users", "call")
-"""A prepared call: which one it is, how many threads run it now, and its
-:data:`fusedrnn.engines.cpu.launch.buffer_kernel.BUFFER_CALL`."""
+ENTRY = Struct("next", "key", "rows", "columns", "threads", "users", "run", "call")
+"""A prepared call: which one it is, how many threads run it now, and how to run it: ``run(call, buffers)``.
+
+``rows`` and ``columns`` are the first two axes of its first operand: the steps and the batch of a network's.
+"""
 NOT_PREPARED, OTHER_VERSION = NO_MEMORY + 2, NO_MEMORY + 3
-"""Beside the statuses of :func:`fusedrnn.engines.cpu.launch.buffer_kernel.emit_run_buffers`."""
+"""Beside the statuses of :func:`fusedrnn.engines.cpu.launch.buffer_kernel.emit_run_buffers`, which ``run`` returns."""
 MAX_BUFFERS = 64
 
 
@@ -48,9 +50,9 @@ def _emit_set_table(module: Module, table: Global) -> None:
 
 def _emit_handler(module: Module, table: Global) -> None:
     """``handler(frame)``, which XLA calls: it returns 0, or an error of XLA."""
-    find, run = _emit_find(module), emit_run_buffers(module)
+    find = _emit_find(module)
     make_error = _emit_make_error(module)
-    run_entry = _emit_run_entry(module, run)
+    run_entry = _emit_run_entry(module)
     f = Function(module, "handler", ["frame"], exported=True, returns=True)
     (frame,) = f.arguments
     table_at = f.load(table.address(f))
@@ -63,14 +65,16 @@ def _emit_handler(module: Module, table: Global) -> None:
             with known:
                 x = f.load(f.load(frame + ffi.ARGS))
                 dims = f.load(x + ffi.BUFFER_DIMS)
-                steps, batch = f.load(dims), f.load(dims + 8)
+                rows, columns = f.load(dims), f.var(0)
+                with f.if_(f.load(x + ffi.BUFFER_RANK) > 1):
+                    columns.set(f.load(dims + 8))
                 key = f.load(f.load(f.load(f.load(frame + ffi.ATTRS)) + ffi.SCALAR_VALUE))
                 entry = f.var(0)
                 with f.forever() as loop:
-                    entry.set(f.call(find, table_at, key, steps, batch))
+                    entry.set(f.call(find, table_at, key, rows, columns.get()))
                     f.break_if(loop, entry.get().is_set)
                     # Meanwhile the number of threads may change, or others may push the call out: then once more.
-                    prepared = f.call_address(t.prepare, frame, key, steps, batch, returns=I64)
+                    prepared = f.call_address(t.prepare, frame, key, rows, columns.get(), returns=I64)
                     f.break_if(loop, prepared.is_zero)
                 status.set(NOT_PREPARED)
                 with f.if_(entry.get().is_set):
@@ -108,7 +112,7 @@ def _is_known_version(f: Function, frame: Value) -> Value:
     return known.get().is_set
 
 
-def _emit_run_entry(module: Module, run: Function) -> Function:
+def _emit_run_entry(module: Module) -> Function:
     """A function of (entry, frame): run a prepared call on the arguments and results of a frame."""
     f = Function(module, "run_entry", ["entry", "frame"], returns=True)
     entry, frame = f.arguments
@@ -121,7 +125,8 @@ def _emit_run_entry(module: Module, run: Function) -> Function:
         with f.loop(0, count) as number:
             data = f.load(f.load(items + number * 8) + ffi.BUFFER_DATA)
             f.store(data, buffers + (first + number) * 8)
-    f.ret(f.call(run, ENTRY.read(f, entry).call, buffers))
+    e = ENTRY.read(f, entry)
+    f.ret(f.call_address(e.run, e.call, buffers, returns=I64))
     return f
 
 
@@ -141,9 +146,9 @@ def _emit_make_error(module: Module) -> Function:
 
 
 def _emit_find(module: Module) -> Function:
-    """A function of (table, key, steps, batch): the prepared call, with one user more; 0 if there is none."""
-    f = Function(module, "find", ["table", "key", "steps", "batch"], returns=True)
-    table, key, steps, batch = f.arguments
+    """A function of (table, key, rows, columns): the prepared call, with one user more; 0 if there is none."""
+    f = Function(module, "find", ["table", "key", "rows", "columns"], returns=True)
+    table, key, rows, columns = f.arguments
     t = TABLE.read(f, table)
     threads = f.load(t.num_threads)
     lock(f, table)
@@ -151,7 +156,7 @@ def _emit_find(module: Module) -> Function:
     with f.forever() as loop:
         f.break_if(loop, entry.get().is_zero)
         e = ENTRY.read(f, entry.get())
-        same_shape = e.steps.equals(steps) & e.batch.equals(batch)
+        same_shape = e.rows.equals(rows) & e.columns.equals(columns)
         f.break_if(loop, e.key.equals(key) & same_shape & e.threads.equals(threads))
         entry.set(e.next)
     with f.if_(entry.get().is_set):

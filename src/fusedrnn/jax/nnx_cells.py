@@ -14,7 +14,9 @@ from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
 
 from fusedrnn.cell.activations import Activation
-from fusedrnn.jax.flat_params import ByKind, flat_params
+from fusedrnn.jax.flat_params import flat_params
+from fusedrnn.jax.matrices import Piece, flatten
+from fusedrnn.layout import Kind
 from fusedrnn.spec import DTYPES, RNNSpec
 
 Array = Any
@@ -171,25 +173,23 @@ def params_of(spec: RNNSpec, cells: Sequence[Any]) -> Array:
     """The flat parameter vector of the cells of a layer, one for each direction, all of one class."""
     form = FORMS[type(cells[0])]
     arrays = [array for cell in cells for name, _ in _linears(form) for array in _arrays_of(getattr(cell, name))]
-    return flat_params(spec, arrays, _ARRANGE[type(cells[0])])
+    return flat_params(spec, arrays, _JOIN[type(cells[0])])
 
 
-def _arrange(form: CellForm, spec: RNNSpec, arrays: Sequence[Array]) -> list[ByKind]:
-    remaining = iter(arrays)
-    directions: list[ByKind] = []
+def _join(form: CellForm, spec: RNNSpec, arrays: Sequence[Array]) -> Array:
+    numbers: list[dict[Kind, list[int]]] = []
+    remaining = iter(range(len(arrays)))
     for _ in range(spec.num_directions):
-        kernels: tuple[list[Array], list[Array]] = [], []
-        biases = []
+        by_kind: dict[Kind, list[int]] = {"i2h_weight": [], "h2h_weight": [], "i2h_bias": []}
         for _, is_recurrent in _linears(form):
-            kernels[is_recurrent].append(next(remaining).T)
+            by_kind["h2h_weight" if is_recurrent else "i2h_weight"].append(next(remaining))
             if is_recurrent == form.bias_is_recurrent:
-                biases.append(next(remaining))
-        directions.append({
-            "i2h_weight": jnp.concatenate(kernels[0]), "h2h_weight": jnp.concatenate(kernels[1]),
-            "i2h_bias": jnp.concatenate(biases),
-        })  # fmt: skip
-    return directions
+                by_kind["i2h_bias"].append(next(remaining))
+        numbers.append(by_kind)
+    order = [number for entry in spec.layout for number in numbers[entry.direction][entry.kind]]
+    pieces = [Piece(number, 0, arrays[number].shape[-1]) for number in order]
+    return flatten([array.astype(spec.dtype) for array in arrays], pieces)
 
 
 # One function for each class, the same in every call.
-_ARRANGE = {cls: partial(_arrange, form) for cls, form in FORMS.items()}
+_JOIN = {cls: partial(_join, form) for cls, form in FORMS.items()}

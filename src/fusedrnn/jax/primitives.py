@@ -9,25 +9,24 @@ On the CPU ``forward`` and ``backward`` are calls of machine code, elsewhere sca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, mlir
 
 from fusedrnn.jax import composed
 from fusedrnn.jax.batching_rules import call_one_by_one, join_batches
-from fusedrnn.jax.call_table import register, reserve_size
-from fusedrnn.jax.calls import Call, JobKind, Needs, describe
+from fusedrnn.jax.call_table import reserve_size
+from fusedrnn.jax.calls import Call, Needs, NetworkJob
+from fusedrnn.jax.lowering import define, lower_to_handler
 
 Array = Any
 
-# At import: a function that another process has exported calls the handler too.
-_lower_to_handler = register()
 rnn_p, forward_p, backward_p = map(Primitive, ("fusedrnn", "fusedrnn_forward", "fusedrnn_backward"))
 
 
@@ -98,17 +97,12 @@ def _composed_gradients(
 # On the CPU.
 
 
-def _lower(ctx: Any, *operands: Any, call: Call, kind: JobKind, needs: Needs | None) -> Any:
-    key, plan = describe(call, kind, needs)
-    return _lower_to_handler(ctx, *operands, key=np.int64(key), plan=plan)
-
-
 def _lower_forward(ctx: Any, *operands: Any, call: Call, saves: bool) -> Any:
-    return _lower(ctx, *operands, call=call, kind="training" if saves else "forward", needs=None)
+    return lower_to_handler(ctx, *operands, job=NetworkJob(call, "training" if saves else "forward", None))
 
 
 def _lower_backward(ctx: Any, *operands: Any, call: Call, needs: Needs) -> Any:
-    return _lower(ctx, *operands, call=call, kind="backward", needs=needs)
+    return lower_to_handler(ctx, *operands, job=NetworkJob(call, "backward", needs))
 
 
 # Derivatives.
@@ -223,32 +217,13 @@ def _jvp_forward(
     return [*results, reserve], [*dresults, np.zeros(reserve.shape, jax.dtypes.float0)]
 
 
-# Outside of jit.
-
-
-@lru_cache(maxsize=1024)
-def _compiled(primitive: Primitive, params: tuple[tuple[str, Any], ...]) -> Callable[..., list[Array]]:
-    compiled: Callable[..., list[Array]] = jax.jit(lambda *operands: primitive.bind(*operands, **dict(params)))
-    return compiled
-
-
-def _define(
-    primitive: Primitive, shapes: Callable[..., Any], batch: Callable[..., Any], anywhere: Callable[..., Any]
-) -> None:
-    primitive.multiple_results = True
-    primitive.def_impl(lambda *operands, **params: _compiled(primitive, tuple(params.items()))(*operands))
-    primitive.def_abstract_eval(shapes)
-    batching.primitive_batchers[primitive] = partial(batch, primitive)
-    mlir.register_lowering(primitive, mlir.lower_fun(anywhere, multiple_results=True))
-
-
 def _run(*operands: Array, call: Call) -> Any:
     return _differentiable(call, *operands)
 
 
-_define(rnn_p, _rnn_shapes, join_batches, _run)
-_define(forward_p, _forward_shapes, call_one_by_one, _composed_forward)
-_define(backward_p, _backward_shapes, call_one_by_one, _composed_backward)
+define(rnn_p, _rnn_shapes, partial(join_batches, rnn_p), _run)
+define(forward_p, _forward_shapes, partial(call_one_by_one, forward_p), _composed_forward)
+define(backward_p, _backward_shapes, partial(call_one_by_one, backward_p), _composed_backward)
 ad.primitive_jvps[rnn_p], ad.primitive_jvps[forward_p] = _jvp, _jvp_forward
 mlir.register_lowering(forward_p, _lower_forward, platform="cpu")
 mlir.register_lowering(backward_p, _lower_backward, platform="cpu")

@@ -10,9 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from fusedrnn.jax import rnn
+from fusedrnn.jax.matrices import Piece, flatten
 from fusedrnn.keras.cell_spec import gate_order
 from fusedrnn.keras.parameters import Parameters, Results
+from fusedrnn.layout import Kind
 from fusedrnn.spec import RNNSpec
+
+_KINDS: tuple[Kind, ...] = "i2h_weight", "h2h_weight", "i2h_bias", "h2h_bias"
 
 
 def run(
@@ -23,9 +27,8 @@ def run(
         return None
     if len(x) == 1 and isinstance(x, jax.core.Tracer):
         return None  # in a graph a step takes as long as rearranging the weights
-    operands = x, flat_parameters(spec, parameters), *states
-    x_spec, params, *initial = [operand.astype(spec.dtype) for operand in operands]
-    y, final = rnn(spec, params, x_spec, tuple(initial), lengths)
+    x_spec, *initial = [operand.astype(spec.dtype) for operand in (x, *states)]
+    y, final = rnn(spec, flat_parameters(spec, parameters), x_spec, tuple(initial), lengths)
     dtype = parameters[0].kernel.dtype
     return y.astype(dtype), tuple(state.astype(dtype) for state in final)
 
@@ -41,12 +44,16 @@ def padding_of(mask: Any) -> bool | None:
 def flat_parameters(spec: RNNSpec, parameters: Sequence[Parameters]) -> Any:
     """The operator's flat vector, from Keras's kernels and biases of each direction."""
     order, size = gate_order(spec), spec.num_gates * spec.hidden_size
-    parts = {}
+    arrays: list[Any] = []
+    numbers = {}
     for direction, (kernel, recurrent_kernel, bias) in enumerate(parameters):
         zeros = jnp.zeros(size, kernel.dtype)
         biases = (zeros, zeros) if bias is None else (bias, zeros) if bias.ndim == 1 else (bias[0], bias[1])
-        arrays = kernel, recurrent_kernel, *biases
-        for kind, array in zip(("i2h_weight", "h2h_weight", "i2h_bias", "h2h_bias"), arrays, strict=True):
-            gates = jnp.split(array, len(order), axis=-1)
-            parts[direction, kind] = [gates[gate].T.ravel() for gate in order]
-    return jnp.concatenate([part for entry in spec.layout for part in parts[entry.direction, entry.kind]])
+        for kind, array in zip(_KINDS, (kernel, recurrent_kernel, *biases), strict=True):
+            numbers[direction, kind] = len(arrays)
+            arrays.append(array.astype(spec.dtype))
+    units = spec.hidden_size
+    pieces = [
+        Piece(numbers[entry.direction, entry.kind], gate * units, units) for entry in spec.layout for gate in order
+    ]
+    return flatten(arrays, pieces)
