@@ -12,7 +12,6 @@ from jax.extend.core import Primitive
 from fusedrnn.jax.calls import Call
 
 Array = Any
-_BATCH_AXES = {"x": 1, "lengths": 0, "resets": 1}
 
 
 def join_batches(
@@ -26,14 +25,19 @@ def join_batches(
     if by_name["params"] is not None or "seed" in call.options:
         return call_one_by_one(primitive, operands, dims, call=call)
     size = next(operand.shape[dim] for operand, dim in zip(operands, dims, strict=True) if dim is not None)
+    x_axis = 0 if call.batch_first else 1
+    axes = {"x": x_axis, "lengths": 0}  # of others, states and resets, the second one is the batch
     joined = [
-        operand if name == "params" else _join(operand, dim, _BATCH_AXES.get(name, 1), size)
+        operand if name == "params" else _join(operand, dim, axes.get(name, 1), size)
         for (name, dim), operand in zip(by_name.items(), operands, strict=True)
     ]
     results = primitive.bind(*joined, call=call)
-    # All results have the batch as their second axis.
-    split = [result.reshape(result.shape[0], size, -1, *result.shape[2:]) for result in results]
-    return split, [1] * len(split)
+    result_axes = [x_axis, *[1] * (len(results) - 1)]
+    split = [
+        result.reshape(*result.shape[:axis], size, -1, *result.shape[axis + 1 :])
+        for result, axis in zip(results, result_axes, strict=True)
+    ]
+    return split, result_axes
 
 
 def _join(operand: Array, dim: int | None, axis: int, size: int) -> Array:

@@ -107,7 +107,8 @@ class CallTable:
 def prepare(job: Job, rows: int, columns: int, threads: int) -> tuple[int, BufferCall | TransposeCall]:
     """The address of the function that runs a job, and what it runs; see :data:`ENTRY`."""
     if isinstance(job, NetworkJob):
-        return address(load_run_buffers()), _buffer_call(job, rows, columns, threads)
+        steps, batch = (columns, rows) if job.call.batch_first else (rows, columns)
+        return address(load_run_buffers()), _buffer_call(job, steps, batch, threads)
     return address(load_transpose(job.dtype)), TransposeCall(job.blocks)
 
 
@@ -121,7 +122,7 @@ def _buffer_call(job: NetworkJob, steps: int, batch: int, threads: int) -> Buffe
     layout = None
     if kind != "forward":
         layout = executor.describe_reserve(steps, batch, resets=True if "resets" in call.options else None).layout
-    return BufferCall(executor, (kind, steps, batch, layout), threads, buffers)
+    return BufferCall(executor, (kind, steps, batch, layout), threads, buffers, call.batch_first)
 
 
 @lru_cache(maxsize=256)

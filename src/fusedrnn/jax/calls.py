@@ -27,15 +27,21 @@ class Call:
     Attributes:
         spec: The network.
         options: Those of :data:`OPTIONAL` that are given, in that order.
+        batch_first: Whether input and output are (N, T, features); else they are (T, N, features).
     """
 
     spec: RNNSpec
     options: tuple[str, ...] = ()
+    batch_first: bool = False
 
     @property
     def num_states(self) -> int:
         """States of the cell."""
         return len(self.spec.state_names)
+
+    def sizes(self, x: Any) -> tuple[int, int]:
+        """T and N of an input."""
+        return (x.shape[1], x.shape[0]) if self.batch_first else (x.shape[0], x.shape[1])
 
     @cached_property
     def operand_names(self) -> list[str]:
@@ -114,7 +120,7 @@ def _network_values(job: NetworkJob) -> dict[str, Any]:
     if spec.activations is not None:
         values["activations"] = [asdict(activation) for activation in spec.activations]
     return {
-        "job": job.kind, "spec": values, "cell": cell, "options": job.call.options,
+        "job": job.kind, "spec": values, "cell": cell, "options": job.call.options, "batch_first": job.call.batch_first,
         "needs": None if job.needs is None else asdict(job.needs),
     }  # fmt: skip
 
@@ -141,5 +147,5 @@ def restore(key: int, text: str) -> Job:
         )
     if spec["activations"] is not None:
         spec["activations"] = tuple(Activation(**activation) for activation in spec["activations"])
-    call = Call(RNNSpec(**spec), tuple(values["options"]))
+    call = Call(RNNSpec(**spec), tuple(values["options"]), values["batch_first"])
     return NetworkJob(call, values["job"], None if values["needs"] is None else Needs(**values["needs"]))

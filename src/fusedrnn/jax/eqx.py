@@ -195,8 +195,8 @@ def _run(
     if states is not None:
         states = [_row("state", state, (layer.hidden_size,)).astype(dtype)[None] for state in states]
     lengths = None if length is None else _row("length", length, ())
-    y, final = rnn(spec, flat_params(spec, arrays, _join), x.astype(dtype)[:, None], states, lengths)
-    return y[:, 0], [state[0, 0] for state in final]
+    y, final = rnn(spec, flat_params(spec, arrays, _join), x.astype(dtype)[None], states, lengths, batch_first=True)
+    return y[0], [state[0, 0] for state in final]
 
 
 def _row(name: str, value: Any, shape: tuple[int, ...]) -> Array:

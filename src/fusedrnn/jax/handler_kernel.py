@@ -21,7 +21,7 @@ that adds a call, and returns 0 if it could not. ``messages`` is the address of 
 ENTRY = Struct("next", "key", "rows", "columns", "threads", "users", "run", "call")
 """A prepared call: which one it is, how many threads run it now, and how to run it: ``run(call, buffers)``.
 
-``rows`` and ``columns`` are the first two axes of its first operand: the steps and the batch of a network's.
+``rows`` and ``columns`` are the first two axes of its first operand: T and N of a network's, or N and T.
 """
 NOT_PREPARED, OTHER_VERSION = NO_MEMORY + 2, NO_MEMORY + 3
 """Beside the statuses of :func:`fusedrnn.engines.cpu.launch.buffer_kernel.emit_run_buffers`, which ``run`` returns."""

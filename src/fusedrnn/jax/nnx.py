@@ -229,15 +229,14 @@ def fused_call(
 def _run(
     spec: RNNSpec, params: Array, inputs: Array, states: Sequence[Sequence[Array]], lengths: Any, time_major: bool
 ) -> tuple[list[Carry], Array]:
-    x = inputs if time_major else jnp.moveaxis(inputs, -2, 0)
-    steps, *batch_dims, features = x.shape
-    x = x.reshape(steps, math.prod(batch_dims), features).astype(spec.dtype)
+    features, batch_dims = inputs.shape[-1], inputs.shape[1:-1] if time_major else inputs.shape[:-2]
+    axes = (inputs.shape[0], math.prod(batch_dims)) if time_major else (math.prod(batch_dims), inputs.shape[-2])
+    x = inputs.reshape(*axes, features).astype(spec.dtype)
     initial = tuple(
         jnp.stack(state).reshape(len(state), -1, spec.hidden_size) for state in zip(*states, strict=True)
     )  # fmt: skip
-    y, final = rnn(spec, params, x, initial, lengths)
-    y = y.reshape(steps, *batch_dims, spec.output_size)
-    outputs = y if time_major else jnp.moveaxis(y, 0, -2)
+    y, final = rnn(spec, params, x, initial, lengths, batch_first=not time_major)
+    outputs = y.reshape(*inputs.shape[:-1], spec.output_size)
     return [_carry([state[d].reshape(*batch_dims, -1) for state in final]) for d in range(len(states))], outputs
 
 

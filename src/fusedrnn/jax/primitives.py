@@ -9,7 +9,7 @@ On the CPU ``forward`` and ``backward`` are calls of machine code, elsewhere sca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -35,9 +35,9 @@ rnn_p, forward_p, backward_p = map(Primitive, ("fusedrnn", "fusedrnn_forward", "
 
 def _forward_shapes(*operands: Any, call: Call, saves: bool) -> list[Any]:
     x = operands[0]
-    steps, batch = x.shape[:2]
+    steps, batch = call.sizes(x)
     spec = call.spec
-    shapes = [(steps, batch, spec.output_size), *spec.state_shape(batch)]
+    shapes = [(*x.shape[:2], spec.output_size), *spec.state_shape(batch)]
     results = [jax.core.ShapedArray(shape, x.dtype) for shape in shapes]
     if saves:
         results.append(jax.core.ShapedArray((reserve_size(call, steps, batch),), jnp.uint8))
@@ -52,7 +52,7 @@ def _backward_shapes(*operands: Any, call: Call, needs: Needs) -> list[Any]:
     x, params = operands[:2]
     shapes = [x.shape] if needs.x else []
     shapes += [params.shape] if needs.params else []
-    shapes += call.spec.state_shape(x.shape[1]) if needs.states else []
+    shapes += call.spec.state_shape(call.sizes(x)[1]) if needs.states else []
     return [jax.core.ShapedArray(shape, x.dtype) for shape in shapes]
 
 
@@ -60,10 +60,18 @@ def _backward_shapes(*operands: Any, call: Call, needs: Needs) -> list[Any]:
 
 
 def _composed_forward(*operands: Array, call: Call, saves: bool) -> list[Array]:
-    results = list(composed.forward(call.spec, **call.pieces(operands)))
+    results = list(_scan(call, call.pieces(operands)))
     if saves:
-        results.append(jnp.zeros(reserve_size(call, *operands[0].shape[:2]), jnp.uint8))
+        results.append(jnp.zeros(reserve_size(call, *call.sizes(operands[0])), jnp.uint8))
     return results
+
+
+def _scan(call: Call, pieces: Mapping[str, Any]) -> tuple[Array, ...]:
+    """The output and the final states by the composed operator."""
+    if not call.batch_first:
+        return composed.forward(call.spec, **pieces)
+    y, *final = composed.forward(call.spec, **{**pieces, "x": pieces["x"].swapaxes(0, 1)})
+    return y.swapaxes(0, 1), *final
 
 
 def _composed_backward(*operands: Array, call: Call, needs: Needs) -> list[Array]:
@@ -84,10 +92,11 @@ def _composed_gradients(
     pieces = call.pieces(operands)
     if pieces["states"] is None and needs.states:
         x = pieces["x"]
-        pieces["states"] = tuple(jnp.zeros(shape, x.dtype) for shape in call.spec.state_shape(x.shape[1]))
+        shapes = call.spec.state_shape(call.sizes(x)[1])
+        pieces["states"] = tuple(jnp.zeros(shape, x.dtype) for shape in shapes)
 
     def run(x: Array, params: Array, states: Any) -> tuple[Array, ...]:
-        return composed.forward(call.spec, **{**pieces, "x": x, "params": params, "states": states})
+        return _scan(call, {**pieces, "x": x, "params": params, "states": states})
 
     _, vjp = jax.vjp(run, pieces["x"], pieces["params"], pieces["states"])
     dx, dparams, dstates = vjp(tuple(cotangents))

@@ -28,6 +28,7 @@ def rnn(
     resets: Array | None = None,
     *,
     key: Array | None = None,
+    batch_first: bool = False,
 ) -> tuple[Array, tuple[Array, ...]]:
     """Run a recurrent network on a batch of sequences.
 
@@ -39,16 +40,18 @@ def rnn(
     Args:
         spec: The network. It is static: a function that is jitted closes over it.
         params: The flat parameter vector, of ``spec.dtype`` (``spec.layout.size``,).
-        x: Input (T, N, I), T and N at least 1, of ``spec.dtype``.
+        x: Input (T, N, I), or (N, T, I) if ``batch_first``, T and N at least 1, of ``spec.dtype``.
         states: The initial states, each (L·D, N, size), as in :meth:`RNNOp.forward`; None for zeros.
         lengths: The valid steps of each sequence, integers (N,) from 0 to T; None for T everywhere. The output is zero
             behind them.
-        resets: Where sequences begin anew, bools (T, N): at such a step the states become zero first.
+        resets: Where sequences begin anew, bools (T, N), or (N, T) if ``batch_first``: at such a step the states
+            become zero first.
         key: A random key of JAX. With it, elements are dropped as ``spec.dropout`` and masks inside the cell say;
             without it nothing is, as in inference.
+        batch_first: Whether the batch is the first axis of input, output and resets. No array is transposed for it.
 
     Returns:
-        The output (T, N, D·S), and the final states as a tuple, each (L·D, N, size).
+        The output (T, N, D·S), or (N, T, D·S) if ``batch_first``, and the final states as a tuple, each (L·D, N, size).
 
     Raises:
         TypeError: Naming the argument, what was given and what was expected.
@@ -72,11 +75,11 @@ def rnn(
     dtype = np.dtype(spec.dtype)
     params = _array("params", params, dtype, (spec.layout.size,))
     x = _array("x", x, dtype, (None, None, spec.input_size))
-    steps, batch = x.shape[:2]
+    steps, batch = (x.shape[1], x.shape[0]) if batch_first else x.shape[:2]
     options = {
         "states": _states(spec, states, batch, dtype),
         "lengths": _lengths(lengths, batch, steps),
-        "resets": [] if resets is None else [_array("resets", resets, np.dtype(np.bool_), (steps, batch))],
+        "resets": [] if resets is None else [_resets(resets, x.shape[:2], batch_first)],
         "seed": [] if key is None or not spec.drops else [_seed(key)],
     }
     if options["resets"] and options["lengths"]:
@@ -84,7 +87,7 @@ def rnn(
         valid = jnp.arange(steps)[:, None] < options["lengths"][0]
         options["resets"] = [options["resets"][0] & valid]
     own_spec = spec if options["seed"] else _without_masks(spec)
-    call = Call(own_spec, tuple(name for name in OPTIONAL if options[name]))
+    call = Call(own_spec, tuple(name for name in OPTIONAL if options[name]), batch_first)
     y, *final = rnn_p.bind(x, params, *(operand for name in call.options for operand in options[name]), call=call)
     return y, tuple(final)
 
@@ -143,6 +146,12 @@ def _lengths(lengths: Any, batch: Any, steps: Any) -> list[Array]:
         if not ((values >= 0) & (values <= steps)).all():
             raise ValueError(f"each of lengths must be from 0 to {steps}; got {values}")
     return [array.astype(jnp.int32)]
+
+
+def _resets(resets: Any, shape: Sequence[int], batch_first: bool) -> Array:
+    """The marks (T, N)."""
+    marks = _array("resets", resets, np.dtype(np.bool_), shape)
+    return marks.T if batch_first else marks
 
 
 def _seed(key: Any) -> Array:

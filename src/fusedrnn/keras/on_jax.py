@@ -28,7 +28,10 @@ def run(
     if len(x) == 1 and isinstance(x, jax.core.Tracer):
         return None  # in a graph a step takes as long as rearranging the weights
     x_spec, *initial = [operand.astype(spec.dtype) for operand in (x, *states)]
-    y, final = rnn(spec, flat_parameters(spec, parameters), x_spec, tuple(initial), lengths)
+    params = flat_parameters(spec, parameters)
+    # Keras's arrays are (N, T, features): in a graph XLA removes what transposes them to and fro.
+    y, final = rnn(spec, params, x_spec.swapaxes(0, 1), tuple(initial), lengths, batch_first=True)
+    y = y.swapaxes(0, 1)
     dtype = parameters[0].kernel.dtype
     return y.astype(dtype), tuple(state.astype(dtype) for state in final)
 

@@ -50,13 +50,17 @@ class BufferCall:
         buffers: The name of each buffer in the order in which a call passes them: ``"x"``, ``"params"``, ``"lengths"``,
             ``"reserve"``, ``"dparams"``, or another symbol of :mod:`fusedrnn.engines.cpu.launch.kernel_args`. Those of
             states, of results and of gradients may be left out.
+        batch_first: Whether x, y and their gradients are (N, T, features); else they are (T, N, features).
 
     Attributes:
         address: The address of the call, for :func:`load_run_buffers`.
     """
 
-    def __init__(self, executor: Executor, problem: Problem, threads: int, buffers: Sequence[str]) -> None:
+    def __init__(
+        self, executor: Executor, problem: Problem, threads: int, buffers: Sequence[str], batch_first: bool = False
+    ) -> None:
         self._executor, self._problem, self._buffers = executor, problem, list(buffers)
+        self._batch_first = batch_first
         self._planned = planned = executor.planned(problem, threads)
         single = planned.single_args
         plans = {"single": single, "sleeping": single, "spinning": single}
@@ -127,13 +131,14 @@ class BufferCall:
     def _constant_values(self, symbols: Mapping[str, int], threads: int) -> Array:
         """The values of symbols that are the same at every call."""
         values = np.zeros(len(symbols), np.int64)
-        spec, batch = self._executor.spec, self._problem[2]
+        spec, (_, steps, batch, _) = self._executor.spec, self._problem
         for name, features in (
             ("x", spec.input_size), ("dx", spec.input_size), ("y", spec.output_size), ("dy", spec.output_size),
         ):  # fmt: skip
             if name in self._buffers and f"{name}_row" in symbols:
-                values[symbols[f"{name}_row"]] = row = features * self._item
-                values[symbols[f"{name}_step"]] = batch * row
+                row = features * self._item
+                strides = (row, steps * row) if self._batch_first else (batch * row, row)
+                values[symbols[f"{name}_step"]], values[symbols[f"{name}_row"]] = strides
         values[symbols["spins"]] = pool_team(threads).spins
         return values
 
