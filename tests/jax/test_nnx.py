@@ -1,7 +1,5 @@
 """``fusedrnn.jax.nnx`` and ``accelerate`` against flax's own layers: outputs, carries, gradients, random state."""
 
-import gc
-import weakref
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +11,7 @@ pytest.importorskip("flax", reason="flax needs Python 3.11")
 from flax import nnx
 
 import fusedrnn.jax
-from fusedrnn.jax import accelerate, conversion, flat_params, nnx_cells, restore
+from fusedrnn.jax import accelerate, conversion, nnx_cells, restore
 from fusedrnn.jax import nnx as ours
 from fusedrnn.testing.tolerance import difference, gradient_tolerance, longest_sum, tolerance
 from jax_versions import enable_x64
@@ -333,23 +331,3 @@ def test_subclasses_are_left_and_other_objects_refused():
         accelerate(3)
     with pytest.raises(AttributeError, match="has no attribute 'absent'"):
         fusedrnn.jax.absent  # noqa: B018
-
-
-def test_the_flat_vector_is_kept_while_its_arrays_live(monkeypatch):
-    joins = []
-    join = nnx_cells.flatten
-    monkeypatch.setattr(nnx_cells, "flatten", lambda *arguments: joins.append(1) or join(*arguments))
-    flat_params._cache.clear()
-    layer, x = ours.RNN(make_cell()), random(N, T, I)
-    y = layer(x)
-    layer(2 * x)
-    assert len(joins) == 1
-    jax.jit(lambda x: nnx.merge(*nnx.split(layer))(x, initial_carry=jnp.zeros((N, H))))(x)
-    assert len(flat_params._cache) == 1
-    kernel = layer.cell.dense_h.kernel
-    before = weakref.ref(kernel[...])
-    kernel[...] = 2 * kernel[...]
-    gc.collect()
-    assert before() is None and not flat_params._cache
-    assert float(jnp.abs(layer(x) - y).max()) > 1e-3
-    assert len(joins) == 2

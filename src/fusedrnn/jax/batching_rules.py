@@ -22,13 +22,13 @@ def join_batches(
     One call after the other if the parameters are mapped, or with dropout, whose masks depend on the place in a batch.
     """
     by_name = dict(zip(call.operand_names, dims, strict=True))
-    if by_name["params"] is not None or "seed" in call.options:
+    if any(by_name[name] is not None for name in call.param_names) or "seed" in call.options:
         return call_one_by_one(primitive, operands, dims, call=call)
     size = next(operand.shape[dim] for operand, dim in zip(operands, dims, strict=True) if dim is not None)
     x_axis = 0 if call.batch_first else 1
     axes = {"x": x_axis, "lengths": 0}  # of others, states and resets, the second one is the batch
     joined = [
-        operand if name == "params" else _join(operand, dim, axes.get(name, 1), size)
+        operand if name in call.param_names else _join(operand, dim, axes.get(name, 1), size)
         for (name, dim), operand in zip(by_name.items(), operands, strict=True)
     ]
     results = primitive.bind(*joined, call=call)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable
@@ -12,11 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from fusedrnn.engines.cpu.buffer_call import BufferCall, load_run_buffers
+from fusedrnn.engines.cpu.buffer_call import BufferCall, ParamArrays, load_run_buffers
 from fusedrnn.engines.cpu.executor import Executor
 from fusedrnn.engines.cpu.launch.buffer_kernel import BAD_LENGTH, NO_MEMORY, NOT_ALIGNED
 from fusedrnn.engines.cpu.weights.transpose_kernel import TransposeCall, load_transpose
 from fusedrnn.jax import ffi_layout as ffi
+from fusedrnn.jax.array_layout import ArrayLayout
 from fusedrnn.jax.calls import Call, Job, NetworkJob, restore
 from fusedrnn.jax.handler_kernel import ENTRY, MAX_BUFFERS, NOT_PREPARED, OTHER_VERSION, TABLE, build_handler
 from fusedrnn.jit.host import current_target
@@ -122,7 +124,13 @@ def _buffer_call(job: NetworkJob, steps: int, batch: int, threads: int) -> Buffe
     layout = None
     if kind != "forward":
         layout = executor.describe_reserve(steps, batch, resets=True if "resets" in call.options else None).layout
-    return BufferCall(executor, (kind, steps, batch, layout), threads, buffers, call.batch_first)
+    arrays = None if call.arrays is None else _param_arrays(call.arrays, call.spec.dtype)
+    return BufferCall(executor, (kind, steps, batch, layout), threads, buffers, call.batch_first, arrays)
+
+
+def _param_arrays(layout: ArrayLayout, dtype: str) -> ParamArrays:
+    item = np.dtype(dtype).itemsize
+    return ParamArrays(tuple(math.prod(shape) * item for shape in layout.shapes), layout.to_vector(dtype))
 
 
 @lru_cache(maxsize=256)

@@ -13,6 +13,7 @@ from fusedrnn.cell.cells import Cell
 from fusedrnn.engines.cpu.kernels.stages import state_letters
 from fusedrnn.engines.cpu.launch.kernel_args import state_symbols
 from fusedrnn.engines.cpu.weights.transpose_kernel import Block
+from fusedrnn.jax.array_layout import ArrayLayout, Piece
 from fusedrnn.spec import RNNSpec
 
 JobKind = Literal["forward", "training", "backward"]
@@ -28,11 +29,13 @@ class Call:
         spec: The network.
         options: Those of :data:`OPTIONAL` that are given, in that order.
         batch_first: Whether input and output are (N, T, features); else they are (T, N, features).
+        arrays: The layout of the arrays of parameters; None if they are the flat vector.
     """
 
     spec: RNNSpec
     options: tuple[str, ...] = ()
     batch_first: bool = False
+    arrays: ArrayLayout | None = None
 
     @property
     def num_states(self) -> int:
@@ -44,32 +47,44 @@ class Call:
         return (x.shape[1], x.shape[0]) if self.batch_first else (x.shape[0], x.shape[1])
 
     @cached_property
+    def param_names(self) -> list[str]:
+        """The names of the operands that are parameters."""
+        return ["params"] if self.arrays is None else [f"params{number}" for number in range(len(self.arrays.shapes))]
+
+    @cached_property
     def operand_names(self) -> list[str]:
         """The names of the operands of forward."""
         initial = self._state_buffers("{}0") if "states" in self.options else []
-        return ["x", "params", *initial, *(name for name in OPTIONAL[1:] if name in self.options)]
+        return ["x", *self.param_names, *initial, *(name for name in OPTIONAL[1:] if name in self.options)]
+
+    @property
+    def num_floats(self) -> int:
+        """Operands that have gradients, the first ones: input, parameters, initial states."""
+        return 1 + len(self.param_names) + (self.num_states if "states" in self.options else 0)
 
     def _state_buffers(self, form: str) -> list[str]:
         """The names of arrays of the states, such as those of the form ``"{}0"``."""
         return state_symbols(state_letters(self.num_states)[: self.num_states], form)
 
     def pieces(self, operands: Any) -> dict[str, Any]:
-        """The operands by name; the states as a tuple, None if there are none."""
+        """The operands by name; the parameters and the states as tuples, None if there are no states."""
         by_name = dict(zip(self.operand_names, operands, strict=True))
         states = tuple(map(by_name.__getitem__, self._state_buffers("{}0"))) if "states" in self.options else None
         return {
-            "x": by_name["x"], "params": by_name["params"], "states": states,
+            "x": by_name["x"], "params": tuple(map(by_name.__getitem__, self.param_names)), "states": states,
             **{name: by_name.get(name) for name in OPTIONAL[1:]},
         }  # fmt: skip
 
     def buffers(self, kind: JobKind, needs: Needs | None = None) -> list[str]:
         """The name of each buffer of a job, operands before results; "" for those that it does not use."""
+        params = dict(zip(self.param_names, ["params", *[""] * (len(self.param_names) - 1)], strict=True))
+        operands = [params.get(name, name) for name in self.operand_names]
         if kind != "backward":
             results = ["y", *self._state_buffers("{}_n")]
-            return [*self.operand_names, *results, *(["reserve"] if kind == "training" else [])]
+            return [*operands, *results, *(["reserve"] if kind == "training" else [])]
         assert needs is not None
         used = "params", "lengths", "resets", "seed"
-        own = [name if name in used else "" for name in self.operand_names]
+        own = [name if name in used else "" for name in operands]
         results = [*(["dx"] if needs.x else []), *(["dparams"] if needs.params else [])]
         results += self._state_buffers("d{}0") if needs.states else []
         return [*own, "reserve", "dy", *self._state_buffers("d{}_n"), *results]
@@ -120,7 +135,8 @@ def _network_values(job: NetworkJob) -> dict[str, Any]:
     if spec.activations is not None:
         values["activations"] = [asdict(activation) for activation in spec.activations]
     return {
-        "job": job.kind, "spec": values, "cell": cell, "options": job.call.options, "batch_first": job.call.batch_first,
+        "job": job.kind, "spec": values, "cell": cell, "options": job.call.options,
+        "batch_first": job.call.batch_first, "arrays": job.call.arrays,
         "needs": None if job.needs is None else asdict(job.needs),
     }  # fmt: skip
 
@@ -147,5 +163,9 @@ def restore(key: int, text: str) -> Job:
         )
     if spec["activations"] is not None:
         spec["activations"] = tuple(Activation(**activation) for activation in spec["activations"])
-    call = Call(RNNSpec(**spec), tuple(values["options"]), values["batch_first"])
+    arrays = None
+    if values["arrays"] is not None:
+        shapes, pieces = values["arrays"]
+        arrays = ArrayLayout(tuple(map(tuple, shapes)), tuple(Piece(*piece) for piece in pieces))
+    call = Call(RNNSpec(**spec), tuple(values["options"]), values["batch_first"], arrays)
     return NetworkJob(call, values["job"], None if values["needs"] is None else Needs(**values["needs"]))

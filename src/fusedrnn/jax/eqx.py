@@ -8,7 +8,8 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 
-from fusedrnn.jax.flat_params import flat_params
+from fusedrnn.jax.array_layout import Piece
+from fusedrnn.jax.param_arrays import ParamArrays
 from fusedrnn.jax.rnn import rnn
 from fusedrnn.spec import DTYPES, RNNSpec
 
@@ -195,7 +196,7 @@ def _run(
     if states is not None:
         states = [_row("state", state, (layer.hidden_size,)).astype(dtype)[None] for state in states]
     lengths = None if length is None else _row("length", length, ())
-    y, final = rnn(spec, flat_params(spec, arrays, _join), x.astype(dtype)[None], states, lengths, batch_first=True)
+    y, final = rnn(spec, _params(spec, arrays), x.astype(dtype)[None], states, lengths, batch_first=True)
     return y[0], [state[0, 0] for state in final]
 
 
@@ -207,8 +208,10 @@ def _row(name: str, value: Any, shape: tuple[int, ...]) -> Array:
     return array[None]
 
 
-def _join(spec: RNNSpec, arrays: Sequence[Array]) -> Array:
-    weights: dict[str, Array] = dict(zip(("i2h_weight", "h2h_weight", "i2h_bias"), arrays, strict=False))
+def _params(spec: RNNSpec, arrays: Sequence[Array]) -> ParamArrays:
+    by_kind: dict[str, Array] = dict(zip(("i2h_weight", "h2h_weight", "i2h_bias"), arrays, strict=False))
     if spec.bias == "double":  # a GRU's recurrent bias, which Equinox has for n only
-        weights["h2h_bias"] = jnp.concatenate([jnp.zeros_like(arrays[2][: -spec.hidden_size]), arrays[3]])
-    return jnp.concatenate([weights[entry.kind].reshape(-1).astype(spec.dtype) for entry in spec.layout])
+        by_kind["h2h_bias"] = jnp.concatenate([jnp.zeros_like(arrays[2][: -spec.hidden_size]), arrays[3]])
+    # In the order of the vector, as all their elements are.
+    vectors = [by_kind[entry.kind].reshape(-1).astype(spec.dtype) for entry in spec.layout]
+    return ParamArrays.of(vectors, [Piece(number, 0, vector.size) for number, vector in enumerate(vectors)])

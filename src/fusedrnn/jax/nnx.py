@@ -12,6 +12,7 @@ from flax import nnx
 from flax.nnx.nn.recurrent import flip_sequences
 
 from fusedrnn.jax import nnx_cells
+from fusedrnn.jax.param_arrays import ParamArrays
 from fusedrnn.jax.rnn import rnn
 from fusedrnn.spec import RNNSpec
 
@@ -227,7 +228,7 @@ def fused_call(
 
 
 def _run(
-    spec: RNNSpec, params: Array, inputs: Array, states: Sequence[Sequence[Array]], lengths: Any, time_major: bool
+    spec: RNNSpec, params: ParamArrays, inputs: Array, states: Sequence[Sequence[Array]], lengths: Any, time_major: bool
 ) -> tuple[list[Carry], Array]:
     features, batch_dims = inputs.shape[-1], inputs.shape[1:-1] if time_major else inputs.shape[:-2]
     axes = (inputs.shape[0], math.prod(batch_dims)) if time_major else (math.prod(batch_dims), inputs.shape[-2])

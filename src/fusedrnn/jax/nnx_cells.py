@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -14,8 +14,8 @@ from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
 
 from fusedrnn.cell.activations import Activation
-from fusedrnn.jax.flat_params import flat_params
-from fusedrnn.jax.matrices import Piece, flatten
+from fusedrnn.jax.array_layout import Piece
+from fusedrnn.jax.param_arrays import ParamArrays
 from fusedrnn.layout import Kind
 from fusedrnn.spec import DTYPES, RNNSpec
 
@@ -169,27 +169,18 @@ def _arrays_of(linear: Any) -> list[Array]:
     return [variable[...] for variable in (linear.kernel, linear.bias) if variable is not None]
 
 
-def params_of(spec: RNNSpec, cells: Sequence[Any]) -> Array:
-    """The flat parameter vector of the cells of a layer, one for each direction, all of one class."""
+def params_of(spec: RNNSpec, cells: Sequence[Any]) -> ParamArrays:
+    """The parameters of the cells of a layer, one for each direction, all of one class."""
     form = FORMS[type(cells[0])]
-    arrays = [array for cell in cells for name, _ in _linears(form) for array in _arrays_of(getattr(cell, name))]
-    return flat_params(spec, arrays, _JOIN[type(cells[0])])
-
-
-def _join(form: CellForm, spec: RNNSpec, arrays: Sequence[Array]) -> Array:
+    arrays: list[Array] = []
     numbers: list[dict[Kind, list[int]]] = []
-    remaining = iter(range(len(arrays)))
-    for _ in range(spec.num_directions):
+    for cell in cells:
         by_kind: dict[Kind, list[int]] = {"i2h_weight": [], "h2h_weight": [], "i2h_bias": []}
-        for _, is_recurrent in _linears(form):
-            by_kind["h2h_weight" if is_recurrent else "i2h_weight"].append(next(remaining))
-            if is_recurrent == form.bias_is_recurrent:
-                by_kind["i2h_bias"].append(next(remaining))
+        for name, is_recurrent in _linears(form):
+            kinds: list[Kind] = ["h2h_weight" if is_recurrent else "i2h_weight", "i2h_bias"]
+            for kind, array in zip(kinds, _arrays_of(getattr(cell, name)), strict=False):
+                by_kind[kind].append(len(arrays))
+                arrays.append(array.astype(spec.dtype))
         numbers.append(by_kind)
     order = [number for entry in spec.layout for number in numbers[entry.direction][entry.kind]]
-    pieces = [Piece(number, 0, arrays[number].shape[-1]) for number in order]
-    return flatten([array.astype(spec.dtype) for array in arrays], pieces)
-
-
-# One function for each class, the same in every call.
-_JOIN = {cls: partial(_join, form) for cls, form in FORMS.items()}
+    return ParamArrays.of(arrays, [Piece(number, 0, arrays[number].shape[-1]) for number in order])

@@ -24,6 +24,7 @@ from fusedrnn.jax.batching_rules import call_one_by_one, join_batches
 from fusedrnn.jax.call_table import reserve_size
 from fusedrnn.jax.calls import Call, Needs, NetworkJob
 from fusedrnn.jax.lowering import define, lower_to_handler
+from fusedrnn.jax.param_arrays import flatten, unflatten
 
 Array = Any
 
@@ -49,9 +50,9 @@ def _rnn_shapes(*operands: Any, call: Call) -> list[Any]:
 
 
 def _backward_shapes(*operands: Any, call: Call, needs: Needs) -> list[Any]:
-    x, params = operands[:2]
+    x = operands[0]
     shapes = [x.shape] if needs.x else []
-    shapes += [params.shape] if needs.params else []
+    shapes += [(call.spec.layout.size,)] if needs.params else []
     shapes += call.spec.state_shape(call.sizes(x)[1]) if needs.states else []
     return [jax.core.ShapedArray(shape, x.dtype) for shape in shapes]
 
@@ -60,10 +61,17 @@ def _backward_shapes(*operands: Any, call: Call, needs: Needs) -> list[Any]:
 
 
 def _composed_forward(*operands: Array, call: Call, saves: bool) -> list[Array]:
-    results = list(_scan(call, call.pieces(operands)))
+    results = list(_scan(call, _pieces(call, operands)))
     if saves:
         results.append(jnp.zeros(reserve_size(call, *call.sizes(operands[0])), jnp.uint8))
     return results
+
+
+def _pieces(call: Call, operands: Sequence[Array]) -> dict[str, Any]:
+    """The operands by name, the parameters as the flat vector."""
+    pieces = call.pieces(operands)
+    params = pieces["params"]
+    return {**pieces, "params": params[0] if call.arrays is None else flatten(params, call.arrays)}
 
 
 def _scan(call: Call, pieces: Mapping[str, Any]) -> tuple[Array, ...]:
@@ -89,7 +97,7 @@ def _composed_gradients(
     call: Call, needs: Needs, operands: Sequence[Array], cotangents: Sequence[Array]
 ) -> list[Array]:
     """The gradients that ``backward`` returns, by differentiating the scan."""
-    pieces = call.pieces(operands)
+    pieces = _pieces(call, operands)
     if pieces["states"] is None and needs.states:
         x = pieces["x"]
         shapes = call.spec.state_shape(call.sizes(x)[1])
@@ -145,8 +153,8 @@ def _save(call: Call, *operands: Any) -> tuple[list[Array], Any]:
         raise NotImplementedError(f"compute={call.spec.compute!r} is for inference: it has no gradients")
     values = [operand.value for operand in operands]
     perturbed = dict(zip(call.operand_names, (operand.perturbed for operand in operands), strict=True))
-    states = call.operand_names[2 : 2 + call.num_states] if "states" in call.options else []
-    needs = Needs(perturbed["x"], perturbed["params"], any(perturbed[name] for name in states))
+    params, states = call.param_names, call.operand_names[1 + len(call.param_names) : call.num_floats]
+    needs = Needs(perturbed["x"], *(any(perturbed[name] for name in names) for names in (params, states)))
     *results, reserve = forward_p.bind(*values, call=call, saves=True)
     return results, (_Static(needs), values, reserve)
 
@@ -161,11 +169,14 @@ def _differentiate(call: Call, residuals: Any, cotangents: Sequence[Any]) -> tup
     ]
     gradients = iter(_gradients(call, needs, operands, reserve, dense))
     by_name: dict[str, Array] = {}
-    for name, is_needed in (("x", needs.x), ("params", needs.params)):
-        if is_needed:
-            by_name[name] = next(gradients)
+    if needs.x:
+        by_name["x"] = next(gradients)
+    if needs.params:
+        flat = next(gradients)
+        parts = [flat] if call.arrays is None else unflatten(flat, call.arrays)
+        by_name.update(zip(call.param_names, parts, strict=True))
     if needs.states:
-        by_name.update(zip(call.operand_names[2:], gradients, strict=False))
+        by_name.update(zip(call.operand_names[1 + len(call.param_names) :], gradients, strict=False))
     return tuple(by_name.get(name) for name in call.operand_names)
 
 
@@ -190,8 +201,7 @@ def _save_operands(
 
 def _differentiate_gradients(call: Call, needs: Needs, residuals: Any, second: list[Array]) -> Any:
     operands, cotangents = residuals
-    count = 2 + (call.num_states if "states" in call.options else 0)
-    floats, others = operands[:count], operands[count:]
+    floats, others = operands[: call.num_floats], operands[call.num_floats :]
     _, vjp = jax.vjp(lambda own, dys: _composed_gradients(call, needs, [*own, *others], dys), floats, cotangents)
     dfloats, dcotangents = vjp(list(second))
     return [*dfloats, *(None for _ in others)], None, dcotangents

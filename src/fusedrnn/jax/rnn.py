@@ -13,6 +13,7 @@ import numpy as np
 
 from fusedrnn.cell.user_cell import UserCell
 from fusedrnn.jax.calls import OPTIONAL, Call
+from fusedrnn.jax.param_arrays import ParamArrays
 from fusedrnn.jax.primitives import rnn_p
 from fusedrnn.spec import RNNSpec
 
@@ -21,7 +22,7 @@ Array = Any
 
 def rnn(
     spec: RNNSpec,
-    params: Array,
+    params: Array | ParamArrays,
     x: Array,
     states: Sequence[Array | None] | Array | None = None,
     lengths: Array | None = None,
@@ -39,7 +40,8 @@ def rnn(
 
     Args:
         spec: The network. It is static: a function that is jitted closes over it.
-        params: The flat parameter vector, of ``spec.dtype`` (``spec.layout.size``,).
+        params: The flat parameter vector, of ``spec.dtype`` (``spec.layout.size``,); or the arrays of a framework that
+            it consists of, as layers pass them.
         x: Input (T, N, I), or (N, T, I) if ``batch_first``, T and N at least 1, of ``spec.dtype``.
         states: The initial states, each (L·D, N, size), as in :meth:`RNNOp.forward`; None for zeros.
         lengths: The valid steps of each sequence, integers (N,) from 0 to T; None for T everywhere. The output is zero
@@ -73,7 +75,8 @@ def rnn(
     if not isinstance(spec, RNNSpec):
         raise TypeError(f"spec must be an RNNSpec; got {type(spec).__name__}")
     dtype = np.dtype(spec.dtype)
-    params = _array("params", params, dtype, (spec.layout.size,))
+    if not isinstance(params, ParamArrays):
+        params = ParamArrays((_array("params", params, dtype, (spec.layout.size,)),), None)
     x = _array("x", x, dtype, (None, None, spec.input_size))
     steps, batch = (x.shape[1], x.shape[0]) if batch_first else x.shape[:2]
     options = {
@@ -87,8 +90,9 @@ def rnn(
         valid = jnp.arange(steps)[:, None] < options["lengths"][0]
         options["resets"] = [options["resets"][0] & valid]
     own_spec = spec if options["seed"] else _without_masks(spec)
-    call = Call(own_spec, tuple(name for name in OPTIONAL if options[name]), batch_first)
-    y, *final = rnn_p.bind(x, params, *(operand for name in call.options for operand in options[name]), call=call)
+    call = Call(own_spec, tuple(name for name in OPTIONAL if options[name]), batch_first, params.layout)
+    others = [operand for name in call.options for operand in options[name]]
+    y, *final = rnn_p.bind(x, *params.arrays, *others, call=call)
     return y, tuple(final)
 
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fusedrnn.jax import rnn
-from fusedrnn.jax.matrices import Piece, flatten
+from fusedrnn.jax.array_layout import Piece
+from fusedrnn.jax.param_arrays import ParamArrays
 from fusedrnn.keras.cell_spec import gate_order
 from fusedrnn.keras.parameters import Parameters, Results
 from fusedrnn.layout import Kind
@@ -28,7 +29,7 @@ def run(
     if len(x) == 1 and isinstance(x, jax.core.Tracer):
         return None  # in a graph a step takes as long as rearranging the weights
     x_spec, *initial = [operand.astype(spec.dtype) for operand in (x, *states)]
-    params = flat_parameters(spec, parameters)
+    params = _params(spec, parameters)
     # Keras's arrays are (N, T, features): in a graph XLA removes what transposes them to and fro.
     y, final = rnn(spec, params, x_spec.swapaxes(0, 1), tuple(initial), lengths, batch_first=True)
     y = y.swapaxes(0, 1)
@@ -44,8 +45,8 @@ def padding_of(mask: Any) -> bool | None:
     return None if values.all() else bool((values[1:] <= values[:-1]).all())
 
 
-def flat_parameters(spec: RNNSpec, parameters: Sequence[Parameters]) -> Any:
-    """The operator's flat vector, from Keras's kernels and biases of each direction."""
+def _params(spec: RNNSpec, parameters: Sequence[Parameters]) -> ParamArrays:
+    """Keras's kernels and biases of each direction as the operator's parameters."""
     order, size = gate_order(spec), spec.num_gates * spec.hidden_size
     arrays: list[Any] = []
     numbers = {}
@@ -59,4 +60,4 @@ def flat_parameters(spec: RNNSpec, parameters: Sequence[Parameters]) -> Any:
     pieces = [
         Piece(numbers[entry.direction, entry.kind], gate * units, units) for entry in spec.layout for gate in order
     ]
-    return flatten(arrays, pieces)
+    return ParamArrays.of(arrays, pieces)

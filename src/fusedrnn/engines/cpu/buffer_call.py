@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +18,11 @@ from fusedrnn.engines.cpu.executor import Executor, Problem
 from fusedrnn.engines.cpu.kernels.scratch import round_up_to_cache_line
 from fusedrnn.engines.cpu.launch.buffer_kernel import BUFFER_ARGS, BUFFER_CALL, CLOCK, build_run_buffers
 from fusedrnn.engines.cpu.launch.kernel_args import KernelArgs
-from fusedrnn.engines.cpu.launch.native_weights import FORWARD, TRAINING, WEIGHTS, WEIGHTS_SLOT
+from fusedrnn.engines.cpu.launch.native_weights import FORWARD, MAX_ARRAYS, TRAINING, WEIGHTS, WEIGHTS_SLOT
 from fusedrnn.engines.cpu.varlen import round_robin, table_offsets
 from fusedrnn.engines.cpu.weights.cache import WeightCache
 from fusedrnn.engines.cpu.weights.pack_kernel import load_pack
+from fusedrnn.engines.cpu.weights.transpose_kernel import Block, TransposeCall, load_transpose
 from fusedrnn.jit.host import current_target
 from fusedrnn.jit.loader import address, function, load, load_once
 from fusedrnn.jit.struct import Struct
@@ -34,6 +35,18 @@ from fusedrnn.runtime.thread_pool import get_pool, load_pool, pool_team, release
 Array = NDArray[Any]
 _NONE = -1
 _clock = np.zeros(len(CLOCK), np.int64)
+
+
+class ParamArrays(NamedTuple):
+    """The arrays that a call has in place of the flat vector of parameters.
+
+    Attributes:
+        sizes: The bytes of each.
+        blocks: How they become the vector, whose number is behind theirs.
+    """
+
+    sizes: tuple[int, ...]
+    blocks: tuple[Block, ...]
 
 
 class BufferCall:
@@ -51,14 +64,17 @@ class BufferCall:
             ``"reserve"``, ``"dparams"``, or another symbol of :mod:`fusedrnn.engines.cpu.launch.kernel_args`. Those of
             states, of results and of gradients may be left out.
         batch_first: Whether x, y and their gradients are (N, T, features); else they are (T, N, features).
+        arrays: The arrays of parameters: the buffer ``"params"`` and those that follow it, whose names are ``""``. None
+            if ``"params"`` is the flat vector.
 
     Attributes:
         address: The address of the call, for :func:`load_run_buffers`.
     """
 
     def __init__(
-        self, executor: Executor, problem: Problem, threads: int, buffers: Sequence[str], batch_first: bool = False
-    ) -> None:
+        self, executor: Executor, problem: Problem, threads: int, buffers: Sequence[str], batch_first: bool = False,
+        arrays: ParamArrays | None = None,
+    ) -> None:  # fmt: skip
         self._executor, self._problem, self._buffers = executor, problem, list(buffers)
         self._batch_first = batch_first
         self._planned = planned = executor.planned(problem, threads)
@@ -68,8 +84,9 @@ class BufferCall:
             plans |= {"sleeping": planned.args, "spinning": planned.spinning_args}
         name, steps, batch, _ = problem
         self._cache = executor.weight_cache_for(steps, batch)
-        is_packed = not executor.is_short(steps, batch, name != "forward")
-        self._weights = _native_weights(self._cache) if is_packed else None
+        # A vector that is made of arrays is kept, and so are the packed weights, also of short calls.
+        is_packed = arrays is not None or not executor.is_short(steps, batch, name != "forward")
+        self._weights = _native_weights(self._cache, arrays) if is_packed else None
         self._values = self._constant_values(single.symbol_index, threads)
         self._operands = self._symbols_of_buffers(single.symbol_index)
         self._param_offsets = np.array(self._cache.offsets, np.int64)
@@ -178,8 +195,10 @@ def _buffer_args(args: KernelArgs) -> tuple[Array, Array, Array]:
 class _NativeWeights:
     """The packed weights of a spec for machine code: a few slots, and how to pack into them."""
 
-    def __init__(self, cache: WeightCache) -> None:
+    def __init__(self, cache: WeightCache, arrays: ParamArrays | None) -> None:
         tiling, layout = cache.tiling, cache.layout
+        if arrays is not None and len(arrays.sizes) > MAX_ARRAYS:
+            raise ValueError(f"parameters may be at most {MAX_ARRAYS} arrays; there are {len(arrays.sizes)}")
         tuning = tunings.current()
         slots = tuning.max_packed_vectors
         self._slots = aligned_empty((slots, len(WEIGHTS_SLOT)), np.int64)
@@ -187,8 +206,15 @@ class _NativeWeights:
         self._layout = layout
         self._repack = _repack_function(cache) if tiling.scale_offsets else None
         size = tiling.spec.layout.size * tiling.item
+        self._sizes = np.array([size] if arrays is None else arrays.sizes, np.int64)
+        self._transposes = None if arrays is None else TransposeCall(arrays.blocks)
+        transpose = load_transpose(tiling.spec.dtype)
         self._struct = _struct(WEIGHTS, {
-            "slots": self._slots.ctypes.data, "num_slots": slots, "clock": 0, "params_size": size,
+            "slots": self._slots.ctypes.data, "num_slots": slots, "clock": 0,
+            "sizes": self._sizes.ctypes.data, "num_arrays": len(self._sizes),
+            "transpose": 0 if self._transposes is None else address(transpose),
+            "transposes": 0 if self._transposes is None else self._transposes.address,
+            "flat_offset": layout.flat_offset, "flat_size": size,
             "packed_size": layout.flat_offset, "packed_size_forward": layout.backward_offset,
             "tasks": layout.tasks.ctypes.data, "num_tasks": len(layout.tasks),
             "num_tasks_forward": len(layout.forward_tasks),
@@ -201,8 +227,8 @@ class _NativeWeights:
 
 
 @lru_cache(maxsize=256)
-def _native_weights(cache: WeightCache) -> _NativeWeights:
-    return _NativeWeights(cache)
+def _native_weights(cache: WeightCache, arrays: ParamArrays | None) -> _NativeWeights:
+    return _NativeWeights(cache, arrays)
 
 
 def _repack_function(cache: WeightCache) -> Callable[..., None]:

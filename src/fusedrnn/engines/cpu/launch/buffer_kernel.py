@@ -29,16 +29,16 @@ BUFFER_CALL = Struct(
     "control", "threads", "ensure_pool", "clock", "aligned",
 )  # fmt: skip
 """A call. The caller passes the addresses of its buffers as an array; ``params``, ``dparams``, ``lengths``, ``seed``,
-``zeroed`` and ``aligned`` are numbers of buffers, -1 for none: the flat parameters and their gradients; the lengths as
-32-bit integers; a 64-bit integer; an output whose ``zeroed_size`` bytes are set to zero first; and one that must begin
-at a cache line.
+``zeroed`` and ``aligned`` are numbers of buffers, -1 for none: the flat parameters, or the first of the arrays that
+they are made of, and the flat gradients; the lengths as 32-bit integers; a 64-bit integer; an output whose
+``zeroed_size`` bytes are set to zero first; and one that must begin at a cache line.
 
 ``operands`` are pairs of a buffer's number and the number of the symbol that its address is the value of. Fields named
 ``*_symbol`` are numbers of symbols, 0 for none. ``sleeping``, ``spinning`` and ``single`` are the addresses of
 :data:`BUFFER_ARGS` for threads that sleep, for threads that spin, and for one thread. ``weights`` is the address of a
-:data:`fusedrnn.engines.cpu.launch.native_weights.WEIGHTS`, 0 for unpacked parameters. ``control`` is where the address
-of the control block of the thread pool is; ``ensure_pool`` is a function of (threads) that makes a pool of that size.
-``clock`` is the address of :data:`CLOCK`.
+:data:`fusedrnn.engines.cpu.launch.native_weights.WEIGHTS`, 0 for unpacked flat parameters. ``control`` is where the
+address of the control block of the thread pool is; ``ensure_pool`` is a function of (threads) that makes a pool of that
+size. ``clock`` is the address of :data:`CLOCK`.
 """
 CLOCK = Struct("call_ended", "job_ended", "num_close")
 """When a call ended last, and when one on several threads did, in nanoseconds; calls in a row that were close."""
@@ -65,7 +65,7 @@ def emit_run_buffers(module: Module) -> Function:
         weights = f.var(0)
         status.set(slot.is_zero.select(f.constant(NO_MEMORY), OK))
         with f.if_(slot.is_set & c.weights.is_set):
-            weights.set(f.call(acquire_weights, c.weights, _buffer(f, buffers, c.params), c.level, control))
+            weights.set(f.call(acquire_weights, c.weights, buffers + c.params * 8, c.level, control))
             status.set(weights.get().is_zero.select(f.constant(NO_MEMORY), OK))
         with f.if_(status.get().equals(OK)):
             packed = f.var(0)

@@ -15,14 +15,17 @@ from fusedrnn.runtime.native_memory import SLOT
 from fusedrnn.runtime.pool_kernel import CONTROL
 
 WEIGHTS = Struct(
-    "slots", "num_slots", "clock", "params_size", "packed_size", "packed_size_forward", "tasks", "num_tasks",
-    "num_tasks_forward", "pack", "pack_threads", "repack", "fingerprint", "dispatch",
+    "slots", "num_slots", "clock", "sizes", "num_arrays", "transpose", "transposes", "flat_offset", "flat_size",
+    "packed_size", "packed_size_forward", "tasks", "num_tasks", "num_tasks_forward", "pack", "pack_threads", "repack",
+    "fingerprint", "dispatch",
 )  # fmt: skip
 """How the parameters of a spec are packed, and the slots. Sizes are in bytes.
 
-``tasks`` are those of training, which begin with those of inference. ``pack_threads`` is 1 for few parameters, else 0
-for the threads of the pool. ``repack`` is a function of (slot, params) that packs instead, 0 for none. The functions
-``fingerprint`` and ``dispatch`` are those of the runtime.
+The parameters are ``num_arrays`` arrays of the ``sizes`` at that address: the flat vector, or arrays from which
+``transpose`` makes it, a function of (``transposes``, addresses of the arrays and of the vector), 0 for none. The slot
+then has the vector too, behind the packed weights. ``tasks`` are those of training, which begin with those of
+inference. ``pack_threads`` is 1 for few parameters, else 0 for the threads of the pool. ``repack`` is a function of
+(slot, params) that packs instead, 0 for none. The functions ``fingerprint`` and ``dispatch`` are those of the runtime.
 """
 WEIGHTS_SLOT = Struct(
     "busy", "address", "size", "params", "level", "last_use", "_6", "_7", *(f"fingerprint{i}" for i in range(LANES))
@@ -31,35 +34,57 @@ WEIGHTS_SLOT = Struct(
 is packed of them (:data:`NOTHING`, ...), the ``clock`` at the last use, and the fingerprint of the parameters."""
 assert WEIGHTS_SLOT.names[:3] == SLOT.names[:3]
 NOTHING, FORWARD, TRAINING = range(3)
+MAX_ARRAYS = 32
+"""Arrays of parameters that a call may have."""
 
 
 def emit_acquire_weights(module: Module, grow: Function) -> Function:
-    """Emit the function of (weights, params, level, control) that locks and returns a slot with the packed weights.
+    """Emit the function of (weights, arrays, level, control) that locks and returns a slot with the packed weights.
 
-    ``level`` is :data:`FORWARD` or :data:`TRAINING`, ``control`` the control block of the thread pool, 0 for none. It
-    returns 0 if there is no memory. ``grow`` is from :func:`fusedrnn.runtime.native_memory.emit_grow`.
+    ``arrays`` is where the addresses of the arrays of parameters are, ``level`` is :data:`FORWARD` or :data:`TRAINING`,
+    ``control`` the control block of the thread pool, 0 for none. It returns 0 if there is no memory. ``grow`` is from
+    :func:`fusedrnn.runtime.native_memory.emit_grow`.
     """
-    take, pack = _emit_take_slot(module), _emit_pack(module)
-    f = Function(module, "acquire_weights", ["weights", "params", "level", "control"], returns=True)
-    weights, params, level, control = f.arguments
+    take, pack, flatten = _emit_take_slot(module), _emit_pack(module), _emit_flatten(module)
+    f = Function(module, "acquire_weights", ["weights", "arrays", "level", "control"], returns=True)
+    weights, arrays, level, control = f.arguments
     w = WEIGHTS.read(f, weights)
-    slot = f.var(f.call(take, weights, params))
+    first = f.load(arrays)
+    slot = f.var(f.call(take, weights, first))
     fields = WEIGHTS_SLOT.read(f, slot.get())
     f.store(atomic_add(f, weights + WEIGHTS.offset("clock"), 1), slot.get() + WEIGHTS_SLOT.offset("last_use"))
-    fingerprint = _fingerprint(f, w.fingerprint, params, w.params_size)
+    fingerprint = _fingerprint(f, weights, arrays)
     with f.if_(_is_out_of_date(f, fields.level, level, slot.get(), fingerprint)):
         f.store(NOTHING, slot.get() + WEIGHTS_SLOT.offset("level"))
-        size = level.equals(TRAINING).select(w.packed_size, w.packed_size_forward)
+        packed_size = level.equals(TRAINING).select(w.packed_size, w.packed_size_forward)
+        size = w.transpose.is_set.select(w.flat_offset + w.flat_size, packed_size)
         with f.if_else(f.call(grow, slot.get(), size).is_set) as (enough, no_memory):
             with enough:
+                params = f.call(flatten, weights, slot.get(), arrays)
                 f.call(pack, weights, slot.get(), params, level, control)
-                f.store(params, slot.get() + WEIGHTS_SLOT.offset("params"))
+                f.store(first, slot.get() + WEIGHTS_SLOT.offset("params"))
                 f.store(level, slot.get() + WEIGHTS_SLOT.offset("level"))
                 _copy_lanes(f, fingerprint, slot.get() + WEIGHTS_SLOT.offset("fingerprint0"))
             with no_memory:
                 unlock(f, slot.get())
                 slot.set(0)
     f.ret(slot.get())
+    return f
+
+
+def _emit_flatten(module: Module) -> Function:
+    """A function of (weights, slot, arrays): the address of the flat vector, which it makes in the slot if needed."""
+    f = Function(module, "flatten_params", ["weights", "slot", "arrays"], returns=True)
+    weights, slot, arrays = f.arguments
+    w = WEIGHTS.read(f, weights)
+    params = f.var(f.load(arrays))
+    with f.if_(w.transpose.is_set):
+        params.set(WEIGHTS_SLOT.read(f, slot).address + w.flat_offset)
+        buffers = f.alloca(8 * (MAX_ARRAYS + 1))
+        f.copy(buffers, arrays, w.num_arrays * 8)
+        f.store(params.get(), buffers + w.num_arrays * 8)
+        f.call_address(w.transpose, w.transposes, buffers, returns=I64)
+    f.ret(params.get())
     return f
 
 
@@ -88,12 +113,21 @@ def _emit_take_slot(module: Module) -> Function:
     return f
 
 
-def _fingerprint(f: Function, function: Value, params: Value, size: Value) -> Value:
-    """The address of the fingerprint of the parameters."""
-    memory_range, result = f.alloca(MEMORY_RANGE.size), f.alloca(8 * LANES)
-    for name, value in (("begin", params), ("size", size), ("copy", f.constant(0))):
-        f.store(value, memory_range + MEMORY_RANGE.offset(name))
-    f.call_address(function, memory_range, f.constant(1), result)
+def _fingerprint(f: Function, weights: Value, arrays: Value) -> Value:
+    """The address of the fingerprint of the parameters: that of the fingerprints of the arrays."""
+    w = WEIGHTS.read(f, weights)
+    ranges, results = f.alloca(MEMORY_RANGE.size * MAX_ARRAYS), f.alloca(8 * LANES * MAX_ARRAYS)
+    result = f.alloca(8 * LANES)
+
+    def store_range(address: Value, begin: Value, size: Value) -> None:
+        for name, value in (("begin", begin), ("size", size), ("copy", f.constant(0))):
+            f.store(value, address + MEMORY_RANGE.offset(name))
+
+    with f.loop(0, w.num_arrays) as number:
+        store_range(ranges + number * MEMORY_RANGE.size, f.load(arrays + number * 8), f.load(w.sizes + number * 8))
+    f.call_address(w.fingerprint, ranges, w.num_arrays, results)
+    store_range(ranges, results, w.num_arrays * (8 * LANES))
+    f.call_address(w.fingerprint, ranges, f.constant(1), result)
     return result
 
 

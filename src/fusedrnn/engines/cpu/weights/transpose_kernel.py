@@ -83,6 +83,20 @@ def _emit_transpose_block(module: Module, dtype: str, target: Target) -> Functio
     f = Function(module, "transpose_block", names)
     source, source_stride, dest, dest_stride, rows, columns = f.arguments
     v = Vectors(f, target, dtype)
+    is_row = rows.equals(1) & dest_stride.equals(v.item)
+    is_column = columns.equals(1) & source_stride.equals(v.item)
+    with f.if_else(is_row | is_column) as (vector, matrix):
+        with vector:
+            f.copy(dest, source, rows * columns * v.item)
+        with matrix:
+            _transpose_matrix(f, v)
+    f.ret()
+    return f
+
+
+def _transpose_matrix(f: Function, v: Vectors) -> None:
+    """Transpose squares in registers, and one element after the other around them."""
+    source, source_stride, dest, dest_stride, rows, columns = f.arguments
 
     def copy(first_row: Value, end_row: Value, first_column: Value, end_column: Value) -> None:
         with f.loop(first_row, end_row) as row, f.loop(first_column, end_column) as column:
@@ -98,5 +112,3 @@ def _emit_transpose_block(module: Module, dtype: str, target: Target) -> Functio
             v.store(vector, dest + (column + lane) * dest_stride + row * v.item, v.item)
     copy(zero, whole_rows, whole_columns, columns)
     copy(whole_rows, rows, zero, columns)
-    f.ret()
-    return f

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from jax import export
 
-from fusedrnn.jax import matrices
-from fusedrnn.jax.matrices import Piece, flatten
+from fusedrnn.jax import param_arrays
+from fusedrnn.jax.array_layout import ArrayLayout, Piece
+from fusedrnn.jax.param_arrays import flatten, unflatten
 from jax_versions import enable_x64
 
 # The columns of two matrices in three parts, in another order, and those of a vector: sizes around those of squares.
@@ -22,36 +23,36 @@ def problem(rows, columns, dtype):
     arrays = [rng.standard_normal(shape).astype(dtype) for shape in shapes]
     sizes = columns, rows, columns
     pieces = [Piece(array, part * sizes[array], sizes[array]) for array in (1, 0, 2) for part in (2, 0, 1)]
-    return arrays, pieces
+    return arrays, ArrayLayout(shapes, tuple(pieces))
 
 
-def expected_of(arrays, pieces):
-    return np.concatenate([arrays[p.array][..., p.column : p.column + p.columns].T.ravel() for p in pieces])
+def expected_of(arrays, layout):
+    return np.concatenate([arrays[p.array][..., p.column : p.column + p.columns].T.ravel() for p in layout.pieces])
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_there_and_back(size, dtype):
     with enable_x64(dtype == "float64"):
-        arrays, pieces = problem(*size, dtype)
-        shapes = tuple(array.shape for array in arrays)
+        arrays, layout = problem(*size, dtype)
         for wrap in (jax.jit, lambda run: run):
-            flat = wrap(lambda *arrays: flatten(arrays, pieces))(*arrays)
-            np.testing.assert_array_equal(flat, expected_of(arrays, pieces))
-            back = wrap(lambda flat: matrices.unflatten_p.bind(flat, pieces=tuple(pieces), shapes=shapes))(flat)
+            flat = wrap(lambda *arrays: flatten(arrays, layout))(*arrays)
+            np.testing.assert_array_equal(flat, expected_of(arrays, layout))
+            back = wrap(lambda flat: unflatten(flat, layout))(flat)
             for array, own in zip(arrays, back, strict=True):
                 np.testing.assert_array_equal(own, array)
 
 
 def test_bits_of_values_that_are_no_numbers():
     array = np.array([[0x7FA00001, 0xFFC00002], [0x7F800000, 0x80000000]] * 16, np.uint32)
-    flat = jax.jit(lambda array: flatten([array], [Piece(0, 0, 2)]))(jnp.asarray(array.view("f4")))
+    layout = ArrayLayout((array.shape,), (Piece(0, 0, 2),))
+    flat = jax.jit(lambda array: flatten([array], layout))(jnp.asarray(array.view("f4")))
     np.testing.assert_array_equal(np.asarray(flat).view("u4"), array.T.ravel())
 
 
 def test_derivatives():
-    arrays, pieces = problem(5, 18, "float32")
-    plain = partial(matrices._flatten_anywhere, pieces=pieces, shapes=None)
+    arrays, layout = problem(5, 18, "float32")
+    plain = partial(param_arrays._flatten_anywhere, layout=layout)
 
     def gradients(flat):
         return jax.grad(lambda own: (flat(*own) ** 3).sum())
@@ -60,39 +61,39 @@ def test_derivatives():
         return jax.grad(lambda own: sum((array**2).sum() for array in gradients(flat)(own)))
 
     for transform in (gradients, second):
-        actual, expected = (jax.jit(transform(flat))(arrays) for flat in (lambda *own: flatten(own, pieces), plain))
+        actual, expected = (jax.jit(transform(flat))(arrays) for flat in (lambda *own: flatten(own, layout), plain))
         for array, other in zip(actual, expected, strict=True):
             np.testing.assert_allclose(array, other, rtol=1e-5)
 
 
 def test_derivatives_of_some():
-    arrays, pieces = problem(5, 18, "float32")
+    arrays, layout = problem(5, 18, "float32")
 
     def flat(array):
-        return flatten([array, *arrays[1:]], pieces)
+        return flatten([array, *arrays[1:]], layout)
 
     tangent = np.ones_like(arrays[0])
     others = [np.zeros_like(array) for array in arrays[1:]]
-    np.testing.assert_array_equal(jax.jvp(flat, (arrays[0],), (tangent,))[1], expected_of([tangent, *others], pieces))
+    np.testing.assert_array_equal(jax.jvp(flat, (arrays[0],), (tangent,))[1], expected_of([tangent, *others], layout))
     np.testing.assert_array_equal(jax.grad(lambda array: flat(array).sum())(arrays[0]), tangent)
 
 
 def test_mapped():
-    arrays, pieces = problem(5, 18, "float32")
+    arrays, layout = problem(5, 18, "float32")
     many = [np.stack([array, 2 * array]) for array in arrays]
-    flat = jax.vmap(lambda *arrays: flatten(arrays, pieces))(*many)
-    np.testing.assert_array_equal(flat, np.stack([factor * expected_of(arrays, pieces) for factor in (1, 2)]))
-    gradients = jax.vmap(jax.grad(lambda array: (flatten([array, *arrays[1:]], pieces) ** 2).sum()))(many[0])
+    flat = jax.vmap(lambda *arrays: flatten(arrays, layout))(*many)
+    np.testing.assert_array_equal(flat, np.stack([factor * expected_of(arrays, layout) for factor in (1, 2)]))
+    gradients = jax.vmap(jax.grad(lambda array: (flatten([array, *arrays[1:]], layout) ** 2).sum()))(many[0])
     np.testing.assert_allclose(gradients, 2 * many[0], rtol=1e-6)
 
 
 def test_another_process_needs_no_call_of_the_first(monkeypatch):
     from fusedrnn.jax import calls
 
-    arrays, pieces = problem(6, 21, "float32")
+    arrays, layout = problem(6, 21, "float32")
     checks = [export.DisabledSafetyCheck.custom_call("fusedrnn_call")]
-    run = jax.jit(lambda *arrays: flatten(arrays, pieces))
+    run = jax.jit(lambda *arrays: flatten(arrays, layout))
     exported = export.export(run, disabled_checks=checks)(*arrays)
     again = export.deserialize(exported.serialize())
     monkeypatch.setattr(calls, "_known", {})
-    np.testing.assert_array_equal(again.call(*arrays), expected_of(arrays, pieces))
+    np.testing.assert_array_equal(again.call(*arrays), expected_of(arrays, layout))
