@@ -33,6 +33,8 @@ from fusedrnn.testing.cases import CASES, Case
 from fusedrnn.testing.tolerance import difference, gradient_tolerance, longest_sum, tolerance
 
 NUMPY, RNN, SCAN, FLAX, ACCELERATED = "RNNOp", "rnn", "scan", "flax", "accelerated"
+PAIRS = (RNN, NUMPY), (SCAN, RNN), (FLAX, ACCELERATED)
+"""Whose times are compared."""
 _ALL_CASES = ",".join(CASES)
 _PAUSE = 0.05
 """Seconds between turns, in which the threads of the last call fall asleep."""
@@ -186,9 +188,16 @@ def table(rows: list[Row]) -> Table:
     result = new_table("Medians, and ratios of them", headings)
     for row in rows:
         times = {name: duration(timing.median) for name, timing in row.timings.items()}
-        ratios = [f"{row.ratio(*pair):.2f}" for pair in ((RNN, NUMPY), (SCAN, RNN), (FLAX, ACCELERATED))]
+        ratios = [f"{row.ratio(*pair):.2f}" for pair in PAIRS]
         result.add_row(row.name, times[NUMPY], times[RNN], *ratios[:2], times[FLAX], times[ACCELERATED], ratios[2])
     return result
+
+
+def report(rows: list[Row], threads: int) -> dict[str, Any]:
+    """All rows as data for JSON, with the machine and the versions."""
+    environment = environment_report()
+    environment["versions"] |= {"jax": jax.__version__}
+    return {"environment": environment, "threads": threads, "rows": [row_report(row) for row in rows]}
 
 
 def row_report(row: Row) -> dict[str, Any]:
@@ -231,12 +240,11 @@ def main(
             progress.say(f"{case.name}, {mode}, {phase}")
             row = run_row(case, mode, phase, seconds)
             rows.append(row)
-            progress.done(f"{row.name}: flax / accelerated {row.ratio(FLAX, ACCELERATED):.2f}")
+            ratios = {f"{slower} / {faster}": row.ratio(slower, faster) for slower, faster in PAIRS}
+            progress.done(f"{row.name}: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()))
+            if json:  # after each row, since all take long
+                write_json(json, report(rows, threads))
     output().print(table(rows))
-    if json:
-        environment = environment_report()
-        environment["versions"] |= {"jax": jax.__version__}
-        write_json(json, {"environment": environment, "threads": threads, "rows": [row_report(row) for row in rows]})
 
 
 if __name__ == "__main__":

@@ -209,6 +209,8 @@ def fused_call(
     """
     if inputs.ndim < 2 or 0 in inputs.shape or inputs.shape[-1] != cells[0].in_features:
         return None
+    if inputs.shape[0 if time_major else -2] == 1 and isinstance(inputs, jax.core.Tracer):
+        return None  # in a graph, seeing whether the parameters have changed takes as long as a step
     states = [_states(cell, carry) for cell, carry in zip(cells, carries, strict=True)]
     batch_dims = inputs.shape[1:-1] if time_major else inputs.shape[:-2]
     shape = (*batch_dims, cells[0].hidden_features)

@@ -27,7 +27,7 @@ def run(
     if jax.default_backend() != "cpu":
         return None
     if len(x) == 1 and isinstance(x, jax.core.Tracer):
-        return None  # in a graph a step takes as long as rearranging the weights
+        return None  # in a graph, seeing whether the parameters have changed takes as long as a step
     x_spec, *initial = [operand.astype(spec.dtype) for operand in (x, *states)]
     params = _params(spec, parameters)
     # Keras's arrays are (N, T, features): in a graph XLA removes what transposes them to and fro.
