@@ -204,6 +204,16 @@ def test_calls_that_flax_runs(runs):
     assert len(runs) == 1
 
 
+def test_a_single_step_in_a_graph_is_flax_s(runs):
+    layer, x = ours.RNN(make_cell()), random(N, 1, I)
+    carry = jnp.zeros((N, H))
+    inside = jax.jit(lambda x: nnx.merge(*nnx.split(layer))(x, initial_carry=carry))(x)
+    assert not runs
+    np.testing.assert_array_equal(inside, nnx.RNN(make_cell())(x))
+    assert_close(layer(x), inside, nnx_cells.spec_of(layer.cell, "float32"))
+    assert len(runs) == 1
+
+
 def test_both_directions_are_one_call(runs):
     cls = nnx.LSTMCell
     pair = [nnx.RNN(make_cell(cls, seed=seed)) for seed in (0, 1)]

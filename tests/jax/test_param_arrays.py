@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from jax import export
 
-from fusedrnn.jax import param_arrays
+from fusedrnn import RNNSpec
+from fusedrnn.jax import param_arrays, rnn
 from fusedrnn.jax.array_layout import ArrayLayout, Piece
-from fusedrnn.jax.param_arrays import flatten, unflatten
+from fusedrnn.jax.param_arrays import ParamArrays, flatten, unflatten
 from jax_versions import enable_x64
 
 # The columns of two matrices in three parts, in another order, and those of a vector: sizes around those of squares.
@@ -97,3 +98,43 @@ def test_another_process_needs_no_call_of_the_first(monkeypatch):
     again = export.deserialize(exported.serialize())
     monkeypatch.setattr(calls, "_known", {})
     np.testing.assert_array_equal(again.call(*arrays), expected_of(arrays, layout))
+
+
+@pytest.mark.parametrize("steps", [2, 40])
+@pytest.mark.parametrize("mode", ["lstm", "gru"])
+def test_calls_on_arrays_have_the_bits_of_calls_on_the_vector(mode, steps):
+    """Of more parameter vectors than are kept, twice each; the first ones change while another call has their place."""
+    spec = RNNSpec(mode, 3, 5, bidirectional=True)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((steps, 4, 3)), jnp.float32)
+    order = [spec.layout.entry(0, direction, kind) for direction in (1, 0) for kind in spec.layout.kinds]
+    numbers = {entry.name: number for number, entry in enumerate(order)}
+    pieces = [Piece(numbers[entry.name], 0, entry.shape[0]) for entry in spec.layout]
+
+    def loss(x, params):
+        y, final = rnn(spec, params, x)
+        return (y**2).sum(), (y, final)
+
+    @jax.jit
+    def on_arrays(x, arrays):
+        return jax.value_and_grad(lambda x, own: loss(x, ParamArrays.of(own, pieces)), (0, 1), has_aux=True)(x, arrays)
+
+    on_vector = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+    for seed in (*range(6), *range(6)):
+        flat = np.random.default_rng(seed).uniform(-0.5, 0.5, spec.layout.size).astype("f4")
+        values = spec.layout.unpack(flat)
+        arrays = tuple(np.ascontiguousarray(values[entry.name].T) for entry in order)
+        actual, (dx, parts) = on_arrays(x, arrays)
+        expected, (dx_expected, dflat) = on_vector(x, flat)
+        gradients = spec.layout.unpack(np.asarray(dflat))
+        parts_expected = [gradients[entry.name].T for entry in order]
+        pairs = zip(*map(jax.tree.leaves, ((actual, dx, parts), (expected, dx_expected, parts_expected))), strict=True)
+        for array, other in pairs:
+            np.testing.assert_array_equal(array, other)
+
+
+def test_more_arrays_than_a_call_takes():
+    spec = RNNSpec("rnn_tanh", 3, 5)
+    vectors = [jnp.ones(1) for _ in range(spec.layout.size)]
+    params = ParamArrays.of(vectors, [Piece(number, 0, 1) for number in range(len(vectors))])
+    with pytest.raises(Exception, match="at most 32 arrays; there are 50"):
+        rnn(spec, params, jnp.ones((2, 1, 3)))
