@@ -364,3 +364,8 @@ def test_an_unwritable_file_is_rejected_before_measuring(option, tmp_path):
 def test_the_command_line_does_not_import(package):
     code = f"import sys, fusedrnn.cli.app; sys.exit({package!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+def test_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "fusedrnn", "info", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "Usage: python -m fusedrnn info" in done.stdout, done.stderr

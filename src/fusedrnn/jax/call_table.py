@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fusedrnn.engines.cpu.buffer_call import BufferCall, ParamArrays, load_run_buffers
+from fusedrnn.engines.cpu.buffer_call import BufferCall, GatheredParams, load_run_buffers
 from fusedrnn.engines.cpu.executor import Executor
 from fusedrnn.engines.cpu.launch.buffer_kernel import BAD_LENGTH, NO_MEMORY, NOT_ALIGNED
 from fusedrnn.engines.cpu.weights.transpose_kernel import TransposeCall, load_transpose
@@ -124,13 +124,13 @@ def _buffer_call(job: NetworkJob, steps: int, batch: int, threads: int) -> Buffe
     layout = None
     if kind != "forward":
         layout = executor.describe_reserve(steps, batch, resets=True if "resets" in call.options else None).layout
-    arrays = None if call.arrays is None else _param_arrays(call.arrays, call.spec.dtype)
+    arrays = None if call.arrays is None else _gathered_params(call.arrays, call.spec.dtype)
     return BufferCall(executor, (kind, steps, batch, layout), threads, buffers, call.batch_first, arrays)
 
 
-def _param_arrays(layout: ArrayLayout, dtype: str) -> ParamArrays:
+def _gathered_params(layout: ArrayLayout, dtype: str) -> GatheredParams:
     item = np.dtype(dtype).itemsize
-    return ParamArrays(tuple(math.prod(shape) * item for shape in layout.shapes), layout.to_vector(dtype))
+    return GatheredParams(tuple(math.prod(shape) * item for shape in layout.shapes), layout.to_vector(dtype))
 
 
 @lru_cache(maxsize=256)

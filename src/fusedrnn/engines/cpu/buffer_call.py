@@ -37,7 +37,7 @@ _NONE = -1
 _clock = np.zeros(len(CLOCK), np.int64)
 
 
-class ParamArrays(NamedTuple):
+class GatheredParams(NamedTuple):
     """The arrays that a call has in place of the flat vector of parameters.
 
     Attributes:
@@ -73,7 +73,7 @@ class BufferCall:
 
     def __init__(
         self, executor: Executor, problem: Problem, threads: int, buffers: Sequence[str], batch_first: bool = False,
-        arrays: ParamArrays | None = None,
+        arrays: GatheredParams | None = None,
     ) -> None:  # fmt: skip
         self._executor, self._problem, self._buffers = executor, problem, list(buffers)
         self._batch_first = batch_first
@@ -195,7 +195,7 @@ def _buffer_args(args: KernelArgs) -> tuple[Array, Array, Array]:
 class _NativeWeights:
     """The packed weights of a spec for machine code: a few slots, and how to pack into them."""
 
-    def __init__(self, cache: WeightCache, arrays: ParamArrays | None) -> None:
+    def __init__(self, cache: WeightCache, arrays: GatheredParams | None) -> None:
         tiling, layout = cache.tiling, cache.layout
         if arrays is not None and len(arrays.sizes) > MAX_ARRAYS:
             raise ValueError(f"parameters may be at most {MAX_ARRAYS} arrays; there are {len(arrays.sizes)}")
@@ -227,7 +227,7 @@ class _NativeWeights:
 
 
 @lru_cache(maxsize=256)
-def _native_weights(cache: WeightCache, arrays: ParamArrays | None) -> _NativeWeights:
+def _native_weights(cache: WeightCache, arrays: GatheredParams | None) -> _NativeWeights:
     return _NativeWeights(cache, arrays)
 
 

@@ -1,0 +1,7 @@
+"""``python -m fusedrnn``: the command line, where its script is not on the path."""
+
+from __future__ import annotations
+
+from fusedrnn.cli import main
+
+main()
