@@ -2,6 +2,8 @@
 
 ``python -m benchmarks.compare``
     Times the operator against other libraries and against earlier revisions of itself.
+``python -m benchmarks.compiled_loops``
+    Times cells as loops in PyTorch, plain and compiled, beside the fused layer.
 ``python -m benchmarks.jax``
     Times the operator in JAX beside a scan, and flax's layers as they are beside the same layers accelerated.
 ``python -m benchmarks.keras``

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import fusedrnn
 from benchmarks.accuracy import app as accuracy
 from benchmarks.compare.__main__ import app as compare
+from benchmarks.compiled_loops import app as compiled_loops
 from benchmarks.figures.__main__ import app as figures
 from benchmarks.jax import app as jax_app
 from benchmarks.keras.__main__ import app as keras_models
@@ -38,6 +39,7 @@ TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for
 MODULES = {
     "benchmarks.accuracy": accuracy,
     "benchmarks.compare": compare,
+    "benchmarks.compiled_loops": compiled_loops,
     "benchmarks.figures": figures,
     "benchmarks.jax": jax_app,
     "benchmarks.keras": keras_models,

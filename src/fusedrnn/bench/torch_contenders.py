@@ -64,11 +64,11 @@ class _Tensors:
         return array
 
 
-def torch_nn(work: Workload, accelerated: bool = False) -> Contender:
-    """The module in inference mode."""
+def torch_nn(work: Workload, accelerated: bool = False, module: Any = None) -> Contender:
+    """The module, by default PyTorch's, in inference mode."""
     import torch
 
-    module = _module(work, accelerated).eval()
+    module = (module or _module(work, accelerated)).eval()
     tensors_of = lru_cache(maxsize=1)(partial(_Tensors, training=False))
 
     def run(batch: Batch) -> GetResults:
@@ -80,11 +80,11 @@ def torch_nn(work: Workload, accelerated: bool = False) -> Contender:
     return run
 
 
-def train_torch_nn(work: Workload, accelerated: bool = False) -> Contender:
-    """The module as in a training loop: new parameters at every call, all gradients from one call of autograd."""
+def train_torch_nn(work: Workload, accelerated: bool = False, module: Any = None) -> Contender:
+    """The module, by default PyTorch's, as in a training loop: new parameters at every call, all gradients at once."""
     import torch
 
-    spec, module = work.spec, _module(work, accelerated).train()
+    spec, module = work.spec, (module or _module(work, accelerated)).train()
     weights = dict(module.named_parameters())
     update = _small_update(list(weights.values()))
     tensors_of = lru_cache(maxsize=1)(partial(_Tensors, training=True))
@@ -128,7 +128,7 @@ def _module(work: Workload, accelerated: bool) -> Any:
         options["proj_size"] = spec.projection_size
     options |= {"bidirectional": spec.bidirectional, "dtype": getattr(torch, spec.dtype)}
     module = kind(spec.input_size, spec.hidden_size, spec.num_layers, **options)
-    _load(module, work)
+    load(module, work)
     if accelerated:
         from fusedrnn.torch import accelerate
 
@@ -148,11 +148,12 @@ def _cell_module(work: Workload, accelerated: bool) -> Any:
     kind: Any = Layer if accelerated else type("Loop", (Layer,), {"forward": Layer.composed_forward})
     options = {"bidirectional": spec.bidirectional, "dtype": getattr(torch, spec.dtype)}
     module = kind(spec.mode, spec.input_size, spec.hidden_size, spec.num_layers, **options)
-    _load(module, work)
+    load(module, work)
     return module
 
 
-def _load(module: Any, work: Workload) -> None:
+def load(module: Any, work: Workload) -> None:
+    """Give a module the parameters of a workload, by PyTorch's names."""
     import torch
 
     weights = work.spec.layout.unpack(work.params, names="torch")

@@ -1,0 +1,222 @@
+"""``python -m benchmarks.compiled_loops``: cells as loops in PyTorch, plain and compiled, beside the fused layer.
+
+torch.compile unrolls a loop over the steps: to compile it takes minutes. All calls of a row take turns in one process.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+import typer
+from rich.table import Table
+from torch import Tensor
+
+import fusedrnn
+from fusedrnn import cells
+from fusedrnn.bench.contenders import PHASES
+from fusedrnn.bench.data import Results, Workload, workload
+from fusedrnn.bench.report import environment_report
+from fusedrnn.bench.tables import duration, new_table
+from fusedrnn.bench.timing import Timing, alternate
+from fusedrnn.bench.torch_contenders import load, torch_nn, train_torch_nn
+from fusedrnn.bench.torch_contenders import threads as torch_threads
+from fusedrnn.cell.cells import Cell
+from fusedrnn.cli import options
+from fusedrnn.cli.bench import write_json
+from fusedrnn.cli.console import check_writable, fail, output, steps
+from fusedrnn.testing.cases import CASES, Case
+from fusedrnn.testing.tolerance import difference, gradient_tolerance, longest_sum, tolerance
+
+LOOP, COMPILED, LAYER = "loop", "compiled loop", "fused"
+_PAUSE = 0.05
+Step = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""The new state from the inputs of the gates (N, G·H), the state, the recurrent weights and their bias."""
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@dataclass(frozen=True)
+class Row:
+    """The timings of a cell on a workload.
+
+    Attributes:
+        case: The sizes.
+        cell: The cell.
+        phase: ``"inference"`` or ``"training"``.
+        compile_seconds: The first call of the compiled loop.
+        timings: By contender.
+    """
+
+    case: Case
+    cell: str
+    phase: str
+    compile_seconds: float
+    timings: dict[str, Timing]
+
+    @property
+    def name(self) -> str:
+        """The row in words."""
+        return f"{self.case.name}, {self.cell}, {self.phase}"
+
+    def ratio(self, slower: str) -> float:
+        """How many times as long as the fused layer another contender takes, by medians."""
+        return self.timings[slower].median / self.timings[LAYER].median
+
+
+class Loop(torch.nn.Module):
+    """A layer as people write it: one product for the inputs of all steps, then a loop over the steps."""
+
+    def __init__(self, work: Workload, step: Step) -> None:
+        super().__init__()
+        for name, value in work.spec.layout.unpack(work.params, names="torch").items():
+            self.register_parameter(name, torch.nn.Parameter(torch.empty(value.shape)))
+        load(self, work)
+        self._step = step
+
+    def forward(self, x: Tensor, states: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The output (T, N, H) and the last state (1, N, H)."""
+        weight, *biases = (self.get_parameter(name) for name in ("weight_hh_l0", "bias_ih_l0", "bias_hh_l0"))
+        h = x.new_zeros(x.shape[1], weight.shape[1]) if states is None else states[0]
+        outputs = []
+        for gates in F.linear(x, self.get_parameter("weight_ih_l0"), biases[0]):
+            h = self._step(gates, h, weight, biases[1])
+            outputs.append(h)
+        return torch.stack(outputs), h[None]
+
+
+def _gru(gates: Tensor, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    x_r, x_z, x_n = gates.chunk(3, 1)
+    h_r, h_z, h_n = F.linear(h, weight, bias).chunk(3, 1)
+    z = torch.sigmoid(x_z + h_z)
+    n = torch.tanh(x_n + torch.sigmoid(x_r + h_r) * h_n)
+    return n + z * (h - n)
+
+
+def _li_gru(gates: Tensor, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    z, n = (gates + F.linear(h, weight, bias)).chunk(2, 1)
+    n = torch.relu(n)
+    return n + torch.sigmoid(z) * (h - n)
+
+
+def _minimal_gated_unit(gates: Tensor, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    (x_f, x_n), (w_f, w_n), (b_f, b_n) = gates.chunk(2, 1), weight.chunk(2), bias.chunk(2)
+    f = torch.sigmoid(x_f + F.linear(h, w_f, b_f))
+    n = torch.tanh(x_n + F.linear(f * h, w_n, b_n))
+    return h + f * (n - h)
+
+
+CELLS: dict[str, tuple[str | Cell, Step]] = {
+    "gru": ("gru", _gru),
+    "li_gru": (cells.li_gru, _li_gru),
+    "minimal_gated_unit": (cells.minimal_gated_unit, _minimal_gated_unit),
+}
+
+
+def run_row(case: Case, cell: str, phase: str, seconds: float) -> Row:
+    """Check and time a cell on a workload.
+
+    Raises:
+        RuntimeError: Results differ.
+    """
+    mode, step = CELLS[cell]
+    work = workload(case, mode, "float32")
+    make = train_torch_nn if phase == "training" else torch_nn
+    torch.compiler.reset()
+    compiled = Loop(work, step)
+    compiled.compile(fullgraph=True, dynamic=False)
+    contenders = {
+        LOOP: make(work, module=Loop(work, step)), COMPILED: make(work, module=compiled),
+        LAYER: make(work, accelerated=True),
+    }  # fmt: skip
+    batch = work.batch(case.T)
+    start = time.perf_counter()
+    contenders[COMPILED](batch)
+    compile_seconds = time.perf_counter() - start
+    expected = contenders[LOOP](batch)()
+    for name in (COMPILED, LAYER):
+        check(work, name, expected, contenders[name](batch)())
+    calls: dict[str, Callable[[], Any]] = {name: partial(run, batch) for name, run in contenders.items()}
+    timings, _ = alternate(calls, seconds, pause=_PAUSE)
+    return Row(case, cell, phase, compile_seconds, timings)
+
+
+def check(work: Workload, name: str, expected: Results, actual: Results) -> None:
+    """Compare the results of two calls.
+
+    Raises:
+        RuntimeError: They differ by more than rounding.
+    """
+    spec, case = work.spec, work.case
+    for key, array in expected.items():
+        limits = tolerance(spec.dtype, longest_sum(spec))
+        if key.startswith("d"):
+            limits = gradient_tolerance(spec.dtype, spec, case.T, case.N, float(abs(array).max()))
+        if message := difference(actual[key], array, *limits):
+            raise RuntimeError(f"{case.name}, {spec.mode_name}, {name}: {key} differs{message}")
+
+
+def table(rows: list[Row]) -> Table:
+    """The medians, and how many times as fast the fused layer is."""
+    headings = ("", "compiled in", *(LOOP, COMPILED, LAYER), f"{LOOP} / {LAYER}", f"{COMPILED} / {LAYER}")
+    result = new_table("Medians, and ratios of them", headings)
+    for row in rows:
+        times = [duration(row.timings[name].median) for name in (LOOP, COMPILED, LAYER)]
+        ratios = [f"{row.ratio(name):.2f}" for name in (LOOP, COMPILED)]
+        result.add_row(row.name, f"{row.compile_seconds:.0f} s", *times, *ratios)
+    return result
+
+
+def row_report(row: Row) -> dict[str, Any]:
+    """A row as data for JSON."""
+    return {
+        "case": row.case.name, "cell": row.cell, "phase": row.phase, "compile_seconds": row.compile_seconds,
+        "seconds": {name: list(timing.seconds) for name, timing in row.timings.items()},
+        "median": {name: timing.median for name, timing in row.timings.items()},
+    }  # fmt: skip
+
+
+@app.command()
+def main(
+    cell: Annotated[str, typer.Option(help=f"Cells, separated by commas: {', '.join(CELLS)}.")] = ",".join(CELLS),
+    cases: Annotated[
+        str, typer.Option(help=f"Workloads, separated by commas: {', '.join(CASES)}; each as one layer, one direction.")
+    ] = "small,tagger",
+    phases: options.Phases = options.ALL_PHASES,
+    threads: Annotated[int, typer.Option(min=1, help="Number of threads.")] = 2,
+    seconds: options.Seconds = 3.0,
+    json: Annotated[Path | None, typer.Option(help="Write every figure to this file.")] = None,
+) -> None:
+    """Time cells as loops of PyTorch's operations, as they are and under torch.compile, beside the fused layer."""
+    try:
+        check_writable("--json", json)
+        chosen = [
+            (replace(case, layers=1, bidirectional=False), each, phase)
+            for each in options.parse_names(cell, "cell", CELLS)
+            for case in options.parse_cases(cases)
+            for phase in options.parse_names(phases, "phase", PHASES)
+        ]
+    except ValueError as error:
+        fail(str(error))
+    fusedrnn.set_num_threads(threads)
+    rows = []
+    with torch_threads(threads), steps(len(chosen)) as progress:
+        for case, each, phase in chosen:
+            progress.say(f"{case.name}, {each}, {phase}: compiling takes minutes")
+            row = run_row(case, each, phase, seconds)
+            rows.append(row)
+            progress.done(f"{row.name}: {LOOP} {row.ratio(LOOP):.1f}, {COMPILED} {row.ratio(COMPILED):.1f}")
+            if json:  # after each row, since all take long
+                rows_report = [row_report(each_row) for each_row in rows]
+                write_json(json, {"environment": environment_report(), "threads": threads, "rows": rows_report})
+    output().print(table(rows))
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m benchmarks.compiled_loops")
