@@ -4,17 +4,19 @@ JOBS   ?= 2
 
 RUN  := .venv
 TEST := .venv-test
+OLDEST := .venv-oldest
 PEERS := .peers
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run peers figures test check docs format clean
+.PHONY: help run peers figures test oldest check docs format clean
 
 help:
 	@echo 'make run      run the benchmark and print its tables (ARGS="..." goes to fusedrnn bench)'
 	@echo 'make peers    install the libraries that benchmarks.compare times (ARGS="jax keras" for some)'
 	@echo 'make figures  draw a benchmark (ARGS="rows.json FOLDER", rows.json from fusedrnn bench --json)'
 	@echo 'make test     run the tests, files in two processes (ARGS="..." goes to pytest, JOBS=0 for one)'
+	@echo 'make oldest   run the tests of JAX, Keras and ONNX with the oldest releases that the extras allow'
 	@echo 'make check    lint and check types'
 	@echo 'make docs     build the documentation into build/site, warnings as errors'
 	@echo 'make format   sort imports and fix what the linter can fix'
@@ -33,6 +35,11 @@ figures: $(RUN)/.installed-figures
 test: $(TEST)/.installed-test
 	$(TEST)/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
+# Layers for flax need a newer JAX.
+oldest: $(OLDEST)/.installed-test
+	$(OLDEST)/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile --ignore tests/jax/test_nnx.py \
+		tests/jax tests/keras tests/onnx $(ARGS)
+
 check: $(TEST)/.installed-dev
 	$(TEST)/bin/ruff check .
 	$(TEST)/bin/mypy
@@ -45,10 +52,12 @@ format: $(TEST)/.installed-dev
 	$(TEST)/bin/ruff check --fix .
 
 clean:
-	rm -rf $(RUN) $(TEST) $(PEERS) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(RUN) $(TEST) $(OLDEST) $(PEERS) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
-# $(call install,environment,extra): the editable package and one extra, under the constraints.
+comma := ,
+
+# $(call install,environment,extras,constraints,packages): the editable package with extras, and other packages.
 define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
 		echo "error: fusedrnn needs Python 3.10 or newer, and '$(PYTHON)' is" \
@@ -56,7 +65,7 @@ define install
 			"Choose another: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	@echo 'Installing fusedrnn[$(2)] into $(1)'
 	@$(PYTHON) -m venv $(1)
-	@$(1)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[$(2)]'
+	@$(1)/bin/python -m pip install -qq --disable-pip-version-check -c $(or $(3),constraints.txt) -e '.[$(2)]' $(4)
 endef
 
 $(RUN)/.installed-bench: pyproject.toml constraints.txt
@@ -76,3 +85,8 @@ $(TEST)/.installed-test: pyproject.toml constraints.txt
 $(TEST)/.installed-dev: pyproject.toml constraints.txt
 	$(call install,$(TEST),dev)
 	@touch $@ $(TEST)/.installed-test
+
+$(OLDEST)/.installed-test: pyproject.toml constraints-oldest.txt
+	$(call install,$(OLDEST),bench$(comma)equinox$(comma)keras$(comma)onnxruntime$(comma)torch,constraints-oldest.txt,\
+		hypothesis ml_dtypes onnxscript pytest pytest-timeout pytest-xdist)
+	@touch $@

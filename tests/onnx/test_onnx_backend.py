@@ -31,7 +31,7 @@ def import_recurrent(package):
 def recurrent_tests(load, *args, **options):
     """What onnx loads, without the tests of other operators."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loader, "import_recursive", import_recurrent)
+        patch.setattr(loader, "import_recursive", import_recurrent, raising=False)  # old releases import otherwise
         return load(*args, **options)
 
 
