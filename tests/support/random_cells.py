@@ -4,6 +4,7 @@ A cell is a list of operations on values by number; the language's functions and
 values between -2 and 2, so that no derivative grows with the depth of a program.
 """
 
+import math
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -217,7 +218,8 @@ def check_reference(problem, steps):
     oracle = variant_results(problem, steps=steps)
     actual, (T, N, _) = reference_results(problem), problem.x.shape
     assert_close(actual.forward, oracle.forward, "float64", problem.spec)
-    assert_gradients_close(actual.gradients, oracle.gradients, "float64", problem.spec, T, N)
+    # Sums in a random operand may cancel, and its errors are then as large as those of its neighbours' terms.
+    assert_gradients_close(actual.gradients, oracle.gradients, "float64", problem.spec, T, N, few=math.inf)
 
 
 def derivatives(results, leaves, problem):
