@@ -37,9 +37,11 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_addoption(parser):
     """Add ``--all-cases``."""
-    parser.addoption("--all-cases", action="store_true", help="run every case of tests marked pairwise, each_value or one_value")
+    parser.addoption("--all-cases", action="store_true", help="run every case, and optimize all kernels")
 
 
+# XLA compiles what the tests compare with, each of it for one call: compiling takes longer than all else.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 # Processes that share the tests out share the processors, too: torch's threads sleep while they wait.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
