@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-import emulation
 import pairwise
 import process_state
+import quick_compiler
 from fusedrnn.engines.cpu import tuning
 from fusedrnn.jit import compiler
 from fusedrnn.jit.host import current_target
@@ -29,7 +29,7 @@ _ONES = 0xFF  # a byte of which every float of every size is NaN, and every inte
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out cases of tests marked ``pairwise`` or ``each_value`` that add nothing; ``--all-cases`` keeps them."""
+    """Leave out cases that add nothing to what the markers of :mod:`pairwise` ask for; ``--all-cases`` keeps them."""
     if not config.getoption("all_cases"):
         items[:], left_out = pairwise.reduce(items)
         config.hook.pytest_deselected(items=left_out)
@@ -37,9 +37,11 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_addoption(parser):
     """Add ``--all-cases``."""
-    parser.addoption("--all-cases", action="store_true", help="run every case of tests marked pairwise or each_value")
+    parser.addoption("--all-cases", action="store_true", help="run every case, and optimize all kernels")
 
 
+# XLA compiles what the tests compare with, each of it for one call: compiling takes longer than all else.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 # Processes that share the tests out share the processors, too: torch's threads sleep while they wait.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -53,10 +55,10 @@ def settled():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def kernel_cache(tmp_path_factory, worker_id):
+def kernel_cache(request, tmp_path_factory, worker_id):
     """A cache of compiled kernels for this session, so that tests neither read nor fill the user's.
 
-    Those for emulated targets are compiled quickly.
+    Those for other targets than the native one are compiled quickly.
     """
     base = tmp_path_factory.getbasetemp()
     # Processes that share the tests share the cache; FUSEDRNN_TEST_CACHE_DIR keeps it from one run to the next.
@@ -65,7 +67,10 @@ def kernel_cache(tmp_path_factory, worker_id):
     folder.mkdir(0o700, exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FUSEDRNN_CACHE_DIR", str(folder))
-        patch.setattr(compiler, "compile_module", emulation.compile_module)
+        all_optimized = request.config.getoption("all_cases")
+        patch.setattr(
+            compiler, "compile_module", partial(quick_compiler.compile_module, all_optimized=all_optimized)
+        )
         yield folder
 
 

@@ -57,6 +57,7 @@ def test_microkernels_use_fma_without_spills(assembly, dtype, build, kind):
         assert not re.search(r"\[sp", body)
 
 
+@pytest.mark.one_value("dtype")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from fusedrnn.jit import sources
 PACKAGE = Path(fusedrnn.__file__).parent
 FORWARD, BACKWARD = "fusedrnn.engines.cpu.kernels.forward", "fusedrnn.engines.cpu.kernels.backward"
 GEMM = "fusedrnn.engines.cpu.kernels.gemm"
-HEAVY = shutil.ignore_patterns("__pycache__", "torch", "onnx", "bench", "cli", "demo")
+UNUSED = "torch", "jax", "keras", "mxnet", "onnx", "bench", "cli", "testing"  # no test here imports them
+UNUSED_FILES = shutil.ignore_patterns("__pycache__", *UNUSED)
 
 
 def module_files():
@@ -30,14 +32,17 @@ def module_files():
 FILES = dict(module_files())
 
 
+@cache
 def imported(name):
     """The modules of this package that a module imports, in functions too; of a package, the names that it imports."""
+    names = set()
     for node in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("fusedrnn"):
             is_package = FILES[node.module].name == "__init__.py"
-            yield from (f"{node.module}.{alias.name}" if is_package else node.module for alias in node.names)
+            names |= {f"{node.module}.{alias.name}" if is_package else node.module for alias in node.names}
         elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.startswith("fusedrnn"))
+            names |= {alias.name for alias in node.names if alias.name.startswith("fusedrnn")}
+    return names
 
 
 def closure(emitter):
@@ -234,7 +239,7 @@ sys.meta_path.insert(0, Finder())
 def copied(tmp_path):
     """The package's sources, without what no test here imports."""
     tree = tmp_path / "tree"
-    shutil.copytree(PACKAGE, tree / "fusedrnn", ignore=HEAVY)
+    shutil.copytree(PACKAGE, tree / "fusedrnn", ignore=UNUSED_FILES)
     return tree
 
 

@@ -13,8 +13,16 @@ from pairwise import target_names
 
 
 def compiled(name, target, emit):
-    """A GEMM as a Python function with the arguments of the function that ``emit`` emits."""
+    """A GEMM as a Python function with the arguments of the function that ``emit`` emits; it is emitted once."""
+    if (name, target) not in _compiled:
+        _compiled[name, target] = _compile(name, target, emit)
+    return _compiled[name, target]
 
+
+_compiled = {}
+
+
+def _compile(name, target, emit):
     def build():
         module = Module(name)
         gemm = emit(module)

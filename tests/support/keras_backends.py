@@ -65,8 +65,7 @@ class OtherBackend:
     def _start(self, report: Path) -> None:
         written = report.with_suffix(".part")
         variables = {**os.environ, _VARIABLE: self.name, "KERAS_TESTS_ONE_BACKEND": "1", "JAX_PLATFORMS": "cpu"}
-        # Compiling takes longer than all else.
-        variables["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+        variables["FUSEDRNN_TEST_CACHE_DIR"] = os.environ["FUSEDRNN_CACHE_DIR"]  # the session's
         variables = {name: value for name, value in variables.items() if not name.startswith("PYTEST_")}
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
         done = subprocess.run(

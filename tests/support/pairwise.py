@@ -6,11 +6,17 @@ target's to find, whose kernels come from the same emitters.
 
 A test marked ``each_value`` keeps enough cases that each value of each parameter is in one: it is of an adapter, whose
 ways for the kinds of layers and for the options of a call are independent of each other.
+
+A test or file marked ``one_value("kind")`` keeps one value of that parameter for each combination of the others: the
+code under test does not ask for it, as that of an adapter does not ask for the kind of layer. The name of the test
+draws the value, so that it is always the same and the tests of a file together meet all values. On a test that is
+marked ``each_value`` as well, that holds.
 """
 
 import os
 import zlib
 from collections import defaultdict
+from hashlib import sha256
 from itertools import combinations
 
 from fusedrnn.jit.host import available_targets
@@ -37,10 +43,15 @@ def target_names(compute=None):
 
 def reduce(items):
     """Split collected tests into those to run and those that add no pair of values."""
-    kept, groups, singles = [], defaultdict(list), defaultdict(list)
+    kept, groups, singles, draws = [], defaultdict(list), defaultdict(list), defaultdict(list)
+    places = defaultdict(dict)  # of each parameter's values, in the order in which they come
     for item in items:
         if hasattr(item, "callspec") and item.get_closest_marker("each_value") is not None:
             singles[item.nodeid.partition("[")[0]].append(item)
+            continue
+        drawn = _drawn_parameters(item)
+        if drawn:
+            draws[_name_without(item, drawn, places)].append(item)
             continue
         target = item.callspec.params.get("target", NATIVE) if hasattr(item, "callspec") else NATIVE
         if target == NATIVE or item.get_closest_marker("pairwise") is None:
@@ -51,6 +62,7 @@ def reduce(items):
         kept += covering([item for item in group if _is_compiled(item.callspec.params)])
     for group in singles.values():
         kept += covering(group, 1)
+    kept += [group[sha256(name.encode()).digest()[0] % len(group)] for name, group in draws.items()]
     chosen = set(kept)
     return [item for item in items if item in chosen], [item for item in items if item not in chosen]
 
@@ -75,6 +87,22 @@ def _is_compiled(params):
         return True
     place = target_names().index(params["target"]) + MODES.index(params["mode"])
     return DTYPES.index(params["dtype"]) == place % len(DTYPES)
+
+
+def _drawn_parameters(item):
+    """The parameters of an item of which one value is drawn."""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    return {name for marker in item.iter_markers("one_value") for name in marker.args if name in params}
+
+
+def _name_without(item, drawn, places):
+    """The test's name, and which values its other parameters have: by place, since not every value has a name."""
+    words = [item.nodeid.partition("[")[0]]
+    for name, value in sorted(item.callspec.params.items(), key=lambda parameter: parameter[0]):
+        if name not in drawn:
+            seen = places[words[0], name]
+            words.append(f"{name}={seen.setdefault(id(value), len(seen))}")
+    return " ".join(words)
 
 
 def covering(items, count=2):

@@ -210,6 +210,7 @@ def test_operands_changed_before_backward(kind, shape):
 LOW_PRECISION = [(torch.bfloat16, False), (torch.float16, False), (torch.float32, True)]
 
 
+@pytest.mark.one_value("kind")
 @pytest.mark.filterwarnings("ignore:TF32 acceleration:UserWarning")  # of the flags of oneDNN
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("dtype", "autocast"), LOW_PRECISION)

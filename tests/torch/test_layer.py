@@ -195,6 +195,7 @@ def test_short_calls_that_repeat(cell, monkeypatch):
         assert (None not in runs) and len(runs) == (2 if cell is cells.slstm else 0)
 
 
+@pytest.mark.one_value("cell")
 @various
 def test_compile(cell):
     net = make(cell, num_layers=2, bidirectional=True)

@@ -63,6 +63,7 @@ def test_cells_give_the_operators_results(kind, compute):
         torch.testing.assert_close(a, e[0], rtol=0, atol=4 * STEP[compute])
 
 
+@pytest.mark.one_value("kind")
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("compute", FORMATS)
 def test_forms_of_a_call_agree(kind, compute):
@@ -106,6 +107,7 @@ def test_bfloat16_trains(kind):
     torch.testing.assert_close(second, expected_second, rtol=0, atol=0.06 * float(expected_second.abs().max()))
 
 
+@pytest.mark.one_value("kind")
 @pytest.mark.parametrize("kind", KINDS)
 def test_int8_is_for_inference_only(kind):
     net, x = make(kind, "int8"), input_for(kind).repeat_interleave(2, -1)[..., :I]
@@ -122,6 +124,7 @@ def test_int8_is_for_inference_only(kind):
         torch.compile(net, backend="aot_eager", fullgraph=True)(x)
 
 
+@pytest.mark.one_value("kind")
 @pytest.mark.parametrize("kind", LAYERS)
 def test_int8_in_graphs_is_for_inference_only(kind):
     net, x = make(kind, "int8"), torch.randn(T, N, I)
@@ -137,6 +140,7 @@ def test_int8_in_graphs_is_for_inference_only(kind):
 # -- the attribute ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("compute", FORMATS)
 def test_copies_and_representation(kind, compute):
@@ -193,6 +197,7 @@ def test_graphs_keep_the_format(kind, compute):
         assert torch.equal(first(graph(x)), expected)
 
 
+@pytest.mark.one_value("kind")
 @pytest.mark.parametrize("kind", ["RNN", "LSTMCell"])
 def test_compiled_training(kind):
     net, x = make(kind, "bfloat16"), input_for(kind).repeat_interleave(2, -1)[..., :I]

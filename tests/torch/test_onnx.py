@@ -29,6 +29,7 @@ OPTIONS = {
 
 # torch's own: what its exporters copy and call, and advice that they give.
 pytestmark = [
+    pytest.mark.one_value("kind"),  # where every kind of node need not be written
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*TorchScript-based ONNX export.*:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
@@ -109,6 +110,7 @@ def test_exporter(kind, options):
         check_same(content, net, spec_of(kind, OPTIONS[options]), torch.randn(T, N, I))
 
 
+@pytest.mark.each_value
 @layer
 @options
 def test_tracing_exporter(kind, options):
@@ -117,6 +119,7 @@ def test_tracing_exporter(kind, options):
     check_same(content, net, spec_of(kind, OPTIONS[options]), torch.randn(6, 3, I))
 
 
+@pytest.mark.each_value
 @layer
 def test_states(kind):
     net = LAYERS[kind](I, H, 2, bidirectional=True).eval()
@@ -172,6 +175,7 @@ def test_accelerated():
     check_same(content, model, spec_of("LSTM", {}), torch.randn(8, 2, 3))
 
 
+@pytest.mark.each_value
 @layer
 @options
 @pytest.mark.parametrize("export", [exported_layer, traced_layer], ids=["dynamo", "tracing"])

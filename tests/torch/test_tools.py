@@ -155,6 +155,7 @@ def test_layers_built_in_inference_mode(kind):
 
 
 @TORCHSCRIPT
+@pytest.mark.each_value
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_layers_inside_a_script_module(kind, nested):
@@ -315,6 +316,7 @@ def test_exported_programs_load_after_import_alone(tmp_path):
     assert float(loaded) == pytest.approx(model(x).sum().item())
 
 
+@pytest.mark.one_value("kind")
 @pytest.mark.parametrize("kind", ["GRU", "LSTMCell"])
 def test_draft_export(kind):
     """In a separate process, because it leaves files open."""

@@ -1,15 +1,12 @@
 """Calls of few rows use unpacked weights: the bits are those of packed weights, and nothing is packed or cached."""
 
-import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from assembly import TARGETS, common_functions, loops
 from fusedrnn import RNNOp, frozen
 from fusedrnn.engines.cpu.tuning import tuned
-from fusedrnn.jit.target import is_x86
 from fusedrnn.spec import DTYPES, MODES
 from problems import Shape, make_problem
 
@@ -82,20 +79,3 @@ def test_reserve_keeps_its_weights():
     dx, dparams, _ = op.backward(problem.dy, None, reserve)
     np.testing.assert_array_equal(dx, expected[0])
     np.testing.assert_array_equal(dparams, expected[1])
-
-
-@pytest.mark.skipif(not is_x86(), reason="reads x86 assembly")
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("pinned", [t for t in TARGETS if t.fma], ids=lambda target: target.name)
-def test_vectors_stay_in_registers(dtype, pinned):
-    """Sums, squares of weights and shuffle masks stay in vector registers; addresses may be on the stack."""
-    code = {**common_functions("nn", dtype, pinned), **common_functions("tn", dtype, pinned)}
-    width = pinned.tile[1]
-    # A masked tile of a whole panel, used only at a matrix's end, may spill one register.
-    masked = [f"masked{rows}x{col_vecs}" for rows in (1, 4) for col_vecs in range(1, width)]
-    for name in ("transposing1", f"direct1x{width}", f"direct4x{width}", *masked):
-        bodies = [body for body in loops(code[name]) if any("vfmadd" in line for line in body)]
-        assert bodies
-        for body in bodies:
-            spilled = [line for line in body if re.search(r"[yz]mm\d+.*\(%rsp\)|\(%rsp\).*[yz]mm", line)]
-            assert not spilled, f"{name}: {spilled}"

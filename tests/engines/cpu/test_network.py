@@ -52,6 +52,7 @@ def cached_calls(monkeypatch):
     return counts
 
 
+@pytest.mark.one_value("options")
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("kind", ["packed", "unpacked", "frozen"])
 @pytest.mark.parametrize("options", [(), ("resets",)], ids=["plain", "resets"])

@@ -9,6 +9,7 @@ from gemms import aligned, compiled, each_target, rows_of
 
 SIZES = [1, 2, 3, 7, 8, 9, 16, 31, 64, 100]
 POISON = 77
+pytestmark = pytest.mark.pairwise
 
 
 def rows(size):

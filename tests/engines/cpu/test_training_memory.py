@@ -224,6 +224,7 @@ class Loop:
         return sum(state.nbytes for state in final)
 
 
+@pytest.mark.one_value("keep")
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("lengths", [False, True], ids=["full", "lengths"])
 def test_steady_state_allocates_nothing_but_its_results(threads, lengths, keep, use_all_threads, traced):

@@ -1,0 +1,45 @@
+"""Code for the tests, much of it compiled without optimization: in less time, with the same bits.
+
+Always optimized is what users run most: on the native target GEMMs, threads and the four modes. Never optimized is the
+code of emulated targets, which is not meant to be fast. Of the rest, that is of other targets and of variants and other
+cells, whose kernels come from the same emitters, one module in four is optimized, drawn by its name; ``--all-cases``
+optimizes it all. The optimized code of all targets is read in the tests of emitted code.
+"""
+
+import zlib
+from itertools import product
+
+import llvmlite.binding as llvm
+
+from fusedrnn.cell.cells import FAMILIES
+from fusedrnn.jit import compiler
+from fusedrnn.jit.host import available_targets
+from fusedrnn.jit.target import ITEM_SIZE
+
+_compile_optimized = compiler.compile_module
+_NATIVE = available_targets()[0]
+_NATIVE_NAMES = (_NATIVE.name, _NATIVE.base and _NATIVE.base.name)  # float32 has the base's code
+_JOBS = ("forward", "training", "backward")
+_MODES = {f"{family.default.slug}_{compute}" for family, compute in product(FAMILIES.values(), ITEM_SIZE)}
+
+
+def compile_module(module, target, debug=0, *, all_optimized=False):
+    """The object file of a module, as :func:`fusedrnn.jit.compiler.compile_module` returns it."""
+    if _is_optimized(module, target, all_optimized):
+        return _compile_optimized(module, target, debug)
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(
+        cpu=target.cpu, features=target.features, opt=0, reloc="default", codemodel="jitdefault", jit=True
+    )
+    module.triple = machine.triple
+    parsed = llvm.parse_assembly(str(module))
+    parsed.verify()
+    return bytes(machine.emit_object(parsed))
+
+
+def _is_optimized(module, target, all_optimized):
+    job, _, cell = module.name.partition("_")
+    is_usual = target.name in _NATIVE_NAMES and (job not in _JOBS or cell in _MODES)
+    is_drawn = zlib.crc32(f"{module.name} {target.name}".encode()) % 4 == 0
+    return not target.emulated and (is_usual or is_drawn or all_optimized)
