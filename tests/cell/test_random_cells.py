@@ -18,7 +18,7 @@ from problems import Shape, problem_of
 from random_cells import OPERATIONS, SHAPE, check_composed, check_reference, draw, random_problem
 from variants import Steps, variant_results
 
-PARTS, CELLS_OF_A_PART = 12, 10
+PARTS, CELLS_OF_A_PART = 12, 20
 KERNEL_SHAPE = Shape(4, 3, 3, 5, lengths="edges")
 
 

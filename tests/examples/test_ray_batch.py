@@ -71,7 +71,8 @@ def test_killed_jobs_and_workers(data, ray_folder, monkeypatch, capsys):
         os.kill(worker, signal.SIGKILL)
         output = job.finish()
     workers = [int(process) for _, process in re.findall(line, output, re.MULTILINE)]
-    assert len(workers) == SHARDS - len(before)
+    # The worker may be killed between writing a shard and saying so.
+    assert SHARDS - len(before) - len(workers) in (0, 1)
     assert workers[0] == worker != workers[-1]
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert_encoded_once(data)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fusedrnn
-from conformance import SHAPES, Conformance, TrainingConformance
+from conformance import SHAPES, TRAINING_SHAPES, Conformance, TrainingConformance
 from fusedrnn.jax import rnn
 from fusedrnn.spec import MODES
 from jax_versions import enable_x64
@@ -24,25 +24,22 @@ def two_threads():
     fusedrnn.set_num_threads(before)
 
 
-def _without_shapes(test):
-    """A test of the suite that is parametrized by the mode alone."""
+def _each_shape_once(test, shapes):
+    """A test of the suite on all shapes, each in one mode in turn: the engine has the suite in all modes."""
 
     def own(self, mode, shape):
         test(self, mode, shape)
 
-    return pytest.mark.parametrize("mode", MODES)(own)
+    pairs = [(MODES[number % len(MODES)], shape) for number, shape in enumerate(shapes)]
+    return pytest.mark.parametrize(("mode", "shape"), pairs, ids=str)(own)
 
 
 def in_numpy(tree):
     return jax.tree.map(np.asarray, tree)
 
 
-# The engine has the suite for all shapes; here they are one of each depth and direction, with lengths and without.
-SOME = pytest.mark.parametrize("shape", SHAPES[1::5], ids=str)
-
-
 class TestForward(Conformance):
-    test_forward = SOME(_without_shapes(Conformance.test_forward))
+    test_forward = _each_shape_once(Conformance.test_forward, SHAPES)
 
     def run(self, spec, x, params, states, lengths):
         with enable_x64():
@@ -53,7 +50,7 @@ class TestForward(Conformance):
 class TestGradients(TrainingConformance):
     keeps = ("gates",)
     test_dropout = test_requests = None
-    test_gradients = SOME(_without_shapes(TrainingConformance.test_gradients))
+    test_gradients = _each_shape_once(TrainingConformance.test_gradients, TRAINING_SHAPES)
 
     def train(self, spec, x, params, states, lengths, keep, seed):
         zeros = tuple(np.zeros(shape, x.dtype) for shape in spec.state_shape(x.shape[1]))

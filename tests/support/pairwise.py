@@ -2,7 +2,8 @@
 
 A test or class marked ``pairwise`` keeps all its cases on the native target. Of those on other targets it keeps enough
 that every two values of different parameters meet in one case: a defect that takes three to show is the native
-target's to find, whose kernels come from the same emitters.
+target's to find, whose kernels come from the same emitters. Where the native target has instructions for formats that
+its base lacks, as with AMX, float32 and float64 are tested on the base, and so in pairs too.
 
 A test marked ``each_value`` keeps enough cases that each value of each parameter is in one: it is of an adapter, whose
 ways for the kinds of layers and for the options of a call are independent of each other.
