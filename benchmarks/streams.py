@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Annotated
@@ -31,6 +32,8 @@ from fusedrnn.env import MAX_THREADS
 ROUND_SECONDS = 0.02
 """Of each of the two in a round: other work on the machine then falls into one round, not into the median."""
 BATCHES = (1, 8, 64, 256)
+_PAUSE = 1e-4
+"""Seconds between two readings of the clock from which on the system has taken the processor away."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -88,6 +91,29 @@ def comparison_table(comparisons: list[Comparison]) -> Table:
     return table
 
 
+def pauses(seconds: float) -> list[float]:
+    """The pauses, in seconds, of a loop that only reads the clock for so long."""
+    lengths, now = [], time.perf_counter()
+    end = now + seconds
+    while now < end:
+        before, now = now, time.perf_counter()
+        if now - before > _PAUSE:
+            lengths.append(now - before)
+    return lengths
+
+
+def wait_of(lengths: list[float], seconds: float, share: float = 0.01) -> float:
+    """The wait in seconds that this share of all moments exceeds; at a moment in a pause one waits until it ends."""
+    # The time at which more than w of a pause is left is the pause less w: these add up to the share.
+    total, descending = 0.0, [*sorted(lengths, reverse=True), 0.0]
+    for count, (length, next_length) in enumerate(pairwise(descending), 1):
+        total += length
+        wait = (total - share * seconds) / count
+        if wait >= next_length:
+            return wait
+    return 0.0
+
+
 @app.command()
 def main(
     cell: Annotated[str, typer.Option(help=f"{', '.join(CELLS)}.")] = Settings.cell,
@@ -120,6 +146,12 @@ def main(
     latencies = distribution(result.latencies)
     console.print(f"\n{capacity} streams, a frame of each every {period:g} ms", highlight=False)
     console.print(latency_table({"due to output": latencies}))
+    lengths = pauses(seconds)
+    own_p99, longest = wait_of(lengths, seconds), max(lengths, default=0.0)
+    console.print(
+        f"the system's own part, seen by a loop that only reads the clock: p99 {own_p99 * 1e3:.2f} ms, "
+        f"longest pause {longest * 1e3:.2f} ms", highlight=False,
+    )  # fmt: skip
     share = result.processor_seconds / seconds
     console.print(f"{share:.0%} of one processor, {np.mean(result.batches):.1f} streams in a step", highlight=False)
     if json_path:
@@ -127,6 +159,7 @@ def main(
             "machine": machine, "settings": asdict(settings), "threads": threads,
             "comparisons": [asdict(row) for row in comparisons],
             "schedule": {"period": period / 1e3, "latency_ms": latencies, "processor_share": share},
+            "pauses": {"p99": own_p99, "longest": longest},
         }  # fmt: skip
         json_path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from typer.testing import CliRunner
 
 from benchmarks import streams
@@ -16,7 +17,22 @@ def test_figures(tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     for words in ("streams in a step", "ratio", "70 streams, a frame of each every 10 ms", "p99", "of one processor"):
         assert words in result.output
+    assert "a loop that only reads the clock" in result.output
     figures = json.loads(path.read_text())
     assert [row["batch"] for row in figures["comparisons"]] == [1, 8, 64]
     assert figures["schedule"]["latency_ms"]["count"] == 700
     assert CliRunner().invoke(app, ["--cell", "transformer"]).exit_code != 0
+
+
+def test_waits_for_a_processor_that_the_system_has_taken():
+    assert streams.wait_of([], 10) == 0.0
+    assert streams.wait_of([0.05], 10) == 0.0  # half a percent of all moments
+    assert streams.wait_of([0.3], 10) == pytest.approx(0.2)  # at 0.1 of 10 seconds more than 0.2 is left
+    assert streams.wait_of([0.1, 0.3, 0.3], 10) == pytest.approx(0.25)
+    assert streams.wait_of([0.02] * 10, 10) == pytest.approx(0.01)
+
+
+def test_pauses(monkeypatch):
+    readings = iter([0.0, 0.00005, 0.0301, 0.03015, 2.0])
+    monkeypatch.setattr(streams.time, "perf_counter", lambda: next(readings))
+    assert streams.pauses(1.0) == pytest.approx([0.03005, 1.96985])
