@@ -14,6 +14,7 @@ PARAMS, X = jnp.zeros(SPEC.layout.size), jnp.zeros((4, 2, 3))
 CASES = {
     "spec": (lambda: rnn("lstm", PARAMS, X), TypeError, "spec must be an RNNSpec; got str"),
     "params": (lambda: rnn(SPEC, PARAMS[1:], X), ValueError, r"params must have shape \(200\); got \(199,\)"),
+    "no params": (lambda: rnn(SPEC, None, X), TypeError, "params must be an array; got None"),
     "x": (lambda: rnn(SPEC, PARAMS, X[..., :2]), ValueError, r"x must have shape \(any size, any size, 3\); got"),
     "dimensions": (lambda: rnn(SPEC, PARAMS, X[0]), ValueError, r"x must have shape .*; got \(2, 3\)"),
     "empty": (lambda: rnn(SPEC, PARAMS, X[:0]), ValueError, r"x must not be empty; got shape \(0, 2, 3\)"),

@@ -125,6 +125,20 @@ def test_float64(fused):
     assert fused[0].dtype == "float64"
 
 
+# JAX's warning, of Keras's own weights.
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype float64")
+@EVERYWHERE
+@pytest.mark.parametrize("kind", ["LSTM", "SimpleRNN"])
+def test_float64_that_the_backend_does_not_have(kind, fused):
+    """JAX without jax_enable_x64 makes float32 of it."""
+    ours, theirs = twins(lambda module: getattr(module, kind)(H, dtype="float64", return_sequences=True))
+    x, _ = arrays(0)
+    results = [keras.ops.convert_to_numpy(layer(x)) for layer in (ours, theirs)]
+    assert results[0].dtype == results[1].dtype
+    assert_within(*results, *tolerance("float32", I + H))
+    assert len(fused) == 1
+
+
 @contextlib.contextmanager
 def x64():
     """JAX has 64-bit numbers."""

@@ -105,6 +105,8 @@ def _without_masks(spec: RNNSpec) -> RNNSpec:
 
 def _array(name: str, value: Any, dtype: np.dtype[Any], shape: Sequence[int | None]) -> Array:
     """A JAX array of that dtype and shape, in which None stands for any size."""
+    if value is None:
+        raise TypeError(f"{name} must be an array; got None")
     array = jnp.asarray(value)
     if array.dtype != dtype:
         hint = "; set jax_enable_x64 for float64" if dtype == np.float64 and array.dtype == np.float32 else ""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -28,6 +30,7 @@ def run(
         return None
     if len(x) == 1 and isinstance(x, jax.core.Tracer):
         return None  # in a graph, seeing whether the parameters have changed takes as long as a step
+    spec = _available(spec, jax.dtypes.canonicalize_dtype(spec.dtype).name)
     x_spec, *initial = [operand.astype(spec.dtype) for operand in (x, *states)]
     params = _params(spec, parameters)
     # Keras's arrays are (N, T, features): in a graph XLA removes what transposes them to and fro.
@@ -35,6 +38,12 @@ def run(
     y = y.swapaxes(0, 1)
     dtype = parameters[0].kernel.dtype
     return y.astype(dtype), tuple(state.astype(dtype) for state in final)
+
+
+@lru_cache(maxsize=256)
+def _available(spec: RNNSpec, dtype: str) -> RNNSpec:
+    """The spec in the dtype that arrays have: without jax_enable_x64 JAX makes float32 of float64, as Keras does."""
+    return replace(spec, dtype=dtype)
 
 
 def padding_of(mask: Any) -> bool | None:
