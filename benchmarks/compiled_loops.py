@@ -19,12 +19,13 @@ from rich.table import Table
 from torch import Tensor
 
 import fusedrnn
+from benchmarks.timed_rows import TimedRow, result_difference
 from fusedrnn import cells
 from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.data import Results, Workload, workload
 from fusedrnn.bench.report import environment_report
 from fusedrnn.bench.tables import duration, new_table
-from fusedrnn.bench.timing import Timing, alternate
+from fusedrnn.bench.timing import alternate
 from fusedrnn.bench.torch_contenders import load, torch_nn, train_torch_nn
 from fusedrnn.bench.torch_contenders import threads as torch_threads
 from fusedrnn.cell.cells import Cell
@@ -32,7 +33,6 @@ from fusedrnn.cli import options
 from fusedrnn.cli.bench import write_json
 from fusedrnn.cli.console import check_writable, fail, output, steps
 from fusedrnn.testing.cases import CASES, Case
-from fusedrnn.testing.tolerance import difference, gradient_tolerance, longest_sum, tolerance
 
 LOOP, COMPILED, LAYER = "loop", "compiled loop", "fused"
 _PAUSE = 0.05
@@ -43,31 +43,14 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(TimedRow):
     """The timings of a cell on a workload.
 
     Attributes:
-        case: The sizes.
-        cell: The cell.
-        phase: ``"inference"`` or ``"training"``.
         compile_seconds: The first call of the compiled loop.
-        timings: By contender.
     """
 
-    case: Case
-    cell: str
-    phase: str
     compile_seconds: float
-    timings: dict[str, Timing]
-
-    @property
-    def name(self) -> str:
-        """The row in words."""
-        return f"{self.case.name}, {self.cell}, {self.phase}"
-
-    def ratio(self, slower: str) -> float:
-        """How many times as long as the fused layer another contender takes, by medians."""
-        return self.timings[slower].median / self.timings[LAYER].median
 
 
 class Loop(torch.nn.Module):
@@ -144,7 +127,7 @@ def run_row(case: Case, cell: str, phase: str, seconds: float) -> Row:
         check(work, name, expected, contenders[name](batch)())
     calls: dict[str, Callable[[], Any]] = {name: partial(run, batch) for name, run in contenders.items()}
     timings, _ = alternate(calls, seconds, pause=_PAUSE)
-    return Row(case, cell, phase, compile_seconds, timings)
+    return Row(case, cell, phase, timings, compile_seconds)
 
 
 def check(work: Workload, name: str, expected: Results, actual: Results) -> None:
@@ -153,13 +136,9 @@ def check(work: Workload, name: str, expected: Results, actual: Results) -> None
     Raises:
         RuntimeError: They differ by more than rounding.
     """
-    spec, case = work.spec, work.case
     for key, array in expected.items():
-        limits = tolerance(spec.dtype, longest_sum(spec))
-        if key.startswith("d"):
-            limits = gradient_tolerance(spec.dtype, spec, case.T, case.N, float(abs(array).max()))
-        if message := difference(actual[key], array, *limits):
-            raise RuntimeError(f"{case.name}, {spec.mode_name}, {name}: {key} differs{message}")
+        if message := result_difference(work.spec, work.case, actual[key], array, is_gradient=key.startswith("d")):
+            raise RuntimeError(f"{work.case.name}, {work.spec.mode_name}, {name}: {key} differs{message}")
 
 
 def table(rows: list[Row]) -> Table:
@@ -168,7 +147,7 @@ def table(rows: list[Row]) -> Table:
     result = new_table("Medians, and ratios of them", headings)
     for row in rows:
         times = [duration(row.timings[name].median) for name in (LOOP, COMPILED, LAYER)]
-        ratios = [f"{row.ratio(name):.2f}" for name in (LOOP, COMPILED)]
+        ratios = [f"{row.ratio(name, LAYER):.2f}" for name in (LOOP, COMPILED)]
         result.add_row(row.name, f"{row.compile_seconds:.0f} s", *times, *ratios)
     return result
 
@@ -176,9 +155,8 @@ def table(rows: list[Row]) -> Table:
 def row_report(row: Row) -> dict[str, Any]:
     """A row as data for JSON."""
     return {
-        "case": row.case.name, "cell": row.cell, "phase": row.phase, "compile_seconds": row.compile_seconds,
-        "seconds": {name: list(timing.seconds) for name, timing in row.timings.items()},
-        "median": {name: timing.median for name, timing in row.timings.items()},
+        "case": row.case.name, "cell": row.mode, "phase": row.phase, "compile_seconds": row.compile_seconds,
+        **row.seconds_report(),
     }  # fmt: skip
 
 
@@ -211,7 +189,8 @@ def main(
             progress.say(f"{case.name}, {each}, {phase}: compiling takes minutes")
             row = run_row(case, each, phase, seconds)
             rows.append(row)
-            progress.done(f"{row.name}: {LOOP} {row.ratio(LOOP):.1f}, {COMPILED} {row.ratio(COMPILED):.1f}")
+            ratios = [f"{name} {row.ratio(name, LAYER):.1f}" for name in (LOOP, COMPILED)]
+            progress.done(f"{row.name}: {', '.join(ratios)}")
             if json:  # after each row, since all take long
                 rows_report = [row_report(each_row) for each_row in rows]
                 write_json(json, {"environment": environment_report(), "threads": threads, "rows": rows_report})

@@ -7,8 +7,7 @@ the parameters and the input.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Annotated, Any
 
@@ -19,18 +18,18 @@ import typer
 from rich.table import Table
 
 import fusedrnn
+from benchmarks.timed_rows import TimedRow, result_difference
 from fusedrnn import RNNOp
 from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.report import environment_report
 from fusedrnn.bench.tables import duration, new_table
-from fusedrnn.bench.timing import Timing, alternate
+from fusedrnn.bench.timing import alternate
 from fusedrnn.cli import options
 from fusedrnn.cli.bench import write_json
 from fusedrnn.cli.console import check_writable, fail, output, steps
 from fusedrnn.jax import accelerate, rnn
 from fusedrnn.spec import RNNSpec
 from fusedrnn.testing.cases import CASES, Case
-from fusedrnn.testing.tolerance import difference, gradient_tolerance, longest_sum, tolerance
 
 NUMPY, RNN, SCAN, FLAX, ACCELERATED = "RNNOp", "rnn", "scan", "flax", "accelerated"
 PAIRS = (RNN, NUMPY), (SCAN, RNN), (FLAX, ACCELERATED)
@@ -41,32 +40,6 @@ _PAUSE = 0.05
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Call = Callable[[], Any]
-
-
-@dataclass(frozen=True)
-class Row:
-    """The timings of a workload, by contender.
-
-    Attributes:
-        case: The sizes.
-        mode: The cell.
-        phase: ``"inference"`` or ``"training"``.
-        timings: By contender.
-    """
-
-    case: Case
-    mode: str
-    phase: str
-    timings: Mapping[str, Timing]
-
-    @property
-    def name(self) -> str:
-        """The row in words."""
-        return f"{self.case.name}, {self.mode}, {self.phase}"
-
-    def ratio(self, slower: str, faster: str) -> float:
-        """How many times as long as one contender another takes, by medians."""
-        return self.timings[slower].median / self.timings[faster].median
 
 
 def operator_calls(spec: RNNSpec, x: Any, dy: Any, training: bool) -> dict[str, Call]:
@@ -154,15 +127,11 @@ def check(spec: RNNSpec, case: Case, expected: Any, actual: Any) -> None:
         RuntimeError: They differ by more than rounding.
     """
     for index, (array, other) in enumerate(zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)):
-        array, other = np.asarray(array), np.asarray(other)
-        scale = float(np.abs(other).max())
-        limits = gradient_tolerance(spec.dtype, spec, case.T, case.N, scale)
-        limits = limits if index else tolerance(spec.dtype, longest_sum(spec))
-        if message := difference(array, other, *limits):
+        if message := result_difference(spec, case, array, other, is_gradient=index > 0):
             raise RuntimeError(f"{case.name}, {spec.mode_name}: results differ{message}")
 
 
-def run_row(case: Case, mode: str, phase: str, seconds: float) -> Row:
+def run_row(case: Case, mode: str, phase: str, seconds: float) -> TimedRow:
     """Check and time the calls of one workload.
 
     Raises:
@@ -179,10 +148,10 @@ def run_row(case: Case, mode: str, phase: str, seconds: float) -> Row:
         check(spec, case, expected, calls[name]())
     check(spec, case, flax[FLAX](), flax[ACCELERATED]())
     timings, _ = alternate({**calls, **flax}, seconds, pause=_PAUSE)
-    return Row(case, mode, phase, timings)
+    return TimedRow(case, mode, phase, timings)
 
 
-def table(rows: list[Row]) -> Table:
+def table(rows: list[TimedRow]) -> Table:
     """The medians of ours, what JAX adds to the call in NumPy, and how many times as fast ours are."""
     headings = ("", "RNNOp", "rnn", "rnn / RNNOp", "scan / rnn", "flax", "accelerated", "flax / accelerated")
     result = new_table("Medians, and ratios of them", headings)
@@ -193,20 +162,16 @@ def table(rows: list[Row]) -> Table:
     return result
 
 
-def report(rows: list[Row], threads: int) -> dict[str, Any]:
+def report(rows: list[TimedRow], threads: int) -> dict[str, Any]:
     """All rows as data for JSON, with the machine and the versions."""
     environment = environment_report()
     environment["versions"] |= {"jax": jax.__version__}
     return {"environment": environment, "threads": threads, "rows": [row_report(row) for row in rows]}
 
 
-def row_report(row: Row) -> dict[str, Any]:
+def row_report(row: TimedRow) -> dict[str, Any]:
     """A row as data for JSON."""
-    return {
-        "case": row.case.name, "mode": row.mode, "phase": row.phase,
-        "seconds": {name: list(timing.seconds) for name, timing in row.timings.items()},
-        "median": {name: timing.median for name, timing in row.timings.items()},
-    }  # fmt: skip
+    return {"case": row.case.name, "mode": row.mode, "phase": row.phase, **row.seconds_report()}
 
 
 def workloads(cases: list[Case], modes: list[str], phases: list[str]) -> Iterator[tuple[Case, str, str]]:

@@ -24,7 +24,7 @@ def quick(monkeypatch):
 @pytest.mark.parametrize("cell", compiled_loops.CELLS)
 def test_a_row(cell, phase):
     row = compiled_loops.run_row(CASE, cell, phase, 0.0)
-    assert row.ratio(compiled_loops.LAYER) == 1.0
+    assert row.ratio(compiled_loops.LAYER, compiled_loops.LAYER) == 1.0
     report = json.loads(json.dumps(compiled_loops.row_report(row)))
     assert set(report["median"]) == {"loop", "compiled loop", "fused"}
     console = Console(width=150, file=io.StringIO())

@@ -1,0 +1,56 @@
+"""What benchmarks of contenders that take turns have in common: a row of timings, and the check before it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fusedrnn.bench.timing import Timing
+from fusedrnn.spec import RNNSpec
+from fusedrnn.testing.cases import Case
+from fusedrnn.testing.tolerance import difference, gradient_tolerance, longest_sum, tolerance
+
+
+@dataclass(frozen=True)
+class TimedRow:
+    """The timings of a workload, by contender.
+
+    Attributes:
+        case: The sizes.
+        mode: The cell.
+        phase: ``"inference"`` or ``"training"``.
+        timings: By contender.
+    """
+
+    case: Case
+    mode: str
+    phase: str
+    timings: Mapping[str, Timing]
+
+    @property
+    def name(self) -> str:
+        """The row in words."""
+        return f"{self.case.name}, {self.mode}, {self.phase}"
+
+    def ratio(self, slower: str, faster: str) -> float:
+        """How many times as long as one contender another takes, by medians."""
+        return self.timings[slower].median / self.timings[faster].median
+
+    def seconds_report(self) -> dict[str, Any]:
+        """The timings as data for JSON."""
+        return {
+            "seconds": {name: list(timing.seconds) for name, timing in self.timings.items()},
+            "median": {name: timing.median for name, timing in self.timings.items()},
+        }
+
+
+def result_difference(spec: RNNSpec, case: Case, actual: Any, expected: Any, is_gradient: bool) -> str | None:
+    """Describe where two arrays of results differ by more than rounding; None if they do not."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    limits = tolerance(spec.dtype, longest_sum(spec))
+    if is_gradient:
+        limits = gradient_tolerance(spec.dtype, spec, case.T, case.N, float(np.abs(expected).max()))
+    return difference(actual, expected, *limits)
