@@ -138,3 +138,14 @@ def test_more_arrays_than_a_call_takes():
     params = ParamArrays.of(vectors, [Piece(number, 0, 1) for number in range(len(vectors))])
     with pytest.raises(Exception, match="at most 32 arrays; there are 50"):
         rnn(spec, params, jnp.ones((2, 1, 3)))
+
+
+@pytest.mark.parametrize("count", [63, 64])
+def test_as_many_arrays_as_a_vector_is_made_of(count):
+    layout = ArrayLayout(((1,),) * count, tuple(Piece(number, 0, 1) for number in range(count)))
+    vectors = [jnp.full(1, number, jnp.float32) for number in range(count)]
+    if count == 63:
+        np.testing.assert_array_equal(flatten(vectors, layout), np.arange(63))
+    else:
+        with pytest.raises(Exception, match="made of more than 63 arrays"):
+            flatten(vectors, layout)

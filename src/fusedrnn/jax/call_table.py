@@ -109,8 +109,9 @@ class CallTable:
 def prepare(job: Job, rows: int, columns: int, threads: int) -> tuple[int, BufferCall | TransposeCall]:
     """The address of the function that runs a job, and what it runs; see :data:`ENTRY`."""
     if isinstance(job, NetworkJob):
-        steps, batch = (columns, rows) if job.call.batch_first else (rows, columns)
-        return address(load_run_buffers()), _buffer_call(job, steps, batch, threads)
+        return address(load_run_buffers()), _buffer_call(job, *job.call.sizes((rows, columns)), threads)
+    if any(max(block.source, block.dest) >= MAX_BUFFERS for block in job.blocks):
+        raise ValueError(f"a vector of parameters is made of more than {MAX_BUFFERS - 1} arrays")
     return address(load_transpose(job.dtype)), TransposeCall(job.blocks)
 
 

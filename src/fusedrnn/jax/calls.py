@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, lru_cache
 from typing import Any, Literal, NamedTuple
@@ -42,9 +43,9 @@ class Call:
         """States of the cell."""
         return len(self.spec.state_names)
 
-    def sizes(self, x: Any) -> tuple[int, int]:
-        """T and N of an input."""
-        return (x.shape[1], x.shape[0]) if self.batch_first else (x.shape[0], x.shape[1])
+    def sizes(self, shape: Sequence[int]) -> tuple[int, int]:
+        """T and N, from the shape of an input."""
+        return (shape[1], shape[0]) if self.batch_first else (shape[0], shape[1])
 
     @cached_property
     def param_names(self) -> list[str]:
@@ -52,15 +53,19 @@ class Call:
         return ["params"] if self.arrays is None else [f"params{number}" for number in range(len(self.arrays.shapes))]
 
     @cached_property
+    def initial_names(self) -> list[str]:
+        """The names of the operands that are initial states."""
+        return self._state_buffers("{}0") if "states" in self.options else []
+
+    @cached_property
     def operand_names(self) -> list[str]:
         """The names of the operands of forward."""
-        initial = self._state_buffers("{}0") if "states" in self.options else []
-        return ["x", *self.param_names, *initial, *(name for name in OPTIONAL[1:] if name in self.options)]
+        return ["x", *self.param_names, *self.initial_names, *(name for name in OPTIONAL[1:] if name in self.options)]
 
     @property
     def num_floats(self) -> int:
         """Operands that have gradients, the first ones: input, parameters, initial states."""
-        return 1 + len(self.param_names) + (self.num_states if "states" in self.options else 0)
+        return 1 + len(self.param_names) + len(self.initial_names)
 
     def _state_buffers(self, form: str) -> list[str]:
         """The names of arrays of the states, such as those of the form ``"{}0"``."""
@@ -69,9 +74,9 @@ class Call:
     def pieces(self, operands: Any) -> dict[str, Any]:
         """The operands by name; the parameters and the states as tuples, None if there are no states."""
         by_name = dict(zip(self.operand_names, operands, strict=True))
-        states = tuple(map(by_name.__getitem__, self._state_buffers("{}0"))) if "states" in self.options else None
+        params, states = (tuple(map(by_name.__getitem__, names)) for names in (self.param_names, self.initial_names))
         return {
-            "x": by_name["x"], "params": tuple(map(by_name.__getitem__, self.param_names)), "states": states,
+            "x": by_name["x"], "params": params, "states": states or None,
             **{name: by_name.get(name) for name in OPTIONAL[1:]},
         }  # fmt: skip
 

@@ -36,7 +36,7 @@ rnn_p, forward_p, backward_p = map(Primitive, ("fusedrnn", "fusedrnn_forward", "
 
 def _forward_shapes(*operands: Any, call: Call, saves: bool) -> list[Any]:
     x = operands[0]
-    steps, batch = call.sizes(x)
+    steps, batch = call.sizes(x.shape)
     spec = call.spec
     shapes = [(*x.shape[:2], spec.output_size), *spec.state_shape(batch)]
     results = [jax.core.ShapedArray(shape, x.dtype) for shape in shapes]
@@ -53,7 +53,7 @@ def _backward_shapes(*operands: Any, call: Call, needs: Needs) -> list[Any]:
     x = operands[0]
     shapes = [x.shape] if needs.x else []
     shapes += [(call.spec.layout.size,)] if needs.params else []
-    shapes += call.spec.state_shape(call.sizes(x)[1]) if needs.states else []
+    shapes += call.spec.state_shape(call.sizes(x.shape)[1]) if needs.states else []
     return [jax.core.ShapedArray(shape, x.dtype) for shape in shapes]
 
 
@@ -63,7 +63,7 @@ def _backward_shapes(*operands: Any, call: Call, needs: Needs) -> list[Any]:
 def _composed_forward(*operands: Array, call: Call, saves: bool) -> list[Array]:
     results = list(_scan(call, _pieces(call, operands)))
     if saves:
-        results.append(jnp.zeros(reserve_size(call, *call.sizes(operands[0])), jnp.uint8))
+        results.append(jnp.zeros(reserve_size(call, *call.sizes(operands[0].shape)), jnp.uint8))
     return results
 
 
@@ -100,7 +100,7 @@ def _composed_gradients(
     pieces = _pieces(call, operands)
     if pieces["states"] is None and needs.states:
         x = pieces["x"]
-        shapes = call.spec.state_shape(call.sizes(x)[1])
+        shapes = call.spec.state_shape(call.sizes(x.shape)[1])
         pieces["states"] = tuple(jnp.zeros(shape, x.dtype) for shape in shapes)
 
     def run(x: Array, params: Array, states: Any) -> tuple[Array, ...]:
@@ -153,8 +153,8 @@ def _save(call: Call, *operands: Any) -> tuple[list[Array], Any]:
         raise NotImplementedError(f"compute={call.spec.compute!r} is for inference: it has no gradients")
     values = [operand.value for operand in operands]
     perturbed = dict(zip(call.operand_names, (operand.perturbed for operand in operands), strict=True))
-    params, states = call.param_names, call.operand_names[1 + len(call.param_names) : call.num_floats]
-    needs = Needs(perturbed["x"], *(any(perturbed[name] for name in names) for names in (params, states)))
+    params, states = (any(map(perturbed.__getitem__, names)) for names in (call.param_names, call.initial_names))
+    needs = Needs(perturbed["x"], params, states)
     *results, reserve = forward_p.bind(*values, call=call, saves=True)
     return results, (_Static(needs), values, reserve)
 
@@ -176,7 +176,7 @@ def _differentiate(call: Call, residuals: Any, cotangents: Sequence[Any]) -> tup
         parts = [flat] if call.arrays is None else unflatten(flat, call.arrays)
         by_name.update(zip(call.param_names, parts, strict=True))
     if needs.states:
-        by_name.update(zip(call.operand_names[1 + len(call.param_names) :], gradients, strict=False))
+        by_name.update(zip(call.initial_names, gradients, strict=True))
     return tuple(by_name.get(name) for name in call.operand_names)
 
 

@@ -208,11 +208,10 @@ class _NativeWeights:
         size = tiling.spec.layout.size * tiling.item
         self._sizes = np.array([size] if arrays is None else arrays.sizes, np.int64)
         self._transposes = None if arrays is None else TransposeCall(arrays.blocks)
-        transpose = load_transpose(tiling.spec.dtype)
         self._struct = _struct(WEIGHTS, {
             "slots": self._slots.ctypes.data, "num_slots": slots, "clock": 0,
             "sizes": self._sizes.ctypes.data, "num_arrays": len(self._sizes),
-            "transpose": 0 if self._transposes is None else address(transpose),
+            "transpose": 0 if self._transposes is None else address(load_transpose(tiling.spec.dtype)),
             "transposes": 0 if self._transposes is None else self._transposes.address,
             "flat_offset": layout.flat_offset, "flat_size": size,
             "packed_size": layout.flat_offset, "packed_size_forward": layout.backward_offset,
