@@ -57,8 +57,7 @@ clean:
 
 comma := ,
 
-# $(call install,environment,extras,constraints,packages): the editable package with extras, and other packages. Python
-# compiles the modules that it imports; all of them would take most of a minute.
+# $(call install,environment,extras,constraints,packages): the editable package with extras, and other packages.
 define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
 		echo "error: fusedrnn needs Python 3.10 or newer, and '$(PYTHON)' is" \
@@ -66,7 +65,7 @@ define install
 			"Choose another: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	@echo 'Installing fusedrnn[$(2)] into $(1)'
 	@$(PYTHON) -m venv $(1)
-	@$(1)/bin/python -m pip install -qq --no-compile --disable-pip-version-check -c $(or $(3),constraints.txt) -e '.[$(2)]' $(4)
+	@$(1)/bin/python -m pip install -qq --disable-pip-version-check -c $(or $(3),constraints.txt) -e '.[$(2)]' $(4)
 endef
 
 $(RUN)/.installed-bench: pyproject.toml constraints.txt
