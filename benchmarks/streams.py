@@ -7,6 +7,7 @@ Times are medians of rounds in which the two take turns, in one process. The sch
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -34,6 +35,8 @@ ROUND_SECONDS = 0.02
 BATCHES = (1, 8, 64, 256)
 _PAUSE = 1e-4
 """Seconds between two readings of the clock from which on the system has taken the processor away."""
+_STEAL_FIELD = 8
+"""Where the first line of /proc/stat has it (proc(5))."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -102,6 +105,15 @@ def pauses(seconds: float) -> list[float]:
     return lengths
 
 
+def stolen_seconds() -> float:
+    """Processor time that the hypervisor has kept from this machine since it began; 0 where the system does not say."""
+    try:
+        fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()
+        return int(fields[_STEAL_FIELD]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError):
+        return 0.0
+
+
 def wait_of(lengths: list[float], seconds: float, share: float = 0.01) -> float:
     """The wait in seconds that this share of all moments exceeds; at a moment in a pause one waits until it ends."""
     # The time at which more than w of a pause is left is the pause less w: these add up to the share.
@@ -142,7 +154,9 @@ def main(
         console.print(comparison_table(comparisons))
         for id in ids:
             streams.leave(id)
+        stolen = stolen_seconds()
         result = schedule.run(streams, capacity, period / 1e3, seconds)
+        stolen = stolen_seconds() - stolen
     latencies = distribution(result.latencies)
     console.print(f"\n{capacity} streams, a frame of each every {period:g} ms", highlight=False)
     console.print(latency_table({"due to output": latencies}))
@@ -150,7 +164,8 @@ def main(
     own_p99, longest = wait_of(lengths, seconds), max(lengths, default=0.0)
     console.print(
         f"the system's own part, seen by a loop that only reads the clock: p99 {own_p99 * 1e3:.2f} ms, "
-        f"longest pause {longest * 1e3:.2f} ms", highlight=False,
+        f"longest pause {longest * 1e3:.2f} ms; kept by the hypervisor during the schedule: {stolen * 1e3:.0f} ms",
+        highlight=False,
     )  # fmt: skip
     share = result.processor_seconds / seconds
     console.print(f"{share:.0%} of one processor, {np.mean(result.batches):.1f} streams in a step", highlight=False)
@@ -159,7 +174,7 @@ def main(
             "machine": machine, "settings": asdict(settings), "threads": threads,
             "comparisons": [asdict(row) for row in comparisons],
             "schedule": {"period": period / 1e3, "latency_ms": latencies, "processor_share": share},
-            "pauses": {"p99": own_p99, "longest": longest},
+            "pauses": {"p99": own_p99, "longest": longest, "stolen": stolen},
         }  # fmt: skip
         json_path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 

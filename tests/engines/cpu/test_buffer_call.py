@@ -145,7 +145,7 @@ def test_changed_parameters_are_packed_again(threads):
 
 
 def test_unpacked_parameters(threads):
-    with tuning.tuned(max_unpacked_work=1 << 40, max_unpacked_work_training=1 << 40):
+    with tuning.tuned(max_unpacked_floats=1 << 40, max_unpacked_floats_training=1 << 40):
         forward = Forward(RNNSpec("lstm", 24, 40), Shape(1, 2, 24, 40), threads)
         assert forward.executor.is_short(1, 2, False)
         forward.check()

@@ -128,10 +128,11 @@ class Tuning:
     # training would mostly have to pack them anew.
     max_unpacked_reads: int = 3
     max_unpacked_reads_training: int = 4
-    # So do calls of at most so many steps and multiply-adds by weights.
-    max_unpacked_steps: int = 32
-    max_unpacked_work: int = 600_000
-    max_unpacked_work_training: int = 1_200_000
+    # So do calls whose further reads are of at most so many floats in all: those are transposed each time.
+    max_unpacked_floats: int = 500_000
+    max_unpacked_floats_training: int = 640_000
+    unpacked_rows_training: int = 12  # rows of a training step that take as long as another read
+    max_own_work: int = 1_200_000  # multiply-adds by unpacked weights up to which training uses the calling thread
     max_packed_vectors: int = 4  # parameter vectors that an op keeps packed
     max_packed_owners: int = 256  # parameter sets of owners, such as modules, that an op keeps packed
     parallel_pack_bytes: int = 1 << 19  # from which several threads pack

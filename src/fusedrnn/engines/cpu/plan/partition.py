@@ -32,7 +32,7 @@ def possible_grids(problem: ProblemSize, threads: int, tuning: Tuning) -> list[T
     one that has just written them.
     """
     spec, training = problem.spec, problem.phase != "inference"
-    if training and problem.unpacked and problem.work <= tuning.max_unpacked_work_training:
+    if training and problem.unpacked and problem.work <= tuning.max_own_work:
         threads = 1
     grids = {ThreadGrid(1, 1, 1): None}
     for layer_dirs in {1, min(spec.num_directions if spec.bidirectional else spec.num_layers, threads)}:

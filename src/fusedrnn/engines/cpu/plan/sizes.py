@@ -41,11 +41,12 @@ class ThreadGrid(NamedTuple):
 def reads_unpacked(tiling: Tiling, steps: int, batch: int, training: bool, tuning: Tuning) -> bool:
     """Whether a call uses unpacked weights: it reads them so rarely that packing, or looking for changes, is slower."""
     if training:
-        max_steps, max_work = tuning.max_unpacked_reads_training, tuning.max_unpacked_work_training
+        reads = steps * (1 + batch / tuning.unpacked_rows_training)
+        max_reads, max_floats = tuning.max_unpacked_reads_training, tuning.max_unpacked_floats_training
     else:
-        max_steps, max_work = tuning.max_unpacked_reads, tuning.max_unpacked_work
-    is_small = steps <= tuning.max_unpacked_steps and steps * batch * tiling.spec.layout.size <= max_work
-    return tiling.can_read_unpacked and (steps <= max_steps or is_small)
+        reads, max_reads, max_floats = steps, tuning.max_unpacked_reads, tuning.max_unpacked_floats
+    is_small = (reads - max_reads) * tiling.spec.layout.size <= max_floats
+    return tiling.can_read_unpacked and (steps <= max_reads or is_small)
 
 
 class ProblemSize(Tiling):
