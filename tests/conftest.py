@@ -77,7 +77,7 @@ def kernel_cache(request, tmp_path_factory, worker_id):
 @pytest.fixture(scope="session", autouse=True)
 def packed_weights():
     """Small problems use packed weights too, as large ones do; tests of unpacked weights have a tuning of their own."""
-    with tuning.tuned(max_unpacked_floats=0, max_unpacked_floats_training=0):
+    with tuning.tuned(max_unpacked_floats=0, max_unpacked_floats_training=0, max_own_work=0):
         yield
 
 

@@ -63,7 +63,7 @@ def test_cached_calls(cached_calls, name, kind, options):
     params = frozen(problem.params) if kind == "frozen" else problem.params
     problem = replace(problem, params=params)
     work = 1 << 40 if kind == "unpacked" else 0
-    with tuning.tuned(max_unpacked_floats=work, max_unpacked_floats_training=work), thread_limits(2):
+    with tuning.tuned(max_unpacked_floats=work, max_unpacked_floats_training=work, max_own_work=work), thread_limits(2):
         op = NetworkOp(problem.spec)
         for number in range(4):
             expected, trained = chained(problem, training=False), chained(problem)
@@ -126,7 +126,8 @@ def test_layers_divide_their_work_in_different_ways(options):
         wanted = {20: (1, 2, 1), 33: (2, 1, 1), 4: (1, 3, 1)}.get(own.spec.hidden_size, (1, 1, 2))
         return next((grid for grid in grids if tuple(grid) == wanted), grids[0])
 
-    with tuning.tuned(max_unpacked_floats=0, max_unpacked_floats_training=0, choose_grid=choose), thread_limits(3):
+    packed = {"max_unpacked_floats": 0, "max_unpacked_floats_training": 0}
+    with tuning.tuned(**packed, choose_grid=choose), thread_limits(3):
         op = NetworkOp(problem.spec)
         assert_same(run(op, problem, training=False), expected)
         assert_same(run(op, problem), trained)

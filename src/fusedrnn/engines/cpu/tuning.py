@@ -132,7 +132,9 @@ class Tuning:
     max_unpacked_floats: int = 500_000
     max_unpacked_floats_training: int = 640_000
     unpacked_rows_training: int = 12  # rows of a training step that take as long as another read
-    max_own_work: int = 1_200_000  # multiply-adds by unpacked weights up to which training uses the calling thread
+    # Training of at most so many steps and multiply-adds by unpacked weights uses the calling thread alone.
+    max_own_steps: int = 32
+    max_own_work: int = 1_200_000
     max_packed_vectors: int = 4  # parameter vectors that an op keeps packed
     max_packed_owners: int = 256  # parameter sets of owners, such as modules, that an op keeps packed
     parallel_pack_bytes: int = 1 << 19  # from which several threads pack

@@ -28,11 +28,12 @@ def possible_grids(problem: ProblemSize, threads: int, tuning: Tuning) -> list[T
     """All grids of at most so many threads, that of one thread first.
 
     There are as many groups of rows or units as a power of two, or as there are threads for. A network of one direction
-    may pipeline its layers. A training or backward call of little work that reads unpacked weights uses one thread: the
-    one that has just written them.
+    may pipeline its layers. A short training or backward call that reads unpacked weights uses one thread: the one that
+    has just written them.
     """
     spec, training = problem.spec, problem.phase != "inference"
-    if training and problem.unpacked and problem.work <= tuning.max_own_work:
+    is_short = problem.steps <= tuning.max_own_steps and problem.work <= tuning.max_own_work
+    if training and problem.unpacked and is_short:
         threads = 1
     grids = {ThreadGrid(1, 1, 1): None}
     for layer_dirs in {1, min(spec.num_directions if spec.bidirectional else spec.num_layers, threads)}:
