@@ -33,11 +33,11 @@ figures: $(RUN)/.installed-figures
 	$(RUN)/bin/python -m benchmarks.figures $(ARGS)
 
 test: $(TEST)/.installed-test
-	$(TEST)/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
+	$(TEST)/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Layers for flax need a newer JAX.
 oldest: $(OLDEST)/.installed-test
-	$(OLDEST)/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile --ignore tests/jax/test_nnx.py \
+	$(OLDEST)/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --ignore tests/jax/test_nnx.py \
 		tests/jax tests/keras tests/onnx $(ARGS)
 
 check: $(TEST)/.installed-dev

@@ -28,8 +28,13 @@ settings.load_profile("fusedrnn")
 _ONES = 0xFF  # a byte of which every float of every size is NaN, and every integer -1
 
 
+# Their tests start processes and take long. The last files should be short ones, so that all workers end together.
+_FIRST = {"examples", "keras", "torch"}
+
+
 def pytest_collection_modifyitems(config, items):
     """Leave out cases that add nothing to what the markers of :mod:`pairwise` ask for; ``--all-cases`` keeps them."""
+    items.sort(key=lambda item: item.path.parent.name not in _FIRST)
     if not config.getoption("all_cases"):
         items[:], left_out = pairwise.reduce(items)
         config.hook.pytest_deselected(items=left_out)

@@ -155,16 +155,17 @@ def _declared(module: ir.Module, name: str, kind: ir.FunctionType) -> ir.Functio
 
 
 class Function:
-    """A function under construction in ``module``, of 64-bit integers. It may return one, or nothing.
+    """A function under construction in ``module``, of 64-bit integers or another ``kind``. It may return one of these.
 
     Only ``exported`` functions can be called from other modules and from Python.
     """
 
     def __init__(
-        self, module: ir.Module, name: str, arguments: Sequence[str], *, exported: bool = False, returns: bool = False
-    ) -> None:
+        self, module: ir.Module, name: str, arguments: Sequence[str], *, exported: bool = False, returns: bool = False,
+        kind: ir.Type = I64,
+    ) -> None:  # fmt: skip
         self.module = module
-        self.handle = ir.Function(module, ir.FunctionType(I64 if returns else VOID, [I64] * len(arguments)), name)
+        self.handle = ir.Function(module, ir.FunctionType(kind if returns else VOID, [kind] * len(arguments)), name)
         if not exported:
             self.handle.linkage = "internal"
         for attribute in ("nounwind", "noinline"):

@@ -9,7 +9,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from fusedrnn.jit.builder import Value
+from fusedrnn.jit.builder import Function, Value
 from fusedrnn.jit.int_vector import int_vector, shuffle
 from fusedrnn.jit.vector import Vectors
 
@@ -44,9 +44,21 @@ def add_int8_products(v: Vectors, unsigned: Value, signed: Value, total: Value) 
     """
     if not v.target.emulated:
         return _call(v, "llvm.x86.avx512.vpdpbusd", total, (unsigned, signed), v.itype)
-    numbers = _INT8_GROUP * v.lanes
-    int8, int32 = int_vector(8, numbers), int_vector(32, numbers)
-    return add_groups_of_products(unsigned.bitcast(int8).zext(int32) * signed.bitcast(int8).sext(int32), total)
+    arguments = [operand.ir for operand in (total, unsigned, signed)]
+    return Value(v.function, v.function.builder.call(_emulated_int8_products(v), arguments))
+
+
+def _emulated_int8_products(v: Vectors) -> Any:
+    """A function of the module instead of the instruction: in place, it would be most of a kernel's code."""
+    module, name = v.function.module, f"add_int8_products_{v.lanes}"
+    if name not in module.globals:
+        f = Function(module, name, ["total", "unsigned", "signed"], returns=True, kind=v.itype)
+        total, unsigned, signed = f.arguments
+        numbers = _INT8_GROUP * v.lanes
+        int8, int32 = int_vector(8, numbers), int_vector(32, numbers)
+        products = unsigned.bitcast(int8).zext(int32) * signed.bitcast(int8).sext(int32)
+        f.ret(add_groups_of_products(products, total))
+    return module.globals[name]
 
 
 def add_groups_of_products(products: Value, total: Value) -> Value:
