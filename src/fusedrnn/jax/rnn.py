@@ -56,8 +56,8 @@ def rnn(
         The output (T, N, D·S), or (N, T, D·S) if ``batch_first``, and the final states as a tuple, each (L·D, N, size).
 
     Raises:
-        TypeError: Naming the argument, what was given and what was expected.
-        ValueError: Likewise.
+        TypeError: If an argument has the wrong type; the message names it, what was given and what was expected.
+        ValueError: If an argument has the wrong shape or value; the message is of the same form.
         NotImplementedError: If gradients are asked of a format for inference, such as int8, or that runs on a device
             other than the CPU.
 

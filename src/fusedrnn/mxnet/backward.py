@@ -63,8 +63,8 @@ class Backward:
             with ``"add"``.
 
         Raises:
-            TypeError: Naming the argument, what was given and what was expected.
-            ValueError: Likewise.
+            TypeError: If an argument has the wrong type; the message names it, what was given and what was expected.
+            ValueError: If an argument has the wrong shape or value; the message is of the same form.
         """
         dy, dstates = self._split(out_grads)
         grad_reqs = self._grad_reqs(grad_req)

@@ -74,8 +74,8 @@ def rnn(
         The output (T, N, D·S), or with ``state_outputs`` the tuple (output, h_n) or, for an LSTM, (output, h_n, c_n).
 
     Raises:
-        TypeError: Naming the argument, what was given and what was expected.
-        ValueError: Likewise.
+        TypeError: If an argument has the wrong type; the message names it, what was given and what was expected.
+        ValueError: If an argument has the wrong shape or value; the message is of the same form.
         NotImplementedError: Naming what the call needs and no engine supports.
     """
     return _run(**locals(), training=False)[0]

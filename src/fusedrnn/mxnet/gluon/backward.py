@@ -49,8 +49,8 @@ class LayerBackward:
             The computed gradients by name: ``"data"`` in the layer's layout, ``"state"``, ``"state_cell"``.
 
         Raises:
-            TypeError: Naming the argument, what was given and what was expected.
-            ValueError: Likewise.
+            TypeError: If an argument has the wrong type; the message names it, what was given and what was expected.
+            ValueError: If an argument has the wrong shape or value; the message is of the same form.
         """
         if isinstance(grad_req, str):
             grad_reqs: dict[str, Any] = dict.fromkeys(self.arguments, grad_req)

@@ -207,7 +207,7 @@ class RNNLayer:
             The output in ``layout``, with D·S features; with ``states``, a pair of that and a list of the final states.
 
         Raises:
-            TypeError: Naming the argument, what was given and what was expected.
+            TypeError: If an argument has the wrong type; the message names it, what was given and what was expected.
             ValueError: Likewise; also if the layer has no parameters yet.
             NotImplementedError: Naming what no engine supports.
         """
