@@ -114,7 +114,7 @@ def _why_unsupported(layer: Any, is_wrapper: bool) -> str:
     if is_wrapper:
         return ""
     if layer.cell.compute_dtype != layer.compute_dtype:
-        return f"its cell computes in {layer.cell.compute_dtype}, and it in {layer.compute_dtype}"
+        return f"its cell computes in {layer.cell.compute_dtype}, but the layer in {layer.compute_dtype}"
     return refusal(layer.cell)
 
 

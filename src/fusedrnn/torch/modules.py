@@ -49,7 +49,7 @@ class FusedLayer(HasCompute, RepeatsCalls):
             hx: Initial state (L·D, N, size), or without N for unbatched input; for an LSTM, a pair of such tensors;
                 None for zeros.
             lengths: Valid steps of each sequence, integers (N,) from 0 to T, as a tensor on the CPU or a list; None for
-                all steps. The input must then be batched and not packed.
+                all steps. With lengths, the input must be batched and not packed.
             resets: Where sequences begin anew: bools (T, N), or (N, T) if ``batch_first``, or (T,) for unbatched input.
                 At a marked step, the sequence starts from zero states or ``reset_states``, as in a separate call; a
                 mark at step 0 replaces ``hx``. The marks divide a sequence into pieces, and the reverse direction runs

@@ -38,7 +38,7 @@ _patches = ExitStack()
 def accelerated(*, subclasses: bool = False) -> Iterator[None]:
     """Within this context torch.nn's recurrent layers and cells become ours when constructed, unpickled or copied.
 
-    This applies to all code that creates layers, whatever name it has imported torch.nn's classes by. Layers that
+    This applies to all code that creates layers, under whatever name it has imported torch.nn's classes. Layers that
     :func:`accelerate` would leave unchanged stay unchanged. Layers that exist already stay unchanged, and layers
     created within the context stay ours after it. The context applies to the calling thread (or asyncio task); see
     :func:`accelerate_new` for all threads. It may be nested, and may be used as a decorator.
