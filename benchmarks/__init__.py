@@ -1,15 +1,15 @@
-"""Comparisons with other libraries, and the pictures of a benchmark. They run in a checkout and are not installed.
+"""Comparisons with other libraries, and figures of a benchmark. They run in a checkout and are not installed.
 
 ``python -m benchmarks.compare``
     Times the operator against other libraries and against earlier revisions of itself.
 ``python -m benchmarks.compiled_loops``
-    Times cells as loops in PyTorch, plain and compiled, beside the fused layer.
+    Compares the fused layer with cells as loops in PyTorch, plain and compiled.
 ``python -m benchmarks.jax``
-    Times the operator in JAX beside a scan, and flax's layers as they are beside the same layers accelerated.
+    Compares the operator in JAX with a scan, and flax's layers with the same layers accelerated.
 ``python -m benchmarks.keras``
-    Times Keras models as they are beside the same models after accelerate.
+    Compares Keras models with the same models after accelerate.
 ``python -m benchmarks.peers``
-    Builds the environments of those libraries.
+    Builds the environments of the libraries for ``benchmarks.compare``.
 ``python -m benchmarks.figures``
     Draws the JSON of a benchmark as SVG or any other format of Matplotlib.
 ``python -m benchmarks.accuracy``

@@ -1,9 +1,10 @@
-"""``python -m benchmarks.accuracy``: what the formats of GEMM operands cost a character model, in bits per character.
+"""``python -m benchmarks.accuracy``: how the formats of GEMM operands change the loss of a character model.
 
-The model of ``examples.char_lm`` is trained with its layers computed in float32 and in bfloat16, for several seeds. The
-model trained in float32 then also runs in the formats of inference. All losses are of the held-out text.
+The model of ``examples.char_lm`` is trained with its layers in float32 and in bfloat16, for several seeds. The model
+that was trained in float32 also runs in the formats of inference. All losses are on the held-out text, in bits per
+character.
 
-Training amplifies any difference, so a third model shows how much of the result is chance: it is trained in float32
+Training amplifies any difference, so a third model shows how much of the result is chance. It is trained in float32
 from parameters that differ in their last bit.
 """
 
@@ -33,9 +34,9 @@ from fusedrnn.torch import accelerate
 
 PERTURBED = "float32, last bit changed"
 TRAINED = ("float32", PERTURBED, "bfloat16")
-"""The models: the formats of their layers, and the one that shows the effect of chance."""
+"""The models by the formats of their layers, and the model that shows the effect of chance."""
 SCHEDULE = ((0.6, 1.0), (0.2, 0.25), (0.2, 0.0625))
-"""Shares of the steps, and shares of the learning rate: at the end of a constant rate, losses differ by chance more."""
+"""Shares of the steps, and shares of the learning rate. With a constant rate, losses differ more by chance."""
 
 AfterStep = Callable[[Run], None]
 
@@ -48,7 +49,7 @@ class Losses:
 
     Attributes:
         cell: ``"gru"`` or ``"lstm"``.
-        seed: Of the initial parameters.
+        seed: The seed of the initial parameters.
         trained: The loss of each of :data:`TRAINED`, computed in the format of the training.
         inferred: The loss of the model trained in float32, computed in each of the other formats.
     """
@@ -73,7 +74,7 @@ def build_as(name: str, corpus: Corpus, settings: Settings) -> CharacterModel:
 def train_with_decay(
     model: CharacterModel, corpus: Corpus, settings: Settings, run: Run, after_step: AfterStep
 ) -> None:
-    """Train with the learning rates of :data:`SCHEDULE`; each begins again at the start of the text."""
+    """Train with the learning rates of :data:`SCHEDULE`. With each rate, the text starts again."""
     for share_of_steps, share_of_rate in SCHEDULE:
         steps = max(1, round(share_of_steps * settings.steps))
         train(model, corpus, replace(settings, steps=steps, lr=share_of_rate * settings.lr), run, after_step)
@@ -95,7 +96,7 @@ def measure(corpus: Corpus, settings: Settings, after_step: AfterStep = lambda r
 
 
 def rows(losses: Sequence[Losses]) -> Iterator[list[str]]:
-    """The lines of the table: each model, and for each cell the mean of its models."""
+    """The lines of the table: each model, and the mean of the models of each cell."""
     for cell in dict.fromkeys(entry.cell for entry in losses):
         differences = []
         for entry in (entry for entry in losses if entry.cell == cell):
@@ -118,8 +119,8 @@ def main(
 ) -> None:
     """Train the character model in float32 and bfloat16, run it in every format, and print the held-out losses.
 
-    A column holds the difference to float32, in bits per character: of models trained otherwise, then of the model
-    trained in float32 and computed in another format.
+    A column holds the difference to float32 in bits per character: first for models that were trained differently, then
+    for the model that was trained in float32 and runs in another format.
     """
     try:
         check_writable("--json", json_path)

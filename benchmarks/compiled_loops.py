@@ -1,6 +1,6 @@
-"""``python -m benchmarks.compiled_loops``: cells as loops in PyTorch, plain and compiled, beside the fused layer.
+"""``python -m benchmarks.compiled_loops``: the fused layer, compared with loops in PyTorch, plain and compiled.
 
-torch.compile unrolls a loop over the steps: to compile it takes minutes. All calls of a row take turns in one process.
+torch.compile unrolls a loop over the steps, so compilation takes minutes. All calls of a row take turns in one process.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ class Row(TimedRow):
     """The timings of a cell on a workload.
 
     Attributes:
-        compile_seconds: The first call of the compiled loop.
+        compile_seconds: The seconds of the first call of the compiled loop.
     """
 
     compile_seconds: float
 
 
 class Loop(torch.nn.Module):
-    """A layer as people write it: one product for the inputs of all steps, then a loop over the steps."""
+    """A layer as users write it: one product for the inputs of all steps, then a loop over the steps."""
 
     def __init__(self, work: Workload, step: Step) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ def run_row(case: Case, cell: str, phase: str, seconds: float) -> Row:
     """Check and time a cell on a workload.
 
     Raises:
-        RuntimeError: Results differ.
+        RuntimeError: If results differ.
     """
     mode, step = CELLS[cell]
     work = workload(case, mode, "float32")
@@ -134,7 +134,7 @@ def check(work: Workload, name: str, expected: Results, actual: Results) -> None
     """Compare the results of two calls.
 
     Raises:
-        RuntimeError: They differ by more than rounding.
+        RuntimeError: If they differ by more than rounding.
     """
     for key, array in expected.items():
         if message := result_difference(work.spec, work.case, actual[key], array, is_gradient=key.startswith("d")):
@@ -171,7 +171,7 @@ def main(
     seconds: options.Seconds = 3.0,
     json: Annotated[Path | None, typer.Option(help="Write every figure to this file.")] = None,
 ) -> None:
-    """Time cells as loops of PyTorch's operations, as they are and under torch.compile, beside the fused layer."""
+    """Compare the fused layer with cells as loops of PyTorch's operations, plain and under torch.compile."""
     try:
         check_writable("--json", json)
         chosen = [
@@ -191,7 +191,7 @@ def main(
             rows.append(row)
             ratios = [f"{name} {row.ratio(name, LAYER):.1f}" for name in (LOOP, COMPILED)]
             progress.done(f"{row.name}: {', '.join(ratios)}")
-            if json:  # after each row, since all take long
+            if json:  # after each row, since all rows together take long
                 rows_report = [row_report(each_row) for each_row in rows]
                 write_json(json, {"environment": environment_report(), "threads": threads, "rows": rows_report})
     output().print(table(rows))

@@ -1,4 +1,4 @@
-"""The layers of a workload in flax, which needs a newer Python than the operator does."""
+"""The layers of a workload in flax, which needs a newer Python than the operator needs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""``python -m benchmarks.jax``: the operator in JAX beside NumPy, a scan, and layers of flax, in one process.
+"""``python -m benchmarks.jax``: the operator in JAX, compared with NumPy, a scan, and layers of flax.
 
-All calls of a row take turns. What is compiled by JAX is one jitted function. Training is forward and the gradients of
-the parameters and the input.
+All calls of a row take turns in one process. A call in JAX is one jitted function. Training is forward and the
+gradients of the parameters and the input.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from fusedrnn.testing.cases import CASES, Case
 
 NUMPY, RNN, SCAN, FLAX, ACCELERATED = "RNNOp", "rnn", "scan", "flax", "accelerated"
 PAIRS = (RNN, NUMPY), (SCAN, RNN), (FLAX, ACCELERATED)
-"""Whose times are compared."""
+"""The pairs of contenders whose times are compared."""
 _ALL_CASES = ",".join(CASES)
 _PAUSE = 0.05
 """Seconds between turns, in which the threads of the last call fall asleep."""
@@ -43,7 +43,7 @@ Call = Callable[[], Any]
 
 
 def operator_calls(spec: RNNSpec, x: Any, dy: Any, training: bool) -> dict[str, Call]:
-    """The calls on the flat vector: each gives the output, in training also dx and dparams."""
+    """The calls on the flat vector. Each returns the output, in training also dx and dparams."""
     rng = np.random.default_rng(1)
     params = rng.uniform(-1, 1, spec.layout.size).astype("f4") / np.float32(np.sqrt(spec.hidden_size))
     op = RNNOp.get(spec)
@@ -62,7 +62,7 @@ def operator_calls(spec: RNNSpec, x: Any, dy: Any, training: bool) -> dict[str, 
 
 
 def scan(spec: RNNSpec, x: Any, params: Any) -> Any:
-    """The network as one writes it in JAX: one product for the inputs of all steps, one for each step's state."""
+    """The network as users of JAX write it: one product for the inputs of all steps, one for the state of each step."""
     for layer in range(spec.num_layers):
         ways = [_scan_direction(spec, x, params, layer, way) for way in range(spec.num_directions)]
         x = jnp.concatenate(ways, axis=2)
@@ -94,7 +94,7 @@ def _scan_direction(spec: RNNSpec, x: Any, params: Any, layer: int, direction: i
 
 
 def flax_calls(case: Case, mode: str, x: Any, dy: Any, training: bool) -> dict[str, Call]:
-    """The calls of flax's layers, as they are and accelerated: each gives the output, in training also gradients."""
+    """The calls of flax's layers, plain and accelerated. Each returns the output, in training also gradients."""
     from benchmarks import flax_layers
 
     model = flax_layers.Stack(case, mode)
@@ -124,7 +124,7 @@ def check(spec: RNNSpec, case: Case, expected: Any, actual: Any) -> None:
     """Compare the results of two calls.
 
     Raises:
-        RuntimeError: They differ by more than rounding.
+        RuntimeError: If they differ by more than rounding.
     """
     for index, (array, other) in enumerate(zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)):
         if message := result_difference(spec, case, array, other, is_gradient=index > 0):
@@ -135,7 +135,7 @@ def run_row(case: Case, mode: str, phase: str, seconds: float) -> TimedRow:
     """Check and time the calls of one workload.
 
     Raises:
-        RuntimeError: Results differ.
+        RuntimeError: If results differ.
     """
     spec, training = case.spec(mode), phase == "training"
     rng = np.random.default_rng(0)
@@ -152,7 +152,7 @@ def run_row(case: Case, mode: str, phase: str, seconds: float) -> TimedRow:
 
 
 def table(rows: list[TimedRow]) -> Table:
-    """The medians of ours, what JAX adds to the call in NumPy, and how many times as fast ours are."""
+    """Our medians, the time that JAX adds to the call in NumPy, and how many times as fast our calls are."""
     headings = ("", "RNNOp", "rnn", "rnn / RNNOp", "scan / rnn", "flax", "accelerated", "flax / accelerated")
     result = new_table("Medians, and ratios of them", headings)
     for row in rows:
@@ -188,7 +188,7 @@ def main(
     seconds: options.Seconds = 3.0,
     json: options.Json = None,
 ) -> None:
-    """Time RNNOp on NumPy arrays, rnn and a scan under jit, and flax's layers as they are and accelerated."""
+    """Time RNNOp on NumPy arrays, rnn and a scan under jit, and flax's layers, plain and accelerated."""
     try:
         check_writable("--json", json)
         chosen = list(workloads(
@@ -196,7 +196,7 @@ def main(
         ))  # fmt: skip
     except ValueError as error:
         fail(str(error))
-    if hasattr(os, "sched_setaffinity"):  # XLA starts a thread for each processor that it may run on
+    if hasattr(os, "sched_setaffinity"):  # XLA starts a thread for each processor on which it may run
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     fusedrnn.set_num_threads(threads)
     rows = []
@@ -207,7 +207,7 @@ def main(
             rows.append(row)
             ratios = {f"{slower} / {faster}": row.ratio(slower, faster) for slower, faster in PAIRS}
             progress.done(f"{row.name}: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()))
-            if json:  # after each row, since all take long
+            if json:  # after each row, since all rows together take long
                 write_json(json, report(rows, threads))
     output().print(table(rows))
 

@@ -1,7 +1,7 @@
 """``python -m benchmarks.onnx_models``: whole ONNX models, in ONNX Runtime alone and after ``accelerate``.
 
-Models are files, folders, or installed packages that ship some. Both sessions run in turns on the same inputs and
-threads, and their outputs must agree within the tolerances of :mod:`fusedrnn.testing.tolerance`.
+Models are files, folders with models, or installed packages that ship models. Both sessions run in turns on the same
+inputs and with equal threads, and their outputs must agree within the tolerances of :mod:`fusedrnn.testing.tolerance`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fusedrnn.testing.tolerance import longest_sum, tolerance
 
 Array = NDArray[Any]
 _SILENT = 4
-"""ONNX Runtime's level of messages above that of errors: some models warn at every call."""
+"""ONNX Runtime's log level above that of errors, because some models warn at every call."""
 
 INPUTS: tuple[tuple[str, dict[str, tuple[int, ...] | int]], ...] = (
     ("silero_vad_16k_sequence", {"input": (300, 576), "h": (1, 1, 128), "c": (1, 1, 128)}),
@@ -41,7 +41,7 @@ INPUTS: tuple[tuple[str, dict[str, tuple[int, ...] | int]], ...] = (
     ("tashkeel", {"char_inputs": (1, 100), "diac_inputs": (1, 100), "input_lengths": 100}),
     ("ddddocr", {"input1": (1, 1, 64, 200)}),
 )
-"""Inputs of models whose paths contain a text: shapes, or the value of all elements."""
+"""Inputs for models whose paths contain a text: shapes, or the value of all elements."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -51,16 +51,16 @@ class Row:
     """The figures of a model; times are medians of a run in milliseconds.
 
     Attributes:
-        model: Its file, and how many others have the same operators and sizes.
-        nodes: Its recurrent nodes.
+        model: Its file, and how many other models have the same operators and sizes.
+        nodes: The number of its recurrent nodes.
         replaced: How many of them run on the fused operator.
         share: The recurrent nodes' share of the time in ONNX Runtime alone.
-        onnxruntime: In ONNX Runtime alone.
-        fused: After ``accelerate``.
-        ratio: The median of the ratio of both in the same round.
-        noise: Likewise of a second session of ONNX Runtime alone, less one.
-        error: The largest difference of an output, relative to its tolerance; None for quantized models, whose
-            activations ONNX Runtime quantizes in another way.
+        onnxruntime: The time in ONNX Runtime alone.
+        fused: The time after ``accelerate``.
+        ratio: The median of the ratio of both times in the same round.
+        noise: The same ratio for a second session of ONNX Runtime alone, minus one.
+        error: The largest difference of an output, relative to its tolerance. None for quantized models, since ONNX
+            Runtime quantizes activations in another way.
     """
 
     model: str
@@ -95,7 +95,7 @@ def model_files(paths: Sequence[Path], packages: Sequence[str]) -> list[Path]:
 
 
 def distinct(files: Sequence[Path]) -> Iterator[tuple[Path, int]]:
-    """The first of the models with the same operators and sizes, and how many there are."""
+    """For each group of models with the same operators and sizes, the first model and the size of the group."""
     groups: dict[object, list[Path]] = {}
     for file in files:
         model = onnx.load(file)
@@ -108,7 +108,7 @@ def feeds_of(file: Path, session: Any, specs: Sequence[RNNSpec], steps: int) -> 
     """Inputs for a model.
 
     Raises:
-        ValueError: If it does not run on any that could be made.
+        ValueError: If the model does not run on any inputs that could be made.
     """
     rng = np.random.default_rng(0)
     options = onnxruntime.RunOptions()

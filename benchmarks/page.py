@@ -106,7 +106,7 @@ def _machine_lines(
 
 
 def _format_peaks(records: Sequence[Record]) -> dict[str, float]:
-    """GFLOP/s by format of operands, int8's in operations of integers; empty if there is one format alone."""
+    """GFLOP/s by format of operands, for int8 in operations on integers; empty if there is only one format."""
     peaks: dict[str, float] = {}
     for record in records:
         for name, rate in record.data.get("peaks", {}).items():
@@ -115,7 +115,7 @@ def _format_peaks(records: Sequence[Record]) -> dict[str, float]:
 
 
 def _text(value: object) -> str:
-    """A JSON value in words."""
+    """A JSON value as text."""
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_text(item)}" for name, item in value.items())
     if isinstance(value, (list, tuple)):
@@ -137,7 +137,7 @@ def _row_name(record: Record) -> str:
 
 
 def _line(record: Record, contenders: Sequence[str], ours: Sequence[str], in_formats: Sequence[str]) -> dict[str, Any]:
-    """A line of the table: times of all contenders, then how ours compare with them and with float32."""
+    """A line of the table: the times of all contenders, then comparisons of ours with the others and with float32."""
     cells: list[Cell] = []
     if not record.wrong:
         cells = [_time_cell(record, name) for name in contenders]
@@ -153,7 +153,7 @@ def _line(record: Record, contenders: Sequence[str], ours: Sequence[str], in_for
 
 
 def _time_cell(record: Record, name: str) -> Cell:
-    """The median; below it percentiles if there are any, and how a non-fused network was measured."""
+    """The median; below it percentiles, if there are any, and a note on how a non-fused network was measured."""
     timing = record.data["seconds"].get(name)
     if timing is None:
         return Cell()
@@ -178,7 +178,7 @@ def _case_picture(index: int, case: str, records: Sequence[Record]) -> dict[str,
 
 
 def _picture(figure: Any, prefix: str, description: str) -> dict[str, Any]:
-    """An SVG with the limits of its width: it scrolls sideways where it would become too small to read."""
+    """An SVG with the limits of its width. It scrolls sideways if it would otherwise be too small to read."""
     inches = figure.get_figwidth()
     return {
         "svg": inline_svg(figure, prefix, description),

@@ -1,4 +1,4 @@
-"""Reads the JSON of a benchmark: of ``fusedrnn bench --json`` or ``python -m benchmarks.compare --json``."""
+"""Reads the JSON of a benchmark, from ``fusedrnn bench --json`` or ``python -m benchmarks.compare --json``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from fusedrnn.bench.data import FUSED, IN_FORMAT, IN_TORCH, OURS
 
 COMPARED = (*IN_FORMAT.values(), IN_TORCH)
-"""Contenders of ours that run the same workload as the others; unpacked sequences are another workload."""
+"""Our contenders that run the same workload as the others. Unpacked sequences are another workload."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Record:
         case, mode, phase: The workload.
         seconds: Median seconds of a call, by contender.
         gflops: Useful work per second, by contender.
-        data: The row as it is in the file.
+        data: The row as stored in the file.
         revisions: Contenders that are earlier revisions of fusedrnn.
     """
 
@@ -36,7 +36,7 @@ class Record:
 
     @classmethod
     def of(cls, data: Mapping[str, Any], revisions: frozenset[str]) -> Record:
-        """The record of a row in the file. Its case and its seconds may be shortened to a name and to medians."""
+        """The record of a row in the file. Instead of its case and its seconds, a row may have a name and medians."""
         case = data["case"] if isinstance(data["case"], str) else data["case"]["name"]
         seconds = {
             name: timing["median"] if isinstance(timing, Mapping) else timing
@@ -46,7 +46,7 @@ class Record:
 
     @property
     def wrong(self) -> str | None:
-        """What is wrong with a result."""
+        """A text that says what is wrong with a result."""
         return self.data.get("wrong")
 
     @property
@@ -61,25 +61,25 @@ class Record:
 
     @property
     def intensity(self) -> float:
-        """Useful floating-point operations per byte that must be moved."""
+        """The arithmetic intensity: useful floating-point operations for each byte that must be moved."""
         intensity: float = self.data["flops"] / self.data["least_bytes"]
         return intensity
 
     @property
     def ours(self) -> str | None:
-        """The contender that stands for fusedrnn: the operator, the PyTorch modules, or the first engine."""
+        """The contender that represents fusedrnn: the operator, the PyTorch modules, or the first engine."""
         names = (FUSED, IN_TORCH, *self.seconds)
         return next((name for name in names if name in self.seconds), None)
 
     @property
     def best_other(self) -> str | None:
-        """The fastest contender that is not ours, in the format of ours."""
+        """The fastest contender that is not ours, in the format of :attr:`ours`."""
         return self.best_other_of(self.ours) if self.ours else None
 
     def best_other_of(self, contender: str) -> str | None:
         """The fastest contender that is not ours, in the same format of operands.
 
-        A revision of ours counts only if there is nothing else.
+        A revision of fusedrnn counts only if there is no other contender.
         """
         formats = self.data.get("formats", {})
         same_format = [name for name in self.seconds if formats.get(name) == formats.get(contender)]
@@ -88,12 +88,12 @@ class Record:
         return min(libraries or others, key=lambda name: self.seconds[name], default=None)
 
     def over_float32(self, name: str) -> float | None:
-        """How many times as fast as the operator in float32 it is in another format; None for other contenders."""
+        """How many times as fast as in float32 the operator is in another format; None for other contenders."""
         ratio: float | None = self.data.get("over_float32", {}).get(name)
         return None if name == FUSED else ratio
 
     def over_best(self, name: str) -> float | None:
-        """How many times as fast as the best other contender in its format one of ours is."""
+        """How many times as fast as the best other contender in its format our contender is."""
         if name not in self.seconds or name not in COMPARED:
             return None
         best = self.best_other_of(name)
@@ -107,7 +107,7 @@ class Benchmark:
     Attributes:
         records: Its rows.
         bandwidth: GB/s by level.
-        data: The file as it is.
+        data: The content of the file.
     """
 
     records: Sequence[Record]

@@ -1,8 +1,9 @@
-"""``python -m benchmarks.scaling``: sequences per second of one and of several processes, and what a network allows.
+"""``python -m benchmarks.scaling``: sequences per second of one process and of several, and the limits of a network.
 
-Weak scaling: each process has the work of the single one, on one thread. One process with as many threads and as many
-sequences as all of them is beside. Training is DistributedDataParallel over gloo on the loopback interface; inference
-is the operator on NumPy arrays, without any communication.
+This is weak scaling: each of several processes has the work of the single process, on one thread. They are compared
+with the single process, and with one process that has as many threads and as many sequences as all of them together.
+Training is DistributedDataParallel over gloo on the loopback interface. Inference is the operator on NumPy arrays,
+without any communication.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @dataclass(frozen=True)
 class Setup:
-    """So many processes of so many threads, each with a multiple of the case's sequences."""
+    """A number of processes and of threads for each; each process has a multiple of the case's sequences."""
 
     processes: int
     threads: int
@@ -64,14 +65,14 @@ class Setup:
 
 @dataclass(frozen=True)
 class Run:
-    """What is measured.
+    """The measurements to make.
 
     Attributes:
         case: The workload of one process.
         mode: The cell, as in :class:`fusedrnn.RNNSpec`.
-        processes: How many processes the second setup has, and threads the third.
-        rounds: How often each setup is measured, in alternation.
-        seconds: How long a measurement of the first setup takes.
+        processes: The number of processes of the second setup, and of threads of the third.
+        rounds: How often each setup is measured. Setups take turns.
+        seconds: The duration of a measurement of the first setup.
     """
 
     case: Case
@@ -82,7 +83,7 @@ class Run:
 
     @property
     def setups(self) -> list[Setup]:
-        """The single process, weak scaling, and the threads beside it."""
+        """The single process, several processes, and the single process with several threads."""
         return [Setup(1, 1, 1), Setup(self.processes, 1, 1), Setup(1, self.processes, self.processes)]
 
 
@@ -91,12 +92,12 @@ Rates = dict[tuple[str, Setup], list[float]]
 
 
 def all_reduce_seconds(gradient_bytes: int, hosts: int, gigabits: float) -> float:
-    """The time of a ring all-reduce in which each host sends and receives so many Gbit/s: latencies not counted."""
+    """The time of a ring all-reduce in which each host sends and receives ``gigabits`` Gbit/s, without latencies."""
     return 2 * (hosts - 1) / hosts * gradient_bytes / (gigabits * 1e9 / 8)
 
 
 def _training_step(run: Run, setup: Setup, share: bool) -> Callable[[], None]:
-    """Forward, backward and an update; with other processes if ``share``."""
+    """A training step: forward, backward and an update, together with other processes if ``share``."""
     case = run.case
     torch.manual_seed(0)
     layer = _LAYERS[run.mode](case.I, case.H, case.layers, bidirectional=case.bidirectional)
@@ -126,7 +127,7 @@ def _inference_step(run: Run, setup: Setup) -> Callable[[], None]:
 
 
 def _measure(run: Run, rank: int) -> Rates:
-    """What every process of the group calls; those that a setup does not use wait."""
+    """Measure in every process of the group. Processes that a setup does not use wait."""
     rates: Rates = {}
     for phase in PHASES:
         steps = {}
@@ -173,7 +174,7 @@ def _join(run: Run, rank: int, meeting: str) -> Rates:
 
 @contextmanager
 def _loopback() -> Iterator[None]:
-    """Let gloo use the loopback interface only."""
+    """Let gloo use only the loopback interface."""
     name = "GLOO_SOCKET_IFNAME"
     before = os.environ.get(name)
     os.environ[name] = "lo" if sys.platform == "linux" else "lo0"
@@ -187,7 +188,7 @@ def _loopback() -> Iterator[None]:
 
 
 def measure(run: Run) -> Rates:
-    """Start the other processes, and measure: this one is the first."""
+    """Start the other processes, and measure. This process is the first one."""
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
         meeting = (Path(folder) / "meeting").as_uri()
@@ -206,7 +207,7 @@ def measure(run: Run) -> Rates:
 
 
 def rates_table(run: Run, rates: Rates) -> Table:
-    """Medians, the range over the rounds, and the median of the ratios to the first setup."""
+    """A table of medians, ranges over the rounds, and medians of the ratios to the first setup."""
     table = Table("phase", "setup", "sequences/s", "lowest to highest", "times the first", box=None)
     for (phase, setup), samples in rates.items():
         first = rates[phase, run.setups[0]]
@@ -217,7 +218,7 @@ def rates_table(run: Run, rates: Rates) -> Table:
 
 
 def network_table(gradient_bytes: int, step_seconds: float) -> Table:
-    """The all-reduce's time for networks and numbers of hosts, and its share of the step's."""
+    """A table of the all-reduce's time for networks and numbers of hosts, and its share of the time of a step."""
     table = Table("network", *(f"{hosts} hosts" for hosts in HOSTS), box=None)
     for gigabits in NETWORKS:
         seconds = [all_reduce_seconds(gradient_bytes, hosts, gigabits) for hosts in HOSTS]
@@ -236,8 +237,8 @@ def main(
 ) -> None:
     """Measure weak scaling on this machine, and compute how long a network takes to average the gradients.
 
-    A percentage is the all-reduce's time by that of a training step of one process. Above 100 % the network is the
-    bottleneck.
+    A percentage is the time of the all-reduce relative to a training step of one process. Above 100 %, the network is
+    the bottleneck.
     """
     if case not in CASES or mode not in _LAYERS:
         fail(f"--case is one of {', '.join(CASES)}, --mode one of {', '.join(_LAYERS)}; got {case} and {mode}")

@@ -1,7 +1,7 @@
-"""``python -m benchmarks.streams``: what it costs that streams come and go, beside a batch that stays.
+"""``python -m benchmarks.streams``: the time of streams that come and go, compared with a fixed batch.
 
 Times are medians of rounds in which the two take turns, in one process. The schedule is that of
-``examples.stream_server``: every stream has a frame in every period, at a time of its own.
+``examples.stream_server``: every stream has a frame in every period, at its own time.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ from fusedrnn.cli.console import check_writable, fail, output
 from fusedrnn.env import MAX_THREADS
 
 ROUND_SECONDS = 0.02
-"""Of each of the two in a round: other work on the machine then falls into one round, not into the median."""
+"""Seconds of each of the two in a round. So other work on the machine disturbs single rounds, not the median."""
 BATCHES = (1, 8, 64, 256)
 _PAUSE = 1e-4
-"""Seconds between two readings of the clock from which on the system has taken the processor away."""
+"""If more seconds are between two readings of the clock, the system has taken the processor away."""
 _STEAL_FIELD = 8
-"""Where the first line of /proc/stat has it (proc(5))."""
+"""The index of stolen time in the first line of /proc/stat (proc(5))."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One step of some streams out of many, beside one step of a batch of as many that stays.
+    """A step of some of many streams, compared with a step of a fixed batch of the same size.
 
     Attributes:
         batch: The number of streams.
-        stream: Seconds of a call of :class:`fusedrnn.Stream`, the median.
-        streams: Seconds of :meth:`fusedrnn.Streams.step`, the median.
-        difference: Seconds by which a round of the second took longer in each call, the median.
+        stream: The median seconds of a call of :class:`fusedrnn.Stream`.
+        streams: The median seconds of :meth:`fusedrnn.Streams.step`.
+        difference: The median of the difference, in each round, of the seconds of a call: the second minus the first.
     """
 
     batch: int
@@ -59,7 +59,7 @@ class Comparison:
 
 
 def compare(streams: Streams, batch: int, rounds: int) -> Comparison:
-    """Time both on the same input; the streams are any ones, in any order."""
+    """Time both on the same input. The streams are random ones, in random order."""
     rng, spec = np.random.default_rng(0), streams.op.spec
     ids = rng.permutation(streams.ids)[:batch]
     x = rng.standard_normal((1, batch, spec.input_size)).astype(spec.dtype)
@@ -82,7 +82,7 @@ def _seconds(call: Callable[[], object], number: int) -> float:
 
 
 def comparison_table(comparisons: list[Comparison]) -> Table:
-    """A row for each."""
+    """A table with a row for each comparison."""
     table = Table(box=None, pad_edge=False)
     for name in ("streams in a step", "Stream, µs", "Streams, µs", "difference, µs", "ratio", "µs a stream"):
         table.add_column(name, justify="right")
@@ -95,7 +95,7 @@ def comparison_table(comparisons: list[Comparison]) -> Table:
 
 
 def pauses(seconds: float) -> list[float]:
-    """The pauses, in seconds, of a loop that only reads the clock for so long."""
+    """The pauses, in seconds, of a loop that only reads the clock, for ``seconds`` seconds."""
     lengths, now = [], time.perf_counter()
     end = now + seconds
     while now < end:
@@ -106,7 +106,7 @@ def pauses(seconds: float) -> list[float]:
 
 
 def stolen_seconds() -> float:
-    """Processor time that the hypervisor has kept from this machine since it began; 0 where the system does not say."""
+    """Processor seconds that the hypervisor has kept from this machine since its start; 0 if unknown."""
     try:
         fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()
         return int(fields[_STEAL_FIELD]) / os.sysconf("SC_CLK_TCK")
@@ -115,8 +115,8 @@ def stolen_seconds() -> float:
 
 
 def wait_of(lengths: list[float], seconds: float, share: float = 0.01) -> float:
-    """The wait in seconds that this share of all moments exceeds; at a moment in a pause one waits until it ends."""
-    # The time at which more than w of a pause is left is the pause less w: these add up to the share.
+    """The wait in seconds that this share of all moments exceeds. At a moment in a pause, the wait is until its end."""
+    # In a pause, the wait is above w for the length of the pause minus w. The sum of these times is the share.
     total, descending = 0.0, [*sorted(lengths, reverse=True), 0.0]
     for count, (length, next_length) in enumerate(pairwise(descending), 1):
         total += length
@@ -139,7 +139,7 @@ def main(
     seconds: Annotated[float, typer.Option(min=0.1, help="Duration of the schedule.")] = 10.0,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")] = None,
 ) -> None:
-    """Time steps of some of many streams beside a batch that stays, and steps on a schedule."""
+    """Time steps of some of many streams, compared with a fixed batch, and steps on a schedule."""
     try:
         check_writable("--json", json_path)
         settings = Settings(cell, features, hidden, layers, capacity)

@@ -1,4 +1,4 @@
-"""What benchmarks of contenders that take turns have in common: a row of timings, and the check before it."""
+"""The common parts of benchmarks whose contenders take turns: a row of timings, and the check before it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class TimedRow:
         case: The sizes.
         mode: The cell.
         phase: ``"inference"`` or ``"training"``.
-        timings: By contender.
+        timings: The timings by contender.
     """
 
     case: Case
@@ -32,11 +32,11 @@ class TimedRow:
 
     @property
     def name(self) -> str:
-        """The row in words."""
+        """The name of the row."""
         return f"{self.case.name}, {self.mode}, {self.phase}"
 
     def ratio(self, slower: str, faster: str) -> float:
-        """How many times as long as one contender another takes, by medians."""
+        """How many times as long as ``faster`` the contender ``slower`` takes, by medians."""
         return self.timings[slower].median / self.timings[faster].median
 
     def seconds_report(self) -> dict[str, Any]:
@@ -48,7 +48,7 @@ class TimedRow:
 
 
 def result_difference(spec: RNNSpec, case: Case, actual: Any, expected: Any, is_gradient: bool) -> str | None:
-    """Describe where two arrays of results differ by more than rounding; None if they do not."""
+    """A text on where two arrays of results differ by more than rounding; None if they do not."""
     actual, expected = np.asarray(actual), np.asarray(expected)
     limits = tolerance(spec.dtype, longest_sum(spec))
     if is_gradient:

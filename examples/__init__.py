@@ -1,1 +1,1 @@
-"""Programs that use fusedrnn, each run from the checkout."""
+"""Programs that use fusedrnn. Each runs in a checkout."""

@@ -5,13 +5,13 @@
     python examples/ray_batch.py verify DATA
 
 The unit of work is a shard, one row group of one input file. A worker reads it, encodes its sequences, and writes one
-output file, whose name follows from the shard's and which appears by an atomic rename. So nothing is lost or repeated:
+output file, which has a name derived from the shard's, and appears by an atomic rename. So nothing is lost or repeated:
 
 - If a worker is killed, Ray starts another and gives it the shard again. It writes the same file.
 - If the whole job is killed, start it again. Shards whose output exists are skipped, unless the encoder or the input
   has changed.
 
-A sequence's encoding has the same bits whatever the batch, the padding and the threads, so these may change in between.
+A sequence's encoding has the same bits for any batch, padding and number of threads, so these may change between runs.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ _KEY = b"fusedrnn.shard_key"
 
 @dataclass(frozen=True)
 class Encoder:
-    """Encodes a sequence as the final hidden states of the last layer, both directions side by side.
+    """Encodes a sequence as the final hidden states of the last layer, with both directions side by side.
 
     Attributes:
         op: The operator.
-        params: Its parameters, frozen or quantized: no call checks them for changes.
+        params: Its parameters, frozen or quantized, so that no call checks them for changes.
     """
 
     op: fusedrnn.RNNOp
@@ -81,10 +81,10 @@ class Shard:
     """One row group of an input file.
 
     Attributes:
-        path: The file; all fields are what Ray Data stores in columns.
+        path: The file. Ray Data stores all fields in columns.
         row_group: The number of the row group.
         rows: The number of sequences in it.
-        key: Changes whenever the encoder or the row group does; written into the output.
+        key: A hash that changes whenever the encoder or the row group changes. It is written into the output.
     """
 
     path: str
@@ -94,12 +94,12 @@ class Shard:
 
     @property
     def output(self) -> Path:
-        """The output file, in the folder ``output`` beside ``input``."""
+        """The output file, in the folder ``output`` next to ``input``."""
         path = Path(self.path)
         return path.parents[1] / "output" / f"{path.stem}-{self.row_group:04}.parquet"
 
     def is_finished(self) -> bool:
-        """Whether the output is there, of all rows, and of this encoder and input."""
+        """Whether the output exists, with all rows, from this encoder and this input."""
         try:
             metadata = pq.read_metadata(self.output)
         except FileNotFoundError:
@@ -107,7 +107,7 @@ class Shard:
         return metadata.num_rows == self.rows and (metadata.metadata or {}).get(_KEY) == self.key.encode()
 
     def read(self, features: int) -> tuple[pa.Array, list[Floats]]:
-        """The ids, and the sequences (steps, features), which are stored as flat lists; an error names a bad row."""
+        """The ids, and the sequences (steps, features), which are stored as flat lists. An error names a bad row."""
         with pq.ParquetFile(self.path) as file:
             table = file.read_row_group(self.row_group, columns=["id", "values"]).combine_chunks()
         ids, lists = table["id"].combine_chunks(), table["values"].combine_chunks()
@@ -119,10 +119,10 @@ class Shard:
         return ids, [values[start:stop].reshape(-1, features) for start, stop in pairwise(offsets)]
 
     def write(self, ids: pa.Array, encodings: Floats) -> None:
-        """Write the output under its name, as a whole or not at all, also if the machine loses power."""
+        """Write the output under its name, as a whole or not at all, even if the machine loses power."""
         column = pa.FixedSizeListArray.from_arrays(pa.array(encodings.ravel()), encodings.shape[1])
         table = pa.table({"id": ids, "encoding": column}).replace_schema_metadata({_KEY: self.key.encode()})
-        # A worker that Ray holds for dead may still write: each attempt has a file of its own.
+        # A worker that Ray assumes to be dead may still write, so each attempt has its own file.
         temporary = self.output.with_name(f".{self.output.name}.{uuid.uuid4().hex}")
         try:
             with temporary.open("wb") as file:
@@ -135,31 +135,31 @@ class Shard:
 
 
 def shards(folder: Path) -> Iterator[Shard]:
-    """The shards of all input files, in order; reads the files' footers only."""
+    """The shards of all input files, in order. This reads only the files' footers."""
     encoder = hashlib.sha256((folder / "encoder.npz").read_bytes()).hexdigest()
     for path in sorted((folder / "input").glob("*.parquet")):
         metadata = pq.read_metadata(path)
         for row_group in range(metadata.num_row_groups):
             content = metadata.row_group(row_group)
-            # Sizes, offsets and the smallest and largest value of each column.
+            # The hash is of sizes, offsets, and the smallest and largest value of each column.
             key = hashlib.sha256(f"{encoder} {content.to_dict()}".encode()).hexdigest()
             yield Shard(str(path), row_group, content.num_rows, key)
 
 
 class Worker:
-    """What Ray Data starts as an actor: holds the operator, and encodes one shard after another."""
+    """The actor that Ray Data starts. It holds the operator, and encodes one shard after another."""
 
     def __init__(self, folder: str, batch: int) -> None:
-        import ray  # not at the top: start_ray sets variables first
+        import ray  # imported here, after start_ray has set variables
 
-        # As many threads as Ray has reserved processors for this actor.
+        # One thread for each processor that Ray has reserved for this actor.
         processors = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
         fusedrnn.set_num_threads(max(1, int(processors)))
         self.encoder, self.batch = Encoder.load(Path(folder) / "encoder.npz"), batch
         self.name = f"{socket.gethostname()} process {os.getpid()}"
 
     def __call__(self, columns: dict[str, NDArray[Any]]) -> dict[str, Any]:
-        """Encode the shards whose fields are in the columns; returns what the progress shows of them."""
+        """Encode the shards whose fields are in the columns. Returns what the progress shows of them."""
         rows = zip(*(column.tolist() for column in columns.values()), strict=True)
         batch = [Shard(**dict(zip(columns, row, strict=True))) for row in rows]
         for shard in batch:
@@ -169,7 +169,7 @@ class Worker:
 
 
 def start_ray(args: argparse.Namespace) -> Any:
-    """Join the cluster at ``--address``, or start Ray on this machine, on the loopback interface only."""
+    """Join the cluster at ``--address``, or start Ray on this machine, only on the loopback interface."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not args.address:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # without clusters Ray listens on 127.0.0.1 only
@@ -179,7 +179,7 @@ def start_ray(args: argparse.Namespace) -> Any:
         ray.init(address=args.address)
     else:
         processors = max(os.cpu_count() or 1, args.workers * args.threads)
-        # Only names and counts go through Ray's object store: the smallest one will do.
+        # Only names and counts go through Ray's object store, so the smallest store is enough.
         ray.init("local", num_cpus=processors, include_dashboard=False, object_store_memory=80 << 20)
     ray.data.DataContext.get_current().enable_progress_bars = False
     return ray
@@ -193,7 +193,7 @@ def run(args: argparse.Namespace) -> None:
     (args.folder / "output").mkdir(exist_ok=True)
     if waiting:
         encode_shards(args, waiting, len(everything))
-    for leftover in (args.folder / "output").glob(".*.parquet.*"):  # of workers that were killed
+    for leftover in (args.folder / "output").glob(".*.parquet.*"):  # files of workers that were killed
         leftover.unlink(missing_ok=True)
 
 
@@ -201,7 +201,7 @@ def encode_shards(args: argparse.Namespace, waiting: list[Shard], total: int) ->
     """Encode the shards, and show the progress."""
     ray = start_ray(args)
     try:
-        # Ray Data restarts actors and repeats their tasks as often as it takes: max_restarts=-1, max_task_retries=-1.
+        # Ray Data restarts actors and repeats their tasks without a limit: max_restarts=-1, max_task_retries=-1.
         results = ray.data.from_items([*map(asdict, waiting)], override_num_blocks=len(waiting)).map_batches(
             Worker, fn_constructor_args=(str(args.folder), args.batch), batch_size=1,
             num_cpus=args.threads, compute=ray.data.ActorPoolStrategy(size=args.workers),
@@ -216,7 +216,7 @@ def encode_shards(args: argparse.Namespace, waiting: list[Shard], total: int) ->
 
 
 def verify(args: argparse.Namespace) -> None:
-    """Check that each id has one encoding, with the bits that one thread computes of the sequence alone."""
+    """Check that each id has one encoding, with the bits that one thread computes from the sequence alone."""
     encoder = Encoder.load(args.folder / "encoder.npz")
     expected, seen = set(), []
     for shard in shards(args.folder):
@@ -239,7 +239,7 @@ def verify(args: argparse.Namespace) -> None:
 
 
 def make_data(args: argparse.Namespace) -> None:
-    """Write random sequences of different lengths, and an encoder; the same seed gives the same files."""
+    """Write random sequences of different lengths, and an encoder. The same seed gives the same files."""
     (args.folder / "input").mkdir(parents=True, exist_ok=True)
     spec = fusedrnn.RNNSpec("gru", args.features, args.hidden, bidirectional=True)
     rng = np.random.default_rng(args.seed)
@@ -291,7 +291,7 @@ def options() -> argparse.Namespace:
     for name, value in vars(args).items():
         if isinstance(value, int) and value < 1 and name != "seed":
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
-    args.folder = args.folder.absolute()  # workers run in folders of their own
+    args.folder = args.folder.absolute()  # workers run in other folders
     return args
 
 

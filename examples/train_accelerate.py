@@ -3,8 +3,8 @@
     python -m examples.train_accelerate
     torchrun --nproc-per-node 2 -m examples.train_accelerate
 
-The model is made of torch.nn's layers. One line puts this package's in their place: ``fusedrnn.torch.accelerate``. That
-function and Hugging Face's library have a name in common and nothing else.
+The model is made of torch.nn's layers. One line replaces them by this package's layers: ``fusedrnn.torch.accelerate``.
+That function and Hugging Face's library only have the name in common.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main() -> None:
     accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(split_batches=True))
     set_seed(args.seed)
     network = Forecaster(args.hidden, nn.LSTM)
-    print(fusedrnn.torch.accelerate(network))  # the line that differs; before prepare, which wraps the model
+    print(fusedrnn.torch.accelerate(network))  # the line that differs; it must precede prepare, which wraps the model
     optimizer = torch.optim.SGD(network.parameters(), lr=args.lr, momentum=0.9)
     data = torch.cat([waves(args.batch, args.length, args.seed + step) for step in range(args.steps)])
     loader = DataLoader(TensorDataset(data), batch_size=args.batch)  # each process gets its part of a batch

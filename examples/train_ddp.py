@@ -3,16 +3,16 @@
     python examples/train_ddp.py                          # one process with the whole batch
     torchrun --nproc-per-node 2 examples/train_ddp.py     # two processes, each with half of the batch
 
-On each of two hosts, with an address of the first that both reach:
+On each of two hosts, with an address of the first host that both can reach:
 
     torchrun --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint HOST:29400 --rdzv-id forecaster \
         --max-restarts 3 examples/train_ddp.py --checkpoint forecaster.pt
 
-All print the same losses except for rounding. If a process is killed, torchrun starts all of them again, and they
-continue from the last checkpoint: with the bits of a training that nothing interrupts.
+All of these print the same losses except for rounding. If a process is killed, torchrun starts all of them again, and
+they continue from the last checkpoint. The results have the bits of a training without interruption.
 
 The task is to predict the next value of a sum of two sine waves. Their frequencies and phases differ between sequences,
-so that the network must infer them from earlier values.
+so the network must infer them from earlier values.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def process_group() -> Iterator[tuple[int, int]]:
 
 
 def total_loss(loss: Tensor, processes: int) -> float:
-    """The loss on the whole batch: the mean over the processes, which have equally many sequences."""
+    """The loss on the whole batch: the mean over the processes, which have equal numbers of sequences."""
     loss = loss.detach().clone()
     if processes > 1:
         distributed.all_reduce(loss)
@@ -87,12 +87,12 @@ def total_loss(loss: Tensor, processes: int) -> float:
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What a checkpoint must agree on: everything that the losses depend on."""
+    """The settings on which the losses depend. Those of a checkpoint must be equal."""
     return {name: getattr(args, name) for name in ("batch", "length", "hidden", "lr", "seed", "dtype")}
 
 
 def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Write the file as a whole or not at all, whatever is killed meanwhile."""
+    """Write the file as a whole or not at all, even if a process is killed meanwhile."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:
@@ -107,7 +107,7 @@ def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
 def read_checkpoint(path: Path | None, processes: int) -> dict[str, Any] | None:
     """The newest checkpoint that any of the processes finds, in all of them; None if there is none.
 
-    Rank 0 writes them, and after a restart may be on another host, which need not share its disk with the first.
+    Rank 0 writes checkpoints. After a restart it may be on another host, without the disk of the first host.
     """
     checkpoint = torch.load(path, weights_only=True) if path and path.exists() else None
     if processes == 1:
@@ -138,7 +138,7 @@ def train(args: argparse.Namespace, rank: int, processes: int) -> tuple[list[flo
             print(f"continues after {len(losses)} steps", flush=True)
     model = DistributedDataParallel(network) if processes > 1 else network
     for step in range(len(losses), args.steps):
-        # The batch depends on the step alone. Each process generates all of it and takes its part.
+        # The batch depends on the step alone. Each process generates the whole batch and takes its part.
         batch = waves(args.batch, args.length, args.seed + step).to(dtype)
         data = batch[rank::processes]
         optimizer.zero_grad()
@@ -156,7 +156,7 @@ def train(args: argparse.Namespace, rank: int, processes: int) -> tuple[list[flo
 
 
 def training_parser(description: str) -> argparse.ArgumentParser:
-    """A parser of the options that every training of the forecaster has."""
+    """A parser with the options that every training of the forecaster has."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=32, help="sequences in a step, over all processes")
@@ -185,7 +185,7 @@ def options() -> argparse.Namespace:
 
 
 def threads_per_process() -> int:
-    """This host's processors, shared out between its processes: more threads in total would wait for each other."""
+    """This host's processors divided by its processes, since more threads in total would wait for each other."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, processors // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 

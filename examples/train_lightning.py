@@ -2,7 +2,7 @@
 
     python -m examples.train_lightning --processes 2
 
-The model is made of torch.nn's layers. One line puts this package's in their place: ``fusedrnn.torch.accelerate``.
+The model is made of torch.nn's layers. One line replaces them by this package's layers: ``fusedrnn.torch.accelerate``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Training(lightning.LightningModule):
         self.losses: list[float] = []
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """This process's part of each batch; the batches do not depend on the number of processes."""
+        """This process's part of each batch. The batches do not depend on the number of processes."""
         args, rank, processes = self.args, self.trainer.global_rank, self.trainer.world_size
         batches = [waves(args.batch, args.length, args.seed + step) for step in range(args.steps)]
         data = TensorDataset(torch.cat(batches))

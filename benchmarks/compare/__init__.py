@@ -1,1 +1,1 @@
-"""Times the operator against other libraries and earlier revisions of itself, each in a process of its own."""
+"""Times the operator against other libraries and earlier revisions of itself, each in its own process."""

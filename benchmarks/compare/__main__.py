@@ -41,11 +41,11 @@ def main(
 ) -> None:
     """Time the operator against other libraries, each in its fastest mode, and against earlier revisions of itself.
 
-    Each contender runs in a process of its own, on the same threads, and takes turns with the operator. Its results
-    are compared with the operator's before it is timed. `make peers` builds the environments of the libraries.
+    Each contender runs in its own process, with the same number of threads, and takes turns with the operator. Its
+    results are compared with the operator's before it is timed. `make peers` builds the environments of the libraries.
 
-    With --compute the operator and the libraries take turns in each of these formats of GEMM operands, each library as
-    it does that best. One that does not have a format, or does not have it on this processor, says so.
+    With --compute, the operator and the libraries take turns in each of these formats of GEMM operands, each library in
+    its best way. If a library lacks a format, or lacks it on this processor, the table says so.
     """
     try:
         formats = options.parse_names(compute, "format", IN_FORMAT)
@@ -64,10 +64,10 @@ def main(
 
 
 def choose_peers(text: str) -> tuple[str, ...]:
-    """The peers in a list of names, or every peer for ``all``, of which those not built fail row by row.
+    """The peers in a list of names, or every peer for ``all``, where peers that are not built fail in each row.
 
     Raises:
-        ValueError: If a name is unknown, or a named peer is not built, or none is.
+        ValueError: If a name is unknown, a named peer is not built, or no peer is built.
     """
     every = text.strip() == "all"
     chosen = tuple(PEERS) if every else tuple(options.parse_names(text, "peer", ("all", *PEERS)))

@@ -1,4 +1,4 @@
-"""Runs the rows of a comparison: the peers' results are compared with the operator's before they are timed."""
+"""Runs the rows of a comparison. The peers' results are compared with the operator's before peers are timed."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from fusedrnn.bench.runner import Progress
 from fusedrnn.bench.timing import PAUSE, Timed, alternate
 
 _SAMPLE_SECONDS = 0.05
-"""Shortest duration of a sample: the pauses between turns are long, and percentiles need many single calls."""
+"""The shortest duration of a sample: pauses between turns are long, and percentiles need many single calls."""
 
 
 @dataclass(frozen=True)
 class Comparison:
     """What to run: the workloads of ``bench``, the libraries, and the revisions of fusedrnn.
 
-    A library in another format than the dtype is named by :func:`benchmarks.peers.environments.in_formats`.
+    :func:`benchmarks.peers.environments.in_formats` gives the names of libraries in formats other than the dtype.
     """
 
     bench: BenchConfig
@@ -44,24 +44,24 @@ class Comparison:
         return *self.ours(), *self.peers, *(revision.name for revision in self.revisions)
 
     def ours(self) -> tuple[str, ...]:
-        """The operator, in each format of operands if there are several."""
+        """The names of the operator, one for each format of operands if there are several."""
         return tuple(self.bench.formats) or (FUSED,)
 
     def formats(self) -> dict[str, str]:
-        """The format of operands of every contender, if they differ."""
+        """The format of operands of every contender, if formats differ."""
         return {**self.bench.formats, **{name: format_of(name) for name in self.peers}} if self.bench.formats else {}
 
 
 @dataclass(frozen=True)
 class ComparedRow(Row):
-    """A row with the libraries and revisions that the operator is compared with; the right ones have timings."""
+    """A row with libraries and revisions to compare with the operator. Those with right results have timings."""
 
     peers: tuple[str, ...] = ()
     revisions: tuple[str, ...] = ()
 
     @property
     def best_peer(self) -> str | None:
-        """The fastest library in the format of ours, None if none was timed."""
+        """The fastest library in the format of :attr:`ours`, None if none was timed."""
         return self.best_peer_of(self.ours)
 
     def best_peer_of(self, contender: str) -> str | None:
@@ -71,14 +71,14 @@ class ComparedRow(Row):
         return min(timed, key=lambda name: self.timings[name].median, default=None)
 
     def over_best_peer(self, contender: str | None = None) -> float | None:
-        """How many times as fast as the fastest library in its format one of ours is, by default the first."""
+        """How many times as fast as the fastest library in its format our contender is, by default :attr:`ours`."""
         name = contender or self.ours
         best = self.best_peer_of(name)
         return None if best is None or name not in self.timings else self.ratio(best, name)
 
 
 def run(config: Comparison, progress: Progress = lambda stage: None) -> Iterator[ComparedRow]:
-    """Run ``config`` and yield each finished row; ``progress`` is called with what is being done."""
+    """Run ``config`` and yield each finished row; ``progress`` is called with a text on the current stage."""
     bench = config.bench
     with ExitStack() as stack:
         stack.enter_context(fusedrnn.thread_limits(bench.threads))
@@ -143,8 +143,8 @@ def _run_row(
 def _time_row(
     budget: float, peak: RunPeak, row: ComparedRow, calls: Mapping[str, Timed], failures: dict[str, str]
 ) -> tuple[ComparedRow, dict[str, Any]]:
-    """The row with its timings, and the results; adds to ``failures`` those that failed meanwhile."""
-    # Only libraries have idle threads that spin. Without the pause, revisions get ten times as many samples.
+    """The row with its timings, and the results. Contenders that fail meanwhile are added to ``failures``."""
+    # Only libraries have idle threads that spin. Revisions need no pause, and get ten times as many samples without it.
     pause = PAUSE if row.peers else 0.0
 
     def take_turns() -> Turns:

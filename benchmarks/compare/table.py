@@ -1,4 +1,4 @@
-"""The table of a comparison: every contender, the speed relative to the best library, the share of the peak."""
+"""The table of a comparison: every contender, the speed relative to the best library, and the share of the peak."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _HEADINGS = {
 
 
 def compared_table(rows: Sequence[ComparedRow]) -> Table:
-    """Time of a call of every contender. The fastest library is bold, and one that was not timed is a dash."""
+    """The time of a call of every contender. The fastest library is bold; a contender that was not timed has a dash."""
     first = rows[0]
     columns = [_time_column(name) for name in (FUSED, *first.peers, *first.revisions)]
     if first.peers:
@@ -41,8 +41,9 @@ def compared_table(rows: Sequence[ComparedRow]) -> Table:
 def formats_table(rows: Sequence[ComparedRow]) -> Table:
     """A line for each contender of each row, the formats one after another.
 
-    It has the time of a call, the share of the format's peak, for ours the speed relative to our float32, and for
-    libraries our speed in the same format relative to theirs. The fastest library of a format is bold.
+    A line has the time of a call and the share of the format's peak. For the operator it has the speed relative to the
+    operator in float32; for a library it has the operator's speed in the same format, relative to the library. The
+    fastest library of a format is bold.
     """
     headings = "", "contender", "a call", "GFLOP/s", "of the\nformat's\npeak", "times\nfloat32", "ours over\nit"
     table = new_table(f"Formats of GEMM operands; T, N, I, H in {rows[0].dtype}", headings, left=2)

@@ -28,7 +28,7 @@ def main(
     """Draw a summary, a roofline, and bars for each case.
 
     The summary shows how many times as fast as the best other library the operator is. It needs times of other
-    libraries. The other figures need every figure of the rows: a file that holds times alone gives the summary only.
+    libraries. The other figures need all data of the rows: a file that holds times alone gives only the summary.
     """
     try:
         benchmark = load(file)

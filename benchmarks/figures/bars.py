@@ -18,7 +18,7 @@ from fusedrnn.bench.data import IN_FORMAT, IN_TORCH, OURS
 
 _HEIGHT = 3.6
 _GAP = 0.8
-"""Space between two groups, in bars."""
+"""The space between two groups, in widths of a bar."""
 
 _PEAK_FACTOR = 4.0
 """The peak is drawn as a line if it is at most this many times as high as the tallest bar."""
@@ -28,13 +28,13 @@ _HORIZONTAL_TEXT_INCHES = 0.34
 """A bar of this width has room for horizontal text."""
 
 _MIN_GROUP = 3.4
-"""Least width of a group in bars, for the name under it."""
+"""The least width of a group, in widths of a bar, for the name under it."""
 
 _TEXT_INSIDE = 0.45
-"""A bar that reaches this part of the axes' height has its text inside."""
+"""A bar that reaches this share of the axes' height has its text inside."""
 
 _TEXT_COLOURS = {**dict.fromkeys(IN_FORMAT.values(), "#ffffff"), IN_TORCH: "#06264d"}
-"""Of text inside bars."""
+"""The colours of text inside bars."""
 
 _LEGEND_TITLE = "On bars of ours: how many times as fast as the best of the others."
 
@@ -55,8 +55,8 @@ def case_figure(records: Sequence[Record]) -> Figure:
 def draw(axes: Axes, records: Sequence[Record], inches: float) -> None:
     """Draw the bars of one case into ``axes``, which are about ``inches`` wide.
 
-    On bars of ours is written how many times as fast as the best of the others they are. The FMA peak is a line, or
-    words if it is far above every bar. A wrong row says so.
+    The bars of our contenders have a text: how many times as fast as the best other contender they are. The FMA peak is
+    a line, or a text if it is far above every bar. A wrong row has a text that says so.
     """
     palette = colours(name for record in records for name in record.seconds)
     tallest = max((speed for record in records for speed in record.gflops.values()), default=1.0)
@@ -86,7 +86,7 @@ def draw(axes: Axes, records: Sequence[Record], inches: float) -> None:
 
 
 def case_title(record: Record) -> str:
-    """Name and sizes of the case."""
+    """The name and the sizes of the case."""
     case = record.data["case"]
     depth = f", {case['layers']} layers" if case["layers"] > 1 else ""
     directions = ", both directions" if case["bidirectional"] else ""

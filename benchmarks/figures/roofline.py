@@ -1,4 +1,4 @@
-"""The roofline: every row as a point under the FMA peak and the bandwidths of caches and memory."""
+"""The roofline plot: every row is a point under the FMA peak and the bandwidths of caches and memory."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _COLOURS = (
     *("#1f6feb", "#d9622b", "#2f9e6e", "#a04fc4", "#c93a4f"),
     *("#9a7b16", "#1b96b5", "#c2559b", "#6b7a2c", "#7a6250"),
 )
-"""One for each case, in turn."""
+"""The colours of the cases, in turn."""
 
 _MARKERS = {"lstm": "o", "gru": "^", "rnn_relu": "s", "rnn_tanh": "D"}
 
 _LABEL_SECONDS = 4.0
-"""Time limit of the label placement."""
+"""The time limit for the placement of labels."""
 
 
 def roofline_figure(records: Sequence[Record], bandwidth: Mapping[str, float]) -> Figure:
@@ -58,7 +58,7 @@ def _draw(figure: Figure, axes: Axes, records: Sequence[Record], bandwidth: Mapp
         if record.case not in labels:
             labels[record.case] = axes.text(x, y, record.case, color=colour, fontsize=9, weight="bold", zorder=5)
     legend = _add_legend(axes, [record for record, _ in shown])
-    figure.draw_without_rendering()  # computes the layout, which the roofs' names depend on
+    figure.draw_without_rendering()  # computes the layout, on which the roofs' names depend
     names = _draw_roofs(axes, peak, bandwidth)
     _place_labels(axes, list(labels.values()), points, [legend, *names])
 
@@ -70,7 +70,7 @@ def _place_labels(
         return
     figure = axes.get_figure(root=True)
     assert figure
-    figure.set_layout_engine("none")  # keeps the layout that the labels are placed in
+    figure.set_layout_engine("none")  # keeps the layout in which the labels are placed
     adjust_text(
         labels,
         x=[x for x, _ in points],
@@ -84,7 +84,7 @@ def _place_labels(
 
 
 def _set_up_axes(axes: Axes, points: Sequence[tuple[float, float]], peak: float, bandwidth: float) -> None:
-    """Scales, titles, and limits that include every point and part of the steepest roof."""
+    """Set scales, titles, and limits that include every point and a part of the steepest roof."""
     xs, ys = [x for x, _ in points] or [1.0], [y for _, y in points] or [1.0]
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -102,7 +102,7 @@ def _set_up_axes(axes: Axes, points: Sequence[tuple[float, float]], peak: float,
 
 
 def _add_legend(axes: Axes, records: Sequence[Record]) -> Legend:
-    """Explain the shapes of the markers, and that those of training are hollow."""
+    """Add a legend of the shapes of markers, which are hollow for training."""
 
     def handle(marker: str, face: str, text: str) -> Line2D:
         return Line2D([], [], marker=marker, linestyle="", color=INK, markerfacecolor=face, markersize=5, label=text)

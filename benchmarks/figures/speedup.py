@@ -23,18 +23,18 @@ _MARKERS = {
     "rnn_relu": ("s", "#2f9e6e"),
     "rnn_tanh": ("D", "#a04fc4"),
 }
-"""Marker and colour of each mode."""
+"""The marker and the colour of each mode."""
 _MEAN_COLOUR = "#8b949e"
 _TICKS = (0.5, 0.7, 1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20)
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 def speedup_figure(records: Sequence[Record], subtitle: str = "") -> Figure:
-    """A row for each case and a panel for each phase, in which each mode is a point and their mean a bar.
+    """A figure with a panel for each phase and a row for each case. Each mode is a point, and their mean is a bar.
 
     Args:
-        records: Those without another library or without a time of ours are left out.
-        subtitle: Of the figure, for example the machine.
+        records: The records. Those without a time of another library or of the operator are left out.
+        subtitle: The subtitle of the figure, for example the machine.
 
     Raises:
         ValueError: If no record can be shown.
@@ -77,7 +77,7 @@ def _draw_phase(axes: Axes, records: Sequence[Record], cases: Sequence[str]) -> 
 
 
 def _set_up_axes(axes: Axes, records: Sequence[Record], cases: Sequence[str]) -> None:
-    """The scales, which all panels share."""
+    """Set the scales, which all panels share."""
     ratios = [record.over_best(FUSED) or 1.0 for record in records]
     axes.set_xscale("log")
     axes.set_xlim(min(0.93, 0.93 * min(ratios)), 1.35 * max(1.5, *ratios))
@@ -89,7 +89,7 @@ def _set_up_axes(axes: Axes, records: Sequence[Record], cases: Sequence[str]) ->
 
 
 def _case_label(name: str) -> str:
-    """Name and sizes of a case."""
+    """The name and the sizes of a case."""
     case = CASES.get(name)
     if case is None:
         return name
@@ -102,7 +102,7 @@ def _case_label(name: str) -> str:
 def _title(records: Sequence[Record]) -> str:
     others = {name for record in records for name in record.seconds if name not in OURS}
     others -= {name for record in records for name in record.revisions}
-    count = len({re.split(r"[- ]", name)[0].lower() for name in others})  # MXNet's two ways are one library
+    count = len({re.split(r"[- ]", name)[0].lower() for name in others})  # MXNet's two ways count as one library
     number = _NUMBERS[count] if count < len(_NUMBERS) else str(count)
     return f"Times as fast as the best of {number} libraries" if count > 1 else f"Times as fast as {', '.join(others)}"
 

@@ -1,4 +1,4 @@
-"""What all figures share: names, colours, and how a figure is saved."""
+"""The common parts of all figures: names, colours, and how a figure is saved."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from fusedrnn.bench.data import FUSED, IN_FORMAT, IN_TORCH, NON_FUSED, OURS, TOR
 MODE_NAMES = {"lstm": "LSTM", "gru": "GRU", "rnn_relu": "ReLU", "rnn_tanh": "tanh"}
 
 INK = "#010203"
-"""Colour of axes and text. The value occurs nowhere else, so that it can be replaced in an SVG for dark pages."""
+"""The colour of axes and text. No other value is equal, so that it can be replaced in an SVG for dark pages."""
 
 PAPER = "#fdfeff"
-"""Colour of the background, replaceable in the same way."""
+"""The colour of the background, which can be replaced in the same way."""
 
 DARK_INK, DARK_PAPER = "#e3e8ee", "#14181d"
 
@@ -55,12 +55,12 @@ _KNOWN_COLOURS = {
     IN_TORCH: "#54aeff",
     UNPACKED: "#b6e3ff",
 }
-"""Ours are blue and no other is."""
+"""The colours of contenders. Only ours are blue."""
 _OTHER_COLOURS = ("#d58ab5", "#86b06a", "#6f7d95", "#b5b04e", "#a8618c", "#5f8f5a")
 
 
 def drawing_order(contenders: Iterable[str]) -> list[str]:
-    """Each contender once: known others, unknown ones, then ours."""
+    """Each contender once: first known other ones, then unknown ones, then ours."""
     names = dict.fromkeys(contenders)
     known = [name for name in _KNOWN_COLOURS if name in names]
     unknown = [name for name in names if name not in _KNOWN_COLOURS]
@@ -68,7 +68,7 @@ def drawing_order(contenders: Iterable[str]) -> list[str]:
 
 
 def colours(contenders: Iterable[str]) -> dict[str, str]:
-    """A colour for each contender, in drawing order: fixed for known ones, from a cycle for others."""
+    """A colour for each contender, in drawing order: fixed for known contenders, from a cycle for unknown ones."""
     order = drawing_order(contenders)
     unknown = [name for name in order if name not in _KNOWN_COLOURS]
     cycle = {name: _OTHER_COLOURS[index % len(_OTHER_COLOURS)] for index, name in enumerate(unknown)}
@@ -81,7 +81,7 @@ def formats() -> tuple[str, ...]:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Save a figure with its background. An SVG switches to dark colours where the reader prefers them."""
+    """Save a figure with its background. An SVG has dark colours if the reader's system prefers them."""
     with matplotlib.rc_context(STYLE):
         if path.suffix != ".svg":
             figure.savefig(path, dpi=150, facecolor=PAPER)
@@ -101,9 +101,9 @@ def inline_svg(figure: Figure, prefix: str, description: str) -> str:
     """The figure as an ``<svg>`` element that refers to nothing outside itself, in the colours of its page.
 
     Args:
-        figure: Drawn with :data:`STYLE`.
+        figure: A figure that was drawn with :data:`STYLE`.
         prefix: Letters and digits that make its ids unique within the page.
-        description: Plain words for readers who cannot see it.
+        description: A description in plain words, for readers who cannot see the figure.
     """
     text = StringIO()
     with matplotlib.rc_context(STYLE):

@@ -1,1 +1,1 @@
-"""``python -m benchmarks.keras``: Keras's own layers beside the same models after ``fusedrnn.keras.accelerate``."""
+"""``python -m benchmarks.keras``: Keras's own layers, compared with the same models after accelerate."""

@@ -27,7 +27,7 @@ ENVIRONMENTS = {
     "torch": Environment("keras-torch", ("torch==2.13.0", *_OURS)),
     "jax": Environment("keras-jax", ("jax==0.10.2", "jaxlib==0.10.2", *_OURS)),
 }
-"""Where Keras runs on each backend; built at the first use."""
+"""The environment in which Keras runs on each backend. It is built at the first use."""
 _LAYERS = "LSTM", "GRU", "SimpleRNN"
 _CALLS = "model(x)", "predict", "fit"
 
@@ -41,7 +41,7 @@ def main(
     seconds: Annotated[float, typer.Option(min=0, help="Time for each figure.")] = 2.0,
     json: options.Json = None,
 ) -> None:
-    """Time models of Keras's recurrent layers beside the same models after accelerate, in turns, in one process."""
+    """Compare models of Keras's recurrent layers with the same models after accelerate, in turns, in one process."""
     try:
         chosen = {
             "cases": options.parse_names(cases or ",".join(CASES), "case", CASES),
@@ -66,7 +66,7 @@ def run(backend: str, chosen: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The figures of one backend, as its process prints them.
 
     Raises:
-        RuntimeError: The process fails.
+        RuntimeError: If the process fails.
     """
     environment = ENVIRONMENTS[backend]
     if not environment.is_built():

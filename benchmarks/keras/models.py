@@ -1,4 +1,4 @@
-"""Times models of Keras's recurrent layers, as they are and accelerated, in turns; runs in an environment with Keras.
+"""Times models of Keras's recurrent layers, plain and accelerated, in turns. Runs in an environment with Keras.
 
 ``python -m benchmarks.keras.models OPTIONS`` takes one argument, the options as JSON, and prints a line of JSON for
 each figure.
@@ -20,13 +20,13 @@ import numpy as np
 from fusedrnn.testing.cases import CASES, Case
 
 _BATCHES, _FLOPS = 8, 2e10
-"""``predict`` and ``fit`` run so many batches, fewer if a batch takes more floating-point operations than this."""
+"""How many batches ``predict`` and ``fit`` run, and the most operations of these batches."""
 _MODES = {"LSTM": "lstm", "GRU": "gru", "SimpleRNN": "rnn_tanh"}
 Call = Callable[[Any], object]
 
 
 def limit_threads(count: int) -> None:
-    """Use so many processors. XLA starts a thread for each that the process may run on; PyTorch has a setting."""
+    """Use ``count`` processors. XLA starts a thread for each on which the process may run; PyTorch has a setting."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
     if os.environ["KERAS_BACKEND"] == "torch":
@@ -39,7 +39,7 @@ def limit_threads(count: int) -> None:
 
 
 def make_models(case: Case, layer: str) -> list[Any]:
-    """Keras's model of a case and the same one accelerated."""
+    """Keras's model of a case, and the same model accelerated."""
     import keras
 
     accelerate = importlib.import_module("fusedrnn.keras").accelerate
@@ -59,7 +59,7 @@ def make_models(case: Case, layer: str) -> list[Any]:
 
 
 def make_calls(case: Case, mode: str) -> dict[str, Call]:
-    """What is timed, by its name: functions of a model."""
+    """The functions of a model that are timed, by name."""
     import keras
 
     spec = case.spec(mode)
@@ -77,7 +77,7 @@ def make_calls(case: Case, mode: str) -> dict[str, Call]:
 
 
 def medians(call: Call, models: list[Any], seconds: float) -> list[float]:
-    """The median time of a call of each model; they take turns for so many seconds, each at least three times."""
+    """The median time of a call of each model. They take turns for about ``seconds``, each at least three times."""
     samples: list[list[float]] = [[] for _ in models]
     for model in models:
         call(model)
@@ -94,7 +94,7 @@ def figures(options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """A figure for each case, layer and call.
 
     Raises:
-        ValueError: The models of a case disagree.
+        ValueError: If the models of a case disagree.
     """
     limit_threads(options["threads"])
     for name in options["cases"]:

@@ -1,1 +1,1 @@
-"""The libraries to compare with, each in a virtual environment and a process of its own."""
+"""The libraries to compare with, each in its own virtual environment and process."""

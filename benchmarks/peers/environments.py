@@ -1,4 +1,4 @@
-"""The libraries to compare with, the packages they are installed from, and the building of their environments."""
+"""The libraries to compare with, their packages, and how their environments are built."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pathlib import Path
 _ROOT = Path(__file__).resolve().parents[2]
 
 _MARKER = "requirements.txt"
-"""A file in each finished environment that records what it was built from."""
+"""The file in each finished environment that records from what it was built."""
 
 _ERROR_LINES = 3
-"""Number of lines shown of the output of a failed command."""
+"""How many lines of the output of a failed command are shown."""
 
 _PYTHON_PATHS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 
@@ -38,7 +38,7 @@ def peers_directory() -> Path:
 
 
 def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
-    """Environment variables for a process that runs another Python: without those that point to this one's packages."""
+    """Environment variables for a process with another Python, without those that point to this Python's packages."""
     inherited = {name: value for name, value in os.environ.items() if name not in _PYTHON_PATHS}
     return {**inherited, **changes}
 
@@ -62,7 +62,7 @@ class Environment:
 
     @property
     def marker_text(self) -> str:
-        """The content of its marker: with another Python or other requirements it must be built again."""
+        """The content of its marker. With another Python or other requirements, it must be built again."""
         return "\n".join((f"# Python {sys.version_info.major}.{sys.version_info.minor}", *self.requirements, ""))
 
     def is_built(self) -> bool:
@@ -74,7 +74,8 @@ class Environment:
         """Build it from scratch.
 
         Raises:
-            RuntimeError: With the last lines of a failed command, or if its folder holds something else, which stays.
+            RuntimeError: If a command fails, when the message has the last lines of its output; or if the folder holds
+                something else, which is not changed.
         """
         if self.folder.exists() and not (self.folder / "pyvenv.cfg").is_file():
             raise RuntimeError(f"{self.folder} is not a virtual environment; move it, or set FUSEDRNN_PEERS")
@@ -88,16 +89,16 @@ class Environment:
 
 @dataclass(frozen=True)
 class Peer:
-    """A library in one way of using it: its environment, and the worker that runs it."""
+    """A library, used in one way: its environment, and the worker that runs it."""
 
     name: str
     environment: Environment
     worker: str
-    """Module in ``workers``."""
+    """The module in ``workers``."""
     formats: tuple[str, ...] = ("float32",)
     """The formats of GEMM operands in which it is compared; ``float32`` stands for the dtype."""
     lacking: str = "is compared in float32 alone"
-    """Why it is not compared in others."""
+    """Why it is not compared in other formats."""
 
 
 ALL_FORMATS = ("float32", "bfloat16", "int8")
@@ -142,7 +143,7 @@ def peer_of(contender: str) -> str:
 
 
 def environments() -> dict[str, Environment]:
-    """All environments by name, each once."""
+    """All environments by name, without duplicates."""
     return {peer.environment.name: peer.environment for peer in PEERS.values()}
 
 

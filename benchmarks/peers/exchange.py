@@ -1,4 +1,4 @@
-"""Passes workloads to workers and results back: as folders of .npy files."""
+"""Passes workloads to workers and results back, as folders of .npy files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write_workload(work: Workload, batch: Batch, folder: Path, *, training: bool
 
 
 def read_results(work: Workload, folder: Path) -> Results:
-    """The results that a worker wrote, in the form that contenders return. The files are removed.
+    """The results that a worker wrote, in the form that contenders return. This removes the files.
 
     Raises:
         ValueError: If the gradient of a parameter is missing or has another shape than the parameter.

@@ -19,17 +19,17 @@ from fusedrnn.bench.timing import ContenderFailed
 WORKERS = Path(__file__).parent / "workers"
 
 CLOSE_SECONDS = 2.0
-"""Time that a worker has to exit by itself."""
+"""The time in seconds that a worker has to exit by itself."""
 
 _STDERR_LINES = 20
-"""Latest lines of a worker's standard error, which are kept to explain why it ended."""
+"""How many latest lines of a worker's standard error are kept, to explain why it ended."""
 
 _MAX_MESSAGE = 300
-"""Characters of an error that are shown."""
+"""How many characters of an error are shown."""
 
 
 class PeerError(ContenderFailed):
-    """A peer could not execute a command. The message says why and does not name the peer."""
+    """A peer could not execute a command. The message says why, but does not name the peer."""
 
 
 def thread_variables(threads: int) -> dict[str, str]:
@@ -40,11 +40,11 @@ def thread_variables(threads: int) -> dict[str, str]:
 
 
 class PeerProcess:
-    """A worker. It starts at the first command, and again at the first command after it was stopped.
+    """A worker process. It starts at the first command, and again at the first command after it was stopped.
 
     Args:
-        python: Interpreter of its environment.
-        worker: Module in ``workers``.
+        python: The interpreter of its environment.
+        worker: The module in ``workers``.
         variables: Environment variables to set for it.
     """
 
@@ -66,11 +66,11 @@ class PeerProcess:
 
     @property
     def pid(self) -> int | None:
-        """Of the process; None if it is not running."""
+        """The id of the process; None if it is not running."""
         return self._process.pid if self._process else None
 
     def load(self, workload: Mapping[str, Any], timeout: float) -> dict[str, Any]:
-        """Prepare a workload and run it. Returns seconds of the ``cold`` call and of a warm one, and ``facts``.
+        """Prepare a workload and run it. Returns the seconds of the ``cold`` call and of a warm call, and ``facts``.
 
         Raises:
             PeerError: If the peer cannot, or takes longer than ``timeout`` seconds.
@@ -81,7 +81,7 @@ class PeerProcess:
         """Seconds of each of ``calls`` consecutive calls.
 
         Raises:
-            PeerError: If one fails, or all of them take longer than ``timeout`` seconds.
+            PeerError: If a call fails, or all calls together take longer than ``timeout`` seconds.
         """
         seconds: list[float] = self.ask({"do": "time", "calls": calls}, timeout)["seconds"]
         return seconds
@@ -109,7 +109,7 @@ class PeerProcess:
             raise PeerError(f"no answer within {timeout:.0f} s") from None
         except BrokenPipeError:
             line = None
-        except BaseException:  # an interrupt: a late answer would be taken for the answer to the next command
+        except BaseException:  # after an interrupt, a late answer would count as the answer to the next command
             self.stop()
             raise
         if line is None:
@@ -120,7 +120,7 @@ class PeerProcess:
         return answer
 
     def stop(self) -> None:
-        """End the process; kill it if it does not exit when asked to."""
+        """End the process. Kill it if it does not exit when told to."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -150,7 +150,7 @@ class PeerProcess:
             encoding="utf-8",
             errors="replace",
             env=self._environment,
-            start_new_session=True,  # this process handles interrupts from the terminal
+            start_new_session=True,  # interrupts from the terminal are for this process only
         )
         assert process.stdout and process.stderr
         self._answers, self._stderr = answers, stderr

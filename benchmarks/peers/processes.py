@@ -1,4 +1,4 @@
-"""The processes of all peers and revisions of a comparison, which live from row to row."""
+"""The processes of all peers and revisions of a comparison. They stay from one row to the next."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from benchmarks.peers.revision import Revision, checked_out
 from fusedrnn.bench.data import Batch, Results, Workload
 
 LOAD_SECONDS = 300.0
-"""Time that a peer has to prepare a workload, its first call included."""
+"""The time in seconds that a peer has to prepare a workload, including its first call."""
 
 _TIMEOUT, _TIMEOUT_FACTOR = 60.0, 20.0
-"""Timed calls may take so many seconds, plus so many times as long as they took before."""
+"""Timed calls may take that many seconds, plus that many times as long as they took before."""
 
 
 class PeerCall:
@@ -42,7 +42,7 @@ class PeerProcesses:
     """One process for each peer and revision, started at its first workload and ended with the context.
 
     Args:
-        peers: Names of :data:`benchmarks.peers.environments.PEERS`, each with a format of operands.
+        peers: Names from :data:`benchmarks.peers.environments.PEERS`, each with a format of operands.
         revisions: Revisions of fusedrnn.
         threads: Number of threads of each process.
     """
@@ -53,7 +53,7 @@ class PeerProcesses:
         self._missing: dict[str, str] = {}
         self._stack = ExitStack()
         self.versions: dict[str, Mapping[str, str]] = {}
-        """Package versions of those that ran a workload."""
+        """The package versions of the processes that have run a workload."""
 
     def __enter__(self) -> PeerProcesses:
         variables = thread_variables(self._threads)
@@ -90,10 +90,10 @@ class PeerProcesses:
         compare: Callable[[str, Results], str | None],
         say: Callable[[str], None],
     ) -> tuple[dict[str, PeerCall], dict[str, str]]:
-        """Have all of them prepare and run a workload, and ``compare`` the results of each.
+        """Let all processes prepare and run a workload, and ``compare`` the results of each.
 
         Returns:
-            The calls of those whose results are right, and what is wrong with the others.
+            The calls of the processes with right results, and for the others a text that says what is wrong.
         """
         calls: dict[str, PeerCall] = {}
         failures = dict(self._missing)
@@ -116,7 +116,7 @@ class PeerProcesses:
         return calls, failures
 
     def unload(self) -> None:
-        """Have all of them release the workload."""
+        """Let all processes release the workload."""
         for process in self._processes.values():
             _unload(process)
 
@@ -124,5 +124,5 @@ class PeerProcesses:
 def _unload(process: PeerProcess) -> None:
     try:
         process.unload()
-    except PeerError:  # the process ended: the next row starts another
+    except PeerError:  # the process has ended; the next row starts another
         process.stop()

@@ -38,9 +38,9 @@ def main(
 ) -> None:
     """Train a character language model on English text, first with torch.nn, then with the fused layers.
 
-    The model is embedding, recurrent layers, linear, softmax; the optimizer is Adam. Both runs start from the same
-    parameters and read the same text, so their loss curves coincide. Times are of whole steps, including everything
-    that is not recurrent. The last twentieth of the text is held out.
+    The model has an embedding, recurrent layers, a linear layer and softmax; the optimizer is Adam. Both runs start
+    from the same parameters and read the same text, so their loss curves coincide. Times are of whole steps, including
+    the work that is not recurrent. The last twentieth of the text is held out.
 
     The defaults take one to two minutes on two cores. Ctrl-C stops the training and shows what was measured so far.
     """

@@ -1,4 +1,4 @@
-"""The model: embedding, recurrent layers, linear. It is written with torch.nn alone and then accelerated."""
+"""The model: an embedding, recurrent layers, and a linear layer. It is written with torch.nn, then accelerated."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class CharacterModel(nn.Module):
     """Predicts the next character at every step.
 
     Args:
-        symbols: Size of the alphabet.
+        symbols: The size of the alphabet.
         settings: Cell, sizes and dropout.
     """
 

@@ -1,4 +1,4 @@
-"""Draws the loss curves: over steps, where they coincide, and over seconds, where they do not."""
+"""Draws the loss curves over steps, where they coincide, and over seconds, where they do not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from examples.char_lm.results import Run
 
-# The first curve is wide and pale, so that the second is visible on top of it.
+# The first curve is wide and pale, so that the second curve is visible on top of it.
 _LINE_STYLES = (
     {"color": "#e8833a", "linewidth": 4.0, "alpha": 0.6},
     {"color": "#1f6feb", "linewidth": 1.2},

@@ -1,4 +1,4 @@
-"""The measurements: runs, how they compare, and both as data for JSON."""
+"""The measurements: runs, their comparison, and both as data for JSON."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ class Step(NamedTuple):
     bits: float
     """The loss before the update, bits per character."""
     seconds: float
-    """Duration of the step."""
+    """The duration of the step in seconds."""
     elapsed: float
     """Seconds from the start of the training to the end of the step."""
 
 
 @dataclass
 class Run:
-    """The training of one contender, as far as it got."""
+    """The training of one contender, up to where it stopped."""
 
     name: str
     steps: list[Step] = field(default_factory=list)
     held_out: float | None = None
-    """The final loss on the held-out text, bits per character; None if the run did not get there."""
+    """The final loss on the held-out text, bits per character; None if the run stopped earlier."""
 
     @property
     def median(self) -> float:
-        """Median seconds of a step, which a short disturbance of the machine does not change."""
+        """The median seconds of a step. A short disturbance of the machine does not change the median."""
         return median(step.seconds for step in self.steps)
 
     @property
@@ -68,14 +68,14 @@ class Results:
 
     @property
     def differences(self) -> list[float]:
-        """Distance between the loss curves, bits per character, at each step that both runs took."""
+        """The distance between the loss curves, in bits per character, at each step that both runs took."""
         if not self.pair:
             return []
         return [abs(a.bits - b.bits) for a, b in zip(self.pair[0].steps, self.pair[1].steps, strict=False)]
 
     @property
     def ratios(self) -> dict[str, float]:
-        """Speed of the second run over the first: of the median step, and end to end if both took every step."""
+        """How many times as fast as the first run the second is: by median step, and in total if both took all."""
         if not self.pair:
             return {}
         first, second = self.pair

@@ -1,4 +1,4 @@
-"""Trains both models with a progress display, and prints how they compare."""
+"""Trains both models with a progress display, and prints a comparison."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from fusedrnn.bench.report import environment_report
 from fusedrnn.cli.console import output
 
 _REDRAWS_PER_SECOND = 4
-"""Drawing takes time from the training."""
+"""A low rate, since drawing takes time from the training."""
 
 _LINES_PER_RUN = 10
-"""Progress lines of a run where the output is not a terminal."""
+"""The number of progress lines of a run if the output is not a terminal."""
 
 _RATE_WINDOW = 20
-"""Number of latest steps behind the rate in the progress bar."""
+"""The number of latest steps from which the progress bar computes its rate."""
 
 
 def prepare(settings: Settings, text: Path | None) -> Corpus:
@@ -47,7 +47,7 @@ def prepare(settings: Settings, text: Path | None) -> Corpus:
 
 
 def run(settings: Settings, corpus: Corpus, json_path: Path | None, plot_path: Path | None) -> Results:
-    """Train both models, print the comparison, write the files; after Ctrl-C with what was measured so far.
+    """Train both models, print the comparison, and write the files. After Ctrl-C, show what was measured so far.
 
     Raises:
         ValueError: If a loss is not finite.
@@ -103,7 +103,7 @@ def _describe(settings: Settings, corpus: Corpus) -> str:
 
 @contextmanager
 def _progress(results: Results) -> Iterator[Callable[[Run], None]]:
-    """Show progress on standard error: a bar a run on a terminal, else lines. Yields the function to call each step."""
+    """Show progress on standard error: a bar per run on a terminal, else lines. Yields a function for each step."""
     console, settings = Console(stderr=True), results.settings
     if not console.is_terminal:
         interval = max(1, settings.steps // _LINES_PER_RUN)

@@ -1,4 +1,4 @@
-"""The options of a run, checked once and without PyTorch."""
+"""The options of a run. They are checked once, without PyTorch."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ CELLS = ("gru", "lstm")
 class Settings:
     """Sizes of the model and of its training.
 
-    The defaults are a model of realistic size that learns something within a minute on two cores.
+    The defaults give a model of realistic size that learns something within a minute on two cores.
 
     Raises:
-        ValueError: Naming the option, its value and the expected one.
+        ValueError: If an option is invalid; the message names the option, its value and what was expected.
     """
 
     cell: str = "gru"
     hidden: int = 256
-    """Hidden units of each layer, and the size of the embedding."""
+    """The hidden units of each layer, and the size of the embedding."""
     layers: int = 2
     steps: int = 300
-    """Updates of the parameters."""
+    """The number of updates of the parameters."""
     batch: int = 32
-    """Text streams in a batch."""
+    """The number of text streams in a batch."""
     length: int = 100
-    """Characters of each stream in a step; gradients reach no further back."""
+    """The characters of each stream in a step. Gradients go no further back."""
     lr: float = 4e-3
     dropout: float = 0.0
     seed: int = 0
     threads: int = 1
     sample: int = 500
-    """Characters to generate at the end."""
+    """The number of characters to generate at the end."""
     temperature: float = 0.7
 
     def __post_init__(self) -> None:
@@ -56,5 +56,5 @@ class Settings:
 
     @property
     def tokens(self) -> int:
-        """Characters in a step."""
+        """The number of characters in a step."""
         return self.batch * self.length

@@ -1,4 +1,4 @@
-"""Text as numbers: an alphabet, a training part and a held-out part, each cut into parallel streams."""
+"""Text as numbers: an alphabet, and a training part and a held-out part, each cut into parallel streams."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HELD_OUT = 0.05
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text in two parts: its last twentieth is held out."""
+    """A text in two parts. The last twentieth is held out."""
 
     name: str
     alphabet: str
@@ -42,7 +42,7 @@ class Corpus:
         """Check that the text is long enough.
 
         Raises:
-            ValueError: With the length of the text and the length that is needed.
+            ValueError: If it is too short; the message has the length of the text and the length that is needed.
         """
         needed = batch * (length + 1)
         if len(self.train) < needed or len(self.held_out) < 2:
@@ -53,7 +53,7 @@ class Corpus:
 
 
 def load(path: Path | None) -> Corpus:
-    """The user's text, UTF-8, or by default the English help topics that ship with every Python.
+    """The user's text in UTF-8, or by default the English help topics that ship with Python.
 
     Raises:
         ValueError: If the file is not text, or this Python has no help topics.
@@ -72,13 +72,13 @@ def load(path: Path | None) -> Corpus:
 
 
 def streams(codes: Codes, batch: int) -> Codes:
-    """The text cut into ``batch`` equal parts, one a column: (len(codes) // batch, batch). A remainder is dropped."""
+    """``batch`` equal parts of the text, as columns: (len(codes) // batch, batch). A remainder is dropped."""
     rows = len(codes) // batch
     return np.ascontiguousarray(codes[: rows * batch].reshape(batch, rows).T)
 
 
 def windows(columns: Codes, length: int) -> Iterator[tuple[Codes, Codes]]:
-    """Consecutive windows of the streams: characters, and the characters that follow them, (T, N) each.
+    """Consecutive windows of the streams: characters, and the characters that follow them, each (T, N).
 
     T is ``length``; the last window may be shorter.
     """

@@ -24,9 +24,9 @@ class Diverged(ValueError):
 
 
 def batches(corpus: Corpus, settings: Settings) -> Iterator[tuple[bool, Tensor, Tensor]]:
-    """Endless windows of the training text: whether the text starts again, characters, and those that follow.
+    """An endless series of windows of the training text: whether the text starts again, characters, and the next ones.
 
-    The shorter window at the end of the text is left out, so that all steps have one size.
+    The shorter window at the end of the text is left out, so that all steps have the same size.
     """
     columns = streams(corpus.train, settings.batch)
     while True:
@@ -42,14 +42,15 @@ def train(
     run: Run,
     after_step: Callable[[Run], None] = lambda run: None,
 ) -> None:
-    """Take ``settings.steps`` steps and append each to ``run.steps``, which keeps them if training is interrupted.
+    """Take ``settings.steps`` steps, and append each to ``run.steps``, which has them even after an interrupt.
 
     Args:
-        model: Trained in place.
-        corpus: Its training part is used.
-        settings: Of the training.
-        run: Receives losses and times. The time of a step covers everything from its batch to the updated parameters.
-        after_step: Called with the run after each step; its time counts into the total, not into the step.
+        model: The model, which is trained in place.
+        corpus: The corpus, whose training part is used.
+        settings: The settings of the training.
+        run: It receives losses and times. The time of a step is that from its batch to the updated parameters.
+        after_step: A function that is called with the run after each step. Its time is part of the total, not of the
+            step.
 
     Raises:
         Diverged: If a loss is not finite.
@@ -58,7 +59,7 @@ def train(
     source = batches(corpus, settings)
     state: State = None
     model.train()
-    torch.manual_seed(settings.seed)  # dropout is the same however many numbers the layers drew for their parameters
+    torch.manual_seed(settings.seed)  # dropout must not depend on how many numbers initialization has drawn
     train_start = time.perf_counter()
     for number in range(settings.steps):
         step_start = time.perf_counter()
@@ -92,7 +93,7 @@ def validate(model: CharacterModel, corpus: Corpus, settings: Settings) -> float
 
 
 def sample(model: CharacterModel, corpus: Corpus, settings: Settings) -> str:
-    """``settings.sample`` characters from the model, which continue the first window of the training text.
+    """``settings.sample`` characters from the model, as a continuation of the first window of the training text.
 
     The same model and settings give the same text. Temperature 0 takes the most likely character every time.
     """
@@ -111,7 +112,7 @@ def sample(model: CharacterModel, corpus: Corpus, settings: Settings) -> str:
 def _draw(logits: np.ndarray[tuple[int], np.dtype[np.float64]], temperature: float, rng: np.random.Generator) -> int:
     if temperature == 0:
         return int(logits.argmax())
-    with np.errstate(over="ignore"):  # a temperature near zero divides to infinity, as it should
+    with np.errstate(over="ignore"):  # division by a temperature near zero gives infinity, as intended
         cumulative = np.exp((logits - logits.max()) / temperature).cumsum()
     return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
 

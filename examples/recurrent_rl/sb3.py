@@ -4,9 +4,9 @@
     python -m examples.recurrent_rl.sb3 --steps 20000            # with this project's layers
     python -m examples.recurrent_rl.sb3 --steps 20000 --plain    # sb3-contrib as it is
 
-sb3-contrib cuts a rollout at every beginning of an episode and pads the pieces; within a piece that is cut elsewhere it
-runs its LSTM step by step. Here a batch has whole rows of the rollout, one for each environment, and the LSTM gets the
-beginnings as resets.
+sb3-contrib cuts a rollout at every beginning of an episode and pads the pieces; if a piece is cut at other places, it
+runs its LSTM step by step. In this example, a batch has whole rows of the rollout, one for each environment, and the
+LSTM gets the beginnings of episodes as resets.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fusedrnn.torch import accelerate
 
 
 class ResetPolicy(RecurrentActorCriticPolicy):
-    """A policy whose LSTMs run over whole sequences; ``MlpLstmPolicy`` otherwise."""
+    """``MlpLstmPolicy``, but its LSTMs run over whole sequences."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -42,7 +42,7 @@ class WholeRows(RecurrentRolloutBuffer):
     generator_ready: bool
 
     def get(self, batch_size: int | None = None) -> Generator[RecurrentRolloutBufferSamples, None, None]:  # type: ignore[override]
-        """Batches of so many steps, in whole rows."""
+        """Batches of ``batch_size`` steps, in whole rows."""
         states = "hidden_states_pi", "cell_states_pi", "hidden_states_vf", "cell_states_vf"
         names = "observations", "actions", "values", "log_probs", "advantages", "returns", "episode_starts"
         if not self.generator_ready:

@@ -1,4 +1,4 @@
-"""Rollouts as whole sequences: episodes follow one another in a row, and marks say where they begin."""
+"""Rollouts as whole sequences. In a row, episodes follow one another, and marks tell where they begin."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ States = tuple[Tensor, Tensor]
 def process_sequence(
     features: Tensor, states: States, episode_starts: Tensor, lstm: Any
 ) -> tuple[Tensor, States]:
-    """What sb3-contrib's policies compute in a loop over steps, as one call.
+    """Compute in one call what sb3-contrib's policies compute in a loop over steps.
 
     Args:
-        features: (N·T, features), sequence by sequence.
-        states: h and c, (layers, N, H) each.
-        episode_starts: (N·T,), not 0 where an episode begins.
+        features: (N·T, features), one sequence after another.
+        states: h and c, each (layers, N, H).
+        episode_starts: (N·T,), nonzero where an episode begins.
         lstm: A :class:`fusedrnn.torch.LSTM`.
 
     Returns:
@@ -33,16 +33,16 @@ def process_sequence(
 
 
 def whole_rows(steps: int, num_envs: int, batch_size: int, rng: np.random.Generator) -> Iterator[tuple[Any, Any]]:
-    """Batches of whole rows of a rollout that holds environment after environment, in random order.
+    """Batches of whole rows, in random order, of a rollout that stores one environment after another.
 
     Args:
-        steps: T of the rollout.
-        num_envs: Its environments.
-        batch_size: Steps of a batch, a multiple of T for as many environments.
-        rng: Shuffles the environments.
+        steps: T, the steps of the rollout.
+        num_envs: The number of its environments.
+        batch_size: The steps of a batch in all its environments together, a multiple of T.
+        rng: The generator that shuffles the environments.
 
     Yields:
-        The indices of the steps of a batch, and those of the first step of each row.
+        The indices of the steps of a batch, and the indices of the first step of each row.
     """
     order, rows = rng.permutation(num_envs), max(1, batch_size // steps)
     for begin in range(0, num_envs, rows):

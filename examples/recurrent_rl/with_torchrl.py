@@ -3,9 +3,9 @@
     pip install torchrl 'fusedrnn[torch]'
     python -m examples.recurrent_rl.with_torchrl    # compares with TorchRL's own module, and times both
 
-TorchRL's modules cut a batch of trajectories at ``is_init`` and pad the pieces, or scan over the steps. Here it is one
-call of the layer. After a reset states are zero, as TorchRL's primers set them. The module writes the hidden states of
-the last step, and zeros before.
+TorchRL's modules cut a batch of trajectories at ``is_init`` and pad the pieces, or scan over the steps. In this
+example, a batch is one call of the layer. After a reset the states are zero, as TorchRL's primers set them. The module
+writes the hidden states of the last step, and zeros for the steps before.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class _WithResets:
     recurrent_mode: bool
 
     def forward(self, tensordict: Any) -> Any:
-        """As TorchRL's module does; in recurrent mode the last axis of the batch is time."""
+        """Run as TorchRL's module does. In recurrent mode, the last axis of the batch is time."""
         if not self.recurrent_mode:
             return super().forward(tensordict)  # type: ignore[misc]
         rows = tensordict.reshape(-1, tensordict.shape[-1])
         x, *hidden = (rows.get(key, None) for key in self.in_keys[: len(self.out_keys)])
         resets = rows["is_init"].squeeze(-1).clone()
-        resets[:, 0] = False  # what the first step starts from is in the tensordict
+        resets[:, 0] = False  # the tensordict has the states from which the first step starts
         states = None
         if hidden[0] is not None:
             states = tuple(state[:, 0].transpose(0, 1).contiguous() for state in hidden)
@@ -91,7 +91,7 @@ def _run(module: Any, batch: Any) -> Tensor:
 
 
 def compare(B: int = 64, T: int = 32, I: int = 32, H: int = 128, repetitions: int = 20) -> None:
-    """Compare the modules with TorchRL's, and print the least times of forward and backward."""
+    """Compare the modules with TorchRL's, and print the shortest times of forward and backward."""
     kinds = (("gru", GRUModule, ResetGRUModule, GRU, ("h",)), ("lstm", LSTMModule, ResetLSTMModule, LSTM, ("h", "c")))
     for name, theirs_class, ours_class, layer, states in kinds:
         keys: dict[str, Any] = {"in_keys": ["x", *states], "out_keys": ["y", *(("next", state) for state in states)]}

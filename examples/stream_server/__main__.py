@@ -65,7 +65,7 @@ def load(
     port: Port = 7032,
     plot: Plot = None,
 ) -> None:
-    """Load a server that runs, and print the distribution of the latencies."""
+    """Load a running server, and print the distribution of the latencies."""
     try:
         _check_picture(plot)
         result = commands.load_server(host, port, streams, period / 1e3, seconds)
@@ -88,7 +88,7 @@ def test(
     pin: Annotated[bool, typer.Option(help="Server and load generator on one processor each.")] = False,
     plot: Plot = None,
 ) -> None:
-    """Start a server in another process, load it, and print the latencies that both sides have measured."""
+    """Start a server in another process, load it, and print the latencies that both sides measure."""
     try:
         _check_picture(plot)
         settings = Settings(cell, features, hidden, layers, streams)
@@ -109,7 +109,7 @@ def schedule(
     threads: Threads = 1,
     plot: Plot = None,
 ) -> None:
-    """Step streams at the times when their frames are due, without sockets: what the operator alone takes."""
+    """Step streams at the times when their frames are due, without sockets, to measure the operator alone."""
     try:
         _check_picture(plot)
         settings = Settings(cell, features, hidden, layers, streams)

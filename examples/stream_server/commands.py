@@ -1,4 +1,4 @@
-"""What the commands do: serve, load, both, and the schedule without sockets."""
+"""The commands: serve, load, both together, and the schedule without sockets."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from fusedrnn.cli.console import output
 
 LISTENING = "listening on "
 _SWITCH_SECONDS = 5e-4
-"""How long the thread that steps waits for the interpreter at most: the event loop would keep it ten times as long."""
+"""The longest time that the stepping thread waits for the interpreter. By default it is ten times as long."""
 
 
 def serve(settings: Settings, host: str, port: int, window: float, threads: int, json_path: Path | None) -> None:
     """Serve until an interrupt or a termination signal, then print the latencies.
 
     Raises:
-        OSError: If the address cannot be had.
+        OSError: If the address is not available.
         ValueError: If the system allows fewer connections.
     """
     limits.allow_connections(settings.capacity)
@@ -48,7 +48,7 @@ def serve(settings: Settings, host: str, port: int, window: float, threads: int,
 
 
 def show_steps(batches: Sequence[int], processor_seconds: float) -> None:
-    """Print how many streams a step had, and what a frame took of the server's processor."""
+    """Print how many streams the steps had, and the processor time of the server for each frame."""
     frames = sum(batches)
     if frames:
         output().print(
@@ -64,10 +64,10 @@ async def _serve(settings: Settings, host: str, port: int, window: float, thread
     for number in (signal.SIGINT, signal.SIGTERM):
         try:
             loop.add_signal_handler(number, stopped.set)
-        except NotImplementedError:  # Windows: asyncio.run stops at an interrupt
+        except NotImplementedError:  # on Windows; there asyncio.run stops at an interrupt
             break
     actual_port = await server.start(host, port)
-    # The garbage collector need not look at what stays until the end.
+    # The garbage collector need not look at objects that stay until the end.
     gc.collect()
     gc.freeze()
     print(f"{LISTENING}{host}:{actual_port}", flush=True)
@@ -85,11 +85,11 @@ async def _serve(settings: Settings, host: str, port: int, window: float, thread
 
 
 def load_server(host: str, port: int, streams: int, period: float, seconds: float) -> load.Result:
-    """Load a server.
+    """Load a running server.
 
     Raises:
         OSError: If a connection fails.
-        ProtocolError: If the server refuses one.
+        ProtocolError: If the server refuses a connection.
         ValueError: If the system allows fewer connections.
     """
     limits.allow_connections(streams)
@@ -114,7 +114,7 @@ def show(result: load.Result, server: Latencies | None, picture: Path | None) ->
 def test(
     settings: Settings, period: float, seconds: float, window: float, threads: int, pin: bool, picture: Path | None
 ) -> None:
-    """Start a server in a process of its own, load it with as many streams as it has, and print both sides.
+    """Start a server in its own process, load it with as many streams as it has, and print the figures of both sides.
 
     Raises:
         RuntimeError: If the server does not start.
@@ -137,7 +137,7 @@ def test(
                 line = server.stdout.readline()
                 if not line.startswith(LISTENING):
                     raise RuntimeError(f"the server has not started: {line.strip() or 'see its message above'}")
-                if pin:  # not before: the server would inherit it
+                if pin:  # only now, because the server would inherit it
                     limits.run_on(allowed[1])
                 host, _, port = line.strip().removeprefix(LISTENING).rpartition(":")
                 result = load_server(host, int(port), settings.capacity, period, seconds)

@@ -1,4 +1,4 @@
-"""One client of the server: its stream, and its frames that wait for a step."""
+"""A client of the server: its stream, and the frames that wait for a step."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from examples.stream_server import protocol
 from examples.stream_server.protocol import ProtocolError
 
 MAX_QUEUED = 8
-"""Frames of a connection that wait. The server then reads no more from it, until one has been taken: TCP tells the
-client to send less."""
+"""The most frames of a connection that wait. Then the server stops reading from it until one has been taken, and TCP
+makes the client send less."""
 
 
 class StepsStreams(Protocol):
-    """What a connection needs of its server."""
+    """The parts of the server that a connection uses."""
 
     streams: fusedrnn.Streams
     input_size: int
@@ -33,9 +33,9 @@ class Frame:
     """The input of one step.
 
     Attributes:
-        content: Its bytes.
-        arrived: When it arrived, in seconds.
-        is_first: Whether a sequence begins with it.
+        content: The bytes of the frame.
+        arrived: The time of its arrival, in seconds.
+        is_first: Whether a sequence begins with this frame.
     """
 
     __slots__ = ("arrived", "content", "is_first")
@@ -45,11 +45,11 @@ class Frame:
 
 
 class Connection(asyncio.BufferedProtocol):
-    """A client: its stream, and its frames that wait.
+    """A client: its stream, and the frames that wait.
 
     Attributes:
-        id: Of its stream; -1 if there is none.
-        is_closed: Whether the client has gone, or has been sent away.
+        id: The id of its stream; -1 if there is none.
+        is_closed: Whether the client has disconnected, or has been disconnected.
     """
 
     def __init__(self, server: StepsStreams) -> None:
@@ -65,7 +65,7 @@ class Connection(asyncio.BufferedProtocol):
         self._is_reading = True
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Join, or tell the client that the server is full."""
+        """Join a stream, or tell the client that the server is full."""
         assert isinstance(transport, asyncio.Transport)
         self._transport, self._is_writable = transport, True
         self._server.connections.add(self)
@@ -77,11 +77,11 @@ class Connection(asyncio.BufferedProtocol):
         transport.write(protocol.welcome(self._server.input_size, self._server.output_size))
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Where the event loop puts what has arrived."""
+        """The memory into which the event loop writes received bytes."""
         return self._space
 
     def buffer_updated(self, nbytes: int) -> None:
-        """So many bytes have arrived."""
+        """Handle ``nbytes`` received bytes."""
         if self.is_closed:
             return
         content, had_frames = self._space[:nbytes], bool(self._frames)
@@ -90,7 +90,7 @@ class Connection(asyncio.BufferedProtocol):
             nbytes == header_bytes + self._frame_bytes
             and not self._received
             and content[:header_bytes] == self._frame_header
-        ):  # one frame, as mostly
+        ):  # exactly one frame, the most frequent case
             self._add_frame(bytes(content[header_bytes:]))
         else:
             self._received += content
@@ -117,23 +117,23 @@ class Connection(asyncio.BufferedProtocol):
         self._is_first = False
 
     def eof_received(self) -> bool:
-        """The client closes, which ends the stream; frames that wait are dropped."""
+        """Close, because the client closes: its stream ends, and frames that wait are dropped."""
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The client has gone. A step that has its frame ends first."""
+        """End the stream, because the client has gone; a step that has its frame ends first."""
         self.is_closed = True
         self._server.connections.discard(self)
         if not self._is_stepped:
             self._leave()
 
     def pause_writing(self) -> None:
-        """The client does not read its outputs: no more frames are taken from it."""
+        """Take no more frames, because the client does not read its outputs."""
         self._is_writable = False
         self._regulate()
 
     def resume_writing(self) -> None:
-        """It reads again."""
+        """Take frames again, because the client reads again."""
         self._is_writable = True
         self._regulate()
 
@@ -155,7 +155,7 @@ class Connection(asyncio.BufferedProtocol):
         return self._frames.popleft()
 
     def end_step(self) -> None:
-        """The step has ended."""
+        """Handle the end of the step."""
         self._is_stepped = False
         if self.is_closed:
             self._leave()
@@ -169,7 +169,7 @@ class Connection(asyncio.BufferedProtocol):
             self._regulate()
 
     def _regulate(self) -> None:
-        """Read from the socket only while frames can be taken."""
+        """Read from the socket only while frames may be taken."""
         should_read = self._is_writable and len(self._frames) < MAX_QUEUED
         if should_read is not self._is_reading and not self.is_closed:
             self._is_reading = should_read

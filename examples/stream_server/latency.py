@@ -15,7 +15,7 @@ PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "max": 100.0}
 
 
 def distribution(latencies: Latencies) -> dict[str, float]:
-    """Their number and their percentiles, in milliseconds; no percentiles if there are none."""
+    """The number of latencies, and their percentiles in milliseconds; without latencies, no percentiles."""
     values = np.asarray(latencies, np.float64) * 1e3
     percentiles = {name: float(np.percentile(values, share)) for name, share in PERCENTILES.items() if len(values)}
     return {"count": len(values), **percentiles}
@@ -34,7 +34,7 @@ def table(distributions: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def plot(latencies: Mapping[str, Latencies], path: Path) -> None:
-    """Draw a histogram of each into a file of any format of Matplotlib."""
+    """Draw a histogram of each distribution into a file, in any format of Matplotlib."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4), layout="constrained")

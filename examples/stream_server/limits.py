@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 
 _OTHER_FILES = 32
-"""Files that a process has open beside its connections."""
+"""The number of files that a process has open in addition to its connections."""
 
 
 def allow_connections(count: int) -> None:
-    """Raise the process's limit on open files, as far as it may itself, so that it can have so many connections.
+    """Raise the process's limit on open files, as far as the process may, so that it can have ``count`` connections.
 
     Raises:
         ValueError: If the system allows fewer.
     """
     try:
         import resource
-    except ModuleNotFoundError:  # Windows, which has no such limit
+    except ModuleNotFoundError:  # on Windows, which has no such limit
         return
     needed = count + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -30,7 +30,7 @@ def allow_connections(count: int) -> None:
 
 
 def processors() -> list[int]:
-    """The processors that this process may run on; empty where the system does not tell."""
+    """The processors on which this process may run; empty if the system does not tell."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
@@ -38,7 +38,7 @@ def run_on(processor: int) -> None:
     """Run this process, with all threads that it starts, on one processor.
 
     Raises:
-        ValueError: If it may not run there, or the system offers no choice.
+        ValueError: If the process may not run there, or the system does not support this.
     """
     if processor not in processors():
         allowed = ", ".join(map(str, processors())) or "that this system lets a process choose"

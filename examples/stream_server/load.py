@@ -1,8 +1,8 @@
-"""The load generator: many connections on one thread, each sending a frame at its own times.
+"""The load generator: many connections on one thread, each of which sends frames at its own times.
 
 It waits on sockets by :mod:`selectors`, which takes a fraction of the time of asyncio's event loop, and looks at them
-every half a millisecond: what it measures is mostly the server. A frame is due at a fixed time, whether or not the
-output before has come; its latency counts from when it is sent, and how late it is sent is measured too.
+every half a millisecond. So the measured time is mostly the server's. A frame is due at a fixed time, even if the
+previous output has not arrived. Its latency counts from the time when it is sent; how late it is sent is measured too.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from examples.stream_server.protocol import ProtocolError
 from fusedrnn.spec import Array
 
 _GRACE_SECONDS = 5.0
-"""How long outputs may take after the last frame."""
+"""How many seconds outputs may take after the last frame."""
 _CONNECT_SECONDS = 10.0
 _TICK = 5e-4
-"""Seconds from one look at the sockets to the next: to look after each frame would take a processor."""
+"""Seconds from one look at the sockets to the next. Looking after each frame would take a whole processor."""
 
 
 @dataclass
@@ -32,10 +32,10 @@ class Result:
     """What a load test has measured.
 
     Attributes:
-        latencies: Seconds from sending each frame to its output.
-        delays: Seconds from when each frame was due until it was sent: a large delay is the load generator's own.
-        lost: Frames without an output.
-        errors: What the server said.
+        latencies: Seconds from the sending of each frame to its output.
+        delays: Seconds from the due time of each frame to its sending. The load generator itself causes large delays.
+        lost: The number of frames without an output.
+        errors: The error messages of the server.
     """
 
     latencies: array[float] = field(default_factory=lambda: array("d"))
@@ -45,7 +45,7 @@ class Result:
 
 
 class Client:
-    """A connection: what it has received, and when the frames were sent whose outputs have not come.
+    """A connection: the bytes that it has received, and the sending times of frames without an output so far.
 
     Raises:
         OSError: If the connection fails.
@@ -77,12 +77,12 @@ class Client:
             self._received += content
 
     def send(self, frame: bytes) -> None:
-        """Send the message of a frame, and note when."""
+        """Send the message of a frame, and note the time."""
         self.sent.append(time.perf_counter())
         self.socket.sendall(frame)
 
     def receive(self) -> list[tuple[int, bytes]]:
-        """The messages that have come.
+        """The messages that have arrived.
 
         Raises:
             ConnectionError: If the server has closed the connection.
@@ -94,7 +94,7 @@ class Client:
         return list(protocol.messages(self._received, self._limits))
 
     def step(self, x: Array) -> Array:
-        """The output of one frame (I,), waited for.
+        """Send one frame (I,), and wait for its output.
 
         Raises:
             ProtocolError: If the server sends an error.
@@ -110,13 +110,13 @@ class Client:
 
 
 def run(host: str, port: int, streams: int, period: float, seconds: float) -> Result:
-    """Load a server with so many connections, each sending a frame in every period.
+    """Load a server with ``streams`` connections, each of which sends a frame in every period.
 
-    The frames of different connections are due at times that are spread over the period.
+    The due times of the frames of different connections are spread over the period.
 
     Raises:
         OSError: If a connection fails at the start.
-        ProtocolError: If the server refuses one.
+        ProtocolError: If the server refuses a connection.
     """
     clients: list[Client] = []
     try:
@@ -160,7 +160,7 @@ def _measure(clients: list[Client], frames: list[bytes], period: float, seconds:
 
 
 def _receive(client: Client, result: Result) -> bool:
-    """Note the outputs that have come; whether the connection is still open."""
+    """Note the outputs that have arrived. Returns whether the connection is still open."""
     try:
         received = client.receive()
     except (ConnectionError, ProtocolError) as error:

@@ -1,7 +1,7 @@
 """The messages between clients and the server, over TCP.
 
 A message is the length of its payload as four bytes, its kind as one byte, and the payload. Numbers are little-endian.
-A connection is one stream, which begins with zeros for its states.
+A connection is one stream, whose states are zero at first.
 
 ============ ========= =======================================================================
 kind         sender    payload
@@ -57,14 +57,14 @@ def parse_welcome(payload: bytes) -> tuple[int, int]:
 
 
 def messages(buffer: bytearray, limits: dict[int, int]) -> Iterator[tuple[int, bytes]]:
-    """The kind and the payload of each whole message in a buffer, which are taken out of it.
+    """The kind and the payload of each complete message in a buffer. These messages are removed from the buffer.
 
     Args:
-        buffer: What has been received.
-        limits: The kinds that may come, and how many bytes their payload has at most.
+        buffer: The bytes that have been received.
+        limits: The kinds of messages that are allowed, and for each the most bytes of its payload.
 
     Raises:
-        ProtocolError: If a message is of another kind, or longer: before the rest of it has arrived.
+        ProtocolError: If a message is of another kind, or longer. The error does not wait for the rest of the message.
     """
     position = 0
     try:

@@ -1,7 +1,7 @@
-"""A load test without sockets: streams are due at fixed times, and one thread steps those that are, again and again.
+"""A load test without sockets: streams are due at fixed times, and one thread repeatedly steps those that are due.
 
-It shows what the operator alone takes. A step begins a millisecond after its first frame was due, or when the step
-before has ended, and takes all frames that are due then. Until then the thread sleeps.
+It measures the operator alone. A step begins a millisecond after its first frame is due, or when the previous step has
+ended, and takes all frames that are due then. Between steps the thread sleeps.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from fusedrnn import Streams
 from fusedrnn.spec import Array
 
 WINDOW = 1e-3
-"""Seconds for which frames are collected. Without, they are stepped almost one by one, which takes more time in all."""
+"""Seconds for which frames are collected. Otherwise steps have few frames each, which takes more time in total."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What the test has measured.
+    """The figures of the test.
 
     Attributes:
-        latencies: Seconds from when each frame was due to its output.
-        batches: Frames of each step.
-        processor_seconds: What the process has taken of a processor.
+        latencies: Seconds from the due time of each frame to its output.
+        batches: The number of frames of each step.
+        processor_seconds: The processor time of the process.
     """
 
     latencies: array[float]
@@ -35,14 +35,14 @@ class Load:
 
 
 def run(streams: Streams, count: int, period: float, seconds: float, window: float = WINDOW) -> Load:
-    """Step ``count`` new streams, each once in a period, at times that are spread over the period.
+    """Step ``count`` new streams, each once in every period, at times that are spread over the period.
 
     Args:
-        streams: With that many free slots.
+        streams: The streams, with ``count`` free slots.
         count: The number of streams.
         period: Seconds between two frames of a stream.
         seconds: The duration.
-        window: Seconds from when a frame is due to the step that takes it, at least for the first of the step.
+        window: The least seconds from the due time of the first frame of a step to the step.
     """
     ids = np.array([streams.join() for _ in range(count)])
     x = np.random.default_rng(0).standard_normal((1, count, streams.op.spec.input_size)).astype(streams.op.spec.dtype)
@@ -72,7 +72,7 @@ def run(streams: Streams, count: int, period: float, seconds: float, window: flo
 
 
 def _warm_up(streams: Streams, ids: Array, x: Array) -> None:
-    """Step every size of a batch once, so that all are planned."""
+    """Step batches of all sizes that calls have, so that all are planned."""
     size = 1
     while size <= len(ids):
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""The server: connections put frames into queues, and one task steps the streams that have a frame, all at once."""
+"""The server: connections put frames into queues, and one task steps all streams that have a frame in one call."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from examples.stream_server.connection import Connection, Frame
 from fusedrnn.spec import Array
 
 _CLOSING_SECONDS = 1.0
-"""How long clients may take to read the last messages."""
+"""How many seconds clients may take to read the last messages."""
 
 
 class Server:
-    """Serves one network to many connections, each a stream.
+    """Serves one network to many connections, each of which is a stream.
 
-    While a step runs in a thread of its own, frames arrive and wait; the next step takes one of each stream.
+    While a step runs in its own thread, frames arrive and wait. The next step takes one frame of each stream.
 
     Args:
         streams: The network and the states.
-        window: Seconds to wait for more frames after the first one has arrived, before a step.
-        threads: Threads of a step.
+        window: Seconds to wait for more frames, before a step, after the first frame has arrived.
+        threads: The number of threads of a step.
 
     Attributes:
-        latencies: Seconds from the arrival of each frame to its output in the socket.
+        latencies: Seconds from the arrival of each frame to the writing of its output into the socket.
         batches: The number of streams of each step.
-        refused: Connections that the server has closed.
-        processor_seconds: What serving has taken of a processor.
+        refused: The number of connections that the server has closed.
+        processor_seconds: The processor time of serving.
     """
 
     def __init__(self, streams: fusedrnn.Streams, window: float = 0.0, threads: int = 1) -> None:
@@ -52,7 +52,7 @@ class Server:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self, host: str, port: int) -> int:
-        """Listen there, port 0 for any free one; return the port.
+        """Listen at an address, and return the port; port 0 is for any free port.
 
         Raises:
             OSError: If that is not possible.
@@ -70,7 +70,7 @@ class Server:
         await self._task
 
     async def stop(self) -> None:
-        """Take no more connections, finish the step that runs, tell all clients, and close."""
+        """Take no more connections, finish the running step, tell all clients, and close."""
         if self._listener is not None:
             self._listener.close()
         if self._task is not None:
@@ -86,7 +86,7 @@ class Server:
             connection.abort()
 
     def add_frames(self, connection: Connection) -> None:
-        """A connection has frames; it is not in the queue."""
+        """Add a connection that has frames to the queue. It must not be in the queue already."""
         self._ready.append(connection)
         self._has_frames.set()
 
@@ -133,7 +133,7 @@ class Server:
         self.batches.append(len(batch))
 
     def _warm_up(self) -> None:
-        """Step every size of a batch once: kernels are compiled, weights packed, and steps of each size planned."""
+        """Step batches of all sizes, so that kernels are compiled, weights packed, and steps of each size planned."""
         ids, size = [self.streams.join() for _ in range(self.streams.capacity)], 1
         frame = Frame(bytes(self.input_size * protocol.FLOAT_BYTES), 0.0, is_first=False)
         while size <= len(ids):

@@ -1,4 +1,4 @@
-"""The network that is served."""
+"""The settings of the network that is served."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ CELLS = ("gru", "lstm", "rnn_tanh", "rnn_relu")
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes of the network, whose parameters are random: what it computes is of no interest here.
+    """Sizes of the network. Its parameters are random, since the example does not use its results.
 
     Raises:
-        ValueError: Naming the option, its value and the expected one.
+        ValueError: If an option is invalid; the message names the option, its value and what was expected.
     """
 
     cell: str = "gru"
     features: int = 128
-    """Of a frame."""
+    """The number of features of a frame."""
     hidden: int = 128
-    """Hidden units of each layer."""
+    """The hidden units of each layer."""
     layers: int = 2
     capacity: int = 1000
-    """Streams at a time."""
+    """The most streams at a time."""
 
     def __post_init__(self) -> None:
         if self.cell not in CELLS:

@@ -16,7 +16,7 @@ from fusedrnn.quantized_params import QuantizedParams
 from fusedrnn.runtime.thread_pool import get_num_threads, set_num_threads, thread_limits
 from fusedrnn.spec import RNNSpec
 
-if TYPE_CHECKING:  # names that __getattr__ imports at first use, for static checkers
+if TYPE_CHECKING:  # for static checkers: names that __getattr__ imports at first use
     from fusedrnn.initial_params import init_params
     from fusedrnn.mxnet.nd import rnn
     from fusedrnn.mxnet.rnn import BidirectionalCell, FusedRNNCell, GRUCell, LSTMCell, RNNCell, SequentialRNNCell
@@ -53,7 +53,7 @@ _LAZY = {"init_params": "fusedrnn.initial_params", **_MXNET}
 
 
 def __getattr__(name: str) -> Any:
-    """Adapters, the catalogue of cells, and what few need, imported at first use."""
+    """Import adapters, the catalogue of cells, and names that few programs need, at first use."""
     if name in ("cells", "mxnet", "onnx", "torch"):
         return importlib.import_module(f"{__name__}.{name}")
     if name not in _LAZY:

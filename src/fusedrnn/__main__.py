@@ -1,4 +1,4 @@
-"""``python -m fusedrnn``: the command line, where its script is not on the path."""
+"""``python -m fusedrnn``: the command line, for systems where its script is not on the path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an adapter did to the recurrent layers of a model."""
+"""The report of an adapter: which recurrent layers of a model it has replaced."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class LayerReport:
         name: Its name in the model; empty for the model itself.
         kind: The name of its class.
         reason: Why it was left unchanged; empty if it was replaced.
-        note: Which of its calls the framework still runs, if it was replaced; empty for none.
+        note: If it was replaced, which of its calls the framework still runs; empty for none.
     """
 
     name: str
@@ -29,7 +29,7 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What happened to a model's recurrent layers. Its length is the number of replaced ones; True if any was."""
+    """Which recurrent layers were replaced. Its length is the number of replaced layers; it is true if there is one."""
 
     replaced: tuple[LayerReport, ...] = ()
     left: tuple[LayerReport, ...] = ()

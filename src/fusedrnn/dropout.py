@@ -1,7 +1,7 @@
 """The dropout mask, from counter-based random numbers.
 
-An element's random number depends on the seed and on its position only. Forward and backward, any number of threads and
-any partition of a batch therefore see the same mask, and no mask is stored.
+An element's random number depends only on the seed and on the element's position. So forward and backward, any number
+of threads and any partition of a batch have the same mask, and no mask is stored.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ Array = NDArray[Any]
 ROUNDS = 10
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
-"""Increments of the two words of the key from round to round."""
+"""Increments of the two words of the key from one round to the next."""
 WORDS = 4
-"""Random words of a counter: one for each of four features."""
+"""The number of random words of a counter: one for each of four features."""
 INPUT_STREAM = 0xFFFF
-"""The word of the counter for the mask of the network's input; a layer's output has the layer's index."""
+"""The word of the counter for the mask of the network's input; for a layer's output it is the layer's index."""
 _MAX_WORD = 0xFFFFFFFF
 
 
@@ -31,7 +31,7 @@ def philox(counter: Sequence[Array], key: Sequence[int]) -> tuple[Array, ...]:
     Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC'11.
 
     Args:
-        counter: Four arrays of uint32 of at least one dimension that broadcast with each other.
+        counter: Four arrays of uint32, each of at least one dimension, that broadcast with each other.
         key: Two numbers below 2**32.
 
     Returns:
@@ -53,9 +53,9 @@ def _multiply(words: Array, factor: int) -> tuple[Array, Array]:
 
 
 def threshold(p: float) -> int:
-    """The smallest random word for which an element is kept, if it is dropped with probability ``p``.
+    """The smallest random word for which an element is kept, where ``p`` is the probability to drop it.
 
-    For p > 0 at least one word drops and at least one keeps.
+    For p > 0, at least one word drops the element and at least one keeps it.
     """
     return min(max(round(p * 2**32), 1 if p > 0 else 0), _MAX_WORD)
 
@@ -66,18 +66,19 @@ def scale(p: float) -> float:
 
 
 def mask(seed: int, p: float, layer: int, steps: int, batch: int, size: int) -> Array:
-    """The mask of what a layer reads: booleans (T, N, size), True for elements that are kept.
+    """The mask of the input of a layer: booleans (T, N, size), True for elements that are kept.
 
-    Feature j of sequence n at step t takes word j % 4 of the Philox block with the counter (j // 4, n, t, layer) and
-    the seed's low and high words as the key. It is kept if that word is at least :func:`threshold`.
+    Feature j of sequence n at step t uses word j % 4 of a Philox block. The counter of the block is (j // 4, n, t,
+    layer), and the key is the seed's low and high words. The feature is kept if that word is at least
+    :func:`threshold`.
 
     Args:
         seed: A number from 0 to 2**64 - 1.
         p: Probability in [0, 1) with which an element is dropped.
-        layer: The index of the layer whose output it is; :data:`INPUT_STREAM` for the network's input.
+        layer: The index of the layer whose output is masked; :data:`INPUT_STREAM` for the network's input.
         steps: T.
         batch: N.
-        size: Features of the input, or of the output of both directions together.
+        size: The number of features of the input, or of the output of both directions together.
 
     Raises:
         ValueError: If the seed is out of range.
@@ -88,7 +89,7 @@ def mask(seed: int, p: float, layer: int, steps: int, batch: int, size: int) -> 
     layers = np.full((1, 1), layer, np.uint32)
     first_kept = np.uint32(threshold(p))
     kept = np.empty((steps, batch, size), np.bool_)
-    for t in range(steps):  # step by step: the words take ten times the memory of the mask
+    for t in range(steps):  # step by step, since the words take ten times the memory of the mask
         words = philox((blocks, sequences, np.full((1, 1), t, np.uint32), layers), key)
         kept[t] = (np.stack(words, axis=-1) >= first_kept).reshape(batch, WORDS * blocks.size)[:, :size]
     return kept
@@ -97,14 +98,14 @@ def mask(seed: int, p: float, layer: int, steps: int, batch: int, size: int) -> 
 def step_mask(seed: int, keep: float, number: int, layer_dir: int, time: int | None, batch: int, size: int) -> Array:
     """A mask inside a step of a cell: booleans (N, size), True with probability ``keep``.
 
-    Unit j of sequence n at step t takes word j % 4 of the Philox block with the counter (j // 4, n, t, s) and the
-    seed's low and high words as the key, where s is (number + 1) · 65536 + layer_dir; a mask of whole sequences has
-    2**32 - 1 for t. It is True if that word is at least the :func:`threshold` of 1 - ``keep``.
+    Unit j of sequence n at step t uses word j % 4 of a Philox block. The counter of the block is (j // 4, n, t, s),
+    where s is (number + 1) · 65536 + layer_dir, and the key is the seed's low and high words. A mask of whole sequences
+    has 2**32 - 1 for t. An element is True if its word is at least the :func:`threshold` of 1 - ``keep``.
 
     Args:
         seed: A number from 0 to 2**64 - 1.
         keep: Probability in (0, 1] of True.
-        number: The number of the mask among those of its cell, in the order of their names.
+        number: The number of the mask among the masks of its cell, in the order of their names.
         layer_dir: layer · D + direction.
         time: The step; None for a mask of whole sequences.
         batch: N.
@@ -126,12 +127,12 @@ def input_stream(layer: int) -> int:
 
 
 def step_word(time: int | None) -> int:
-    """The word of the counter for a step; None is for a mask of whole sequences."""
+    """The word of the counter for a step; None stands for a mask of whole sequences."""
     return _MAX_WORD if time is None else time
 
 
 def step_stream(number: int, layer_dir: int) -> int:
-    """The word of the counter for a mask of a cell and a layer-direction; the masks between layers have lower ones."""
+    """The word of the counter for a cell's mask in a layer-direction; masks between layers have lower words."""
     return (number + 1 << 16) + layer_dir
 
 

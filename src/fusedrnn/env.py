@@ -6,7 +6,7 @@
 ``FUSEDRNN_CACHE_DIR``
     Folder for compiled kernels and the measured rates of the machine; an empty value keeps none on disk. Default:
     ``fusedrnn`` in the user's cache folder, which is that of ``XDG_CACHE_HOME`` on Linux. A folder that another user
-    owns or can write to is not used, and one that cannot be written is warned about once.
+    owns or can write to is not used. A folder that cannot be written gives one warning.
 ``FUSEDRNN_DEBUG``
     0 logs nothing (default), 1 the plan of each new problem, 2 also the time of each phase, 3 also LLVM IR as it is
     compiled, 4 also assembly. The messages go to the logger ``fusedrnn``, and with this variable set to stderr.
@@ -14,7 +14,7 @@
     Threads to use until :func:`fusedrnn.set_num_threads` is called; the first variable takes precedence. They are read
     once, when first needed. Default: one thread for each processor that this process may run on.
 ``FUSEDRNN_ONEDNN``
-    Path of oneDNN's ``libdnnl.so.3``, for ``backend="onednn"``. Default: that of the package that is installed.
+    Path of oneDNN's ``libdnnl.so.3``, for ``backend="onednn"``. Default: the library of the installed package.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def target() -> str:
 
 
 def cache_directory() -> Path | None:
-    """The folder for compiled kernels, or None to keep none. A path that cannot be used is warned about once."""
+    """The folder for compiled kernels, or None to keep none. A path that cannot be used gives one warning."""
     value = os.environ.get("FUSEDRNN_CACHE_DIR")
     if value is not None:
         if not value.strip():
@@ -55,12 +55,12 @@ def cache_directory() -> Path | None:
         base = _expanded("~/Library/Caches")
     else:
         base = _absolute("XDG_CACHE_HOME") or _expanded("~/.cache")
-    # Some containers have no home folder. A relative one would depend on the folder that the process runs in.
+    # Some containers have no home folder. A relative path would depend on the current folder of the process.
     return base / "fusedrnn" if base and base.is_absolute() else None
 
 
 def _absolute(name: str) -> Path | None:
-    """A variable's path; None if it is relative, which the XDG Base Directory Specification says to ignore."""
+    """A variable's path; None if it is relative, because the XDG Base Directory Specification ignores such paths."""
     path = Path(os.environ.get(name, ""))
     return path if path.is_absolute() else None
 
@@ -74,7 +74,7 @@ def _expanded(path: str) -> Path | None:
 
 
 def onednn() -> Path | None:
-    """``FUSEDRNN_ONEDNN`` as an absolute path, or None. A bare name is a file in the current folder."""
+    """``FUSEDRNN_ONEDNN`` as an absolute path, or None. A name without a folder is a file in the current folder."""
     value = os.environ.get("FUSEDRNN_ONEDNN", "").strip()
     return (_expanded(value) or Path(value)).absolute() if value else None
 
@@ -90,24 +90,24 @@ def debug() -> int:
 
 
 def processors() -> int:
-    """Processors that this process may run on."""
+    """The number of processors on which this process may run."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def num_threads() -> int:
-    """Threads to use until the process says otherwise."""
+    """The number of threads to use until the process sets another."""
     own = os.environ.get("FUSEDRNN_NUM_THREADS", "").strip()
     if own:
         if not own.isdecimal() or not 1 <= int(own) <= MAX_THREADS:
             raise ValueError(f"FUSEDRNN_NUM_THREADS must be an integer from 1 to {MAX_THREADS}; got {own!r}")
         return int(own)
-    # OpenMP's variable may be a list, one number for each nesting level: the first counts.
+    # OpenMP's variable may be a list with one number for each nesting level; the first one counts.
     shared = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     return min(int(shared), MAX_THREADS) if shared.isdecimal() and int(shared) > 0 else processors()
 
 
 def warn_once(cause: str, message: str) -> None:
-    """Warn of something that costs time and does no other harm, once in a process for each cause."""
+    """Warn of something that only costs time, once in a process for each cause."""
     if cause not in _warned:
         _warned.add(cause)
         warnings.warn(message, RuntimeWarning, stacklevel=2)
@@ -117,7 +117,7 @@ _warned: set[str] = set()
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes to ``sys.stderr``, looked up at each message."""
+    """Writes to ``sys.stderr``, which is looked up for each message."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -125,7 +125,7 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
 
     @property
     def stream(self) -> TextIO:  # type: ignore[override]
-        """The stream that messages are written to."""
+        """The stream for messages."""
         return sys.stderr
 
 

@@ -1,4 +1,4 @@
-"""Arrays that can never be written: an op does not check frozen parameters for changes."""
+"""Arrays that can never be written. An op does not check such frozen parameters for changes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ Array = NDArray[Any]
 
 
 class FrozenParams:
-    """Parameters that are no array and can never change."""
+    """Base of parameters that are not an array and can never change."""
 
 
 class _FrozenBytes(bytes):
     """The memory of a frozen array.
 
-    A type of its own marks it: NumPy leaves an unpickled array on the plain bytes of the pickle, and makes it writable.
+    It needs its own type as a mark, because an array that NumPy unpickles uses the plain bytes of the pickle, and is
+    writable.
     """
 
 
@@ -27,8 +28,8 @@ def frozen(params: Array) -> Array:
 
     A frozen array and quantized parameters are returned unchanged.
 
-    To check whether parameters have changed takes as long as to read them: most of the time of a call of one step of
-    one sequence, next to nothing in a call of some dozen steps.
+    Checking whether parameters have changed takes as long as reading them. That is most of the time of a call for one
+    step of one sequence, but very little in a call of some dozen steps.
 
     Args:
         params: A NumPy array of floating-point numbers.
@@ -36,7 +37,7 @@ def frozen(params: Array) -> Array:
     Raises:
         TypeError: If ``params`` is anything else.
     """
-    if isinstance(params, FrozenParams):  # which callers of typed code pass as Any
+    if isinstance(params, FrozenParams):  # callers of typed code pass these as Any
         return params
     is_array = isinstance(params, np.ndarray) and not isinstance(params, numpy.ma.MaskedArray)
     if not is_array or params.dtype.kind != "f":
@@ -53,9 +54,9 @@ def frozen_copy(array: Array) -> Array:
 
 
 def is_frozen(params: Array | FrozenParams) -> bool:
-    """Whether :func:`frozen` returned an array, or it is a view of one; also of other parameters that cannot change.
+    """Whether parameters cannot change: an array from :func:`frozen`, a view of one, or other frozen parameters.
 
-    The read-only flag does not tell: the owner of the memory can clear it, write, and set it again.
+    The read-only flag is not enough: the owner of the memory can clear it, write, and set it again.
     """
     owner: object = params
     while isinstance(owner, np.ndarray):

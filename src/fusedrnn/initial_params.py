@@ -1,4 +1,4 @@
-"""What parameters begin with: torch.nn's uniform distribution, and what a cell declares."""
+"""The initial values of parameters: torch.nn's uniform distribution, and what a cell declares."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Fill(NamedTuple):
 
     Attributes:
         entry: The parameter.
-        rows: Which of its rows.
-        initial: Their distribution.
+        rows: The rows of the parameter.
+        initial: The distribution of their values.
         negated: Further rows, which get the negative of the same values; None for none.
     """
 
@@ -37,7 +37,7 @@ class Fill(NamedTuple):
 
 
 def initial_fills(spec: RNNSpec, initial: Mapping[str, InitialValue] | None = None) -> Iterator[Fill]:
-    """The initial values of a spec's parameters, in order; ``initial`` is as for :func:`init_params`."""
+    """The initial values of a spec's parameters, in order; ``initial`` is as in :func:`init_params`."""
     limit = 1 / math.sqrt(spec.hidden_size)
     declared = dict(make_cell(spec.variant).initial)
     declared |= checked_initial(initial, spec.gates, (*spec.vector_kinds, *spec.scalar_kinds))
@@ -49,7 +49,7 @@ def initial_fills(spec: RNNSpec, initial: Mapping[str, InitialValue] | None = No
 
 
 def _bias_fills(spec: RNNSpec, gate: str, value: Initial) -> Iterator[Fill]:
-    """The values of a gate's bias: that of the input, if the gate has a part from it, and zeros in the other."""
+    """The values of a gate's bias. They go to the input's bias if the gate has one, and its other bias is zero."""
     cell = traced_cell(spec.variant)
     gates = {"i2h_bias": cell.x_gates, "h2h_bias": cell.h_gates}
     both = (gate,) if value.negated is None else (gate, value.negated)
@@ -79,17 +79,17 @@ def init_params(
     except for those that the cell declares otherwise by ``initial=``.
 
     Args:
-        spec: What the parameters are for; those of a network are those of its layers, one after the other.
+        spec: The spec of the parameters. For a network, the vector has those of its layers, one after the other.
         rng: NumPy's generator; None for a new one.
-        initial: More values by name, as for :func:`fusedrnn.cell.cell`, which take precedence: ``{"f.bias": 1.0}`` for
-            the forget gates of an LSTM. A gate with two biases has zeros in that of the state.
+        initial: More values by name, as in :func:`fusedrnn.cell.cell`; they take precedence. ``{"f.bias": 1.0}`` is for
+            the forget gates of an LSTM. If a gate has two biases, the bias of the recurrent product is zero.
 
     Returns:
         The vector, of the spec's dtype, (spec.layout.size,).
 
     Raises:
-        TypeError: A value is no number, and no pair of numbers.
-        ValueError: There is no parameter of a name, or bounds are in the wrong order.
+        TypeError: If a value is neither a number nor a pair of numbers.
+        ValueError: If there is no parameter with a name, or bounds are in the wrong order.
 
     Example:
         >>> params = init_params(RNNSpec("lstm", 3, 4), np.random.default_rng(0), {"f.bias": 1.0})

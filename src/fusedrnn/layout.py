@@ -1,4 +1,4 @@
-"""Where the parameters of an RNN are in one flat vector."""
+"""The layout of the flat parameter vector: where each parameter of an RNN is."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Array = NDArray[Any]
 Naming = Literal["mxnet", "torch"]
 Kind = str
 """A kind of parameter: ``"i2h_weight"``, ``"h2h_weight"``, ``"h2r_weight"``, ``"peephole_weight"``, ``"i2h_bias"``,
-``"h2h_bias"``, or the name of a parameter of a cell that a user has written."""
+``"h2h_bias"``, or the name of a parameter of a user cell."""
 Shapes = dict[Kind, tuple[int, ...]]
 
 BIASES = "i2h_bias", "h2h_bias"
@@ -32,7 +32,7 @@ _TORCH_NAMES: dict[Kind, str] = {
 
 
 class Spec(Protocol):
-    """What a layout reads of an :class:`fusedrnn.spec.RNNSpec`."""
+    """The properties of an :class:`fusedrnn.spec.RNNSpec` that a layout reads."""
 
     @property
     def num_layers(self) -> int:
@@ -64,7 +64,7 @@ class Parameter:
 
     @property
     def size(self) -> int:
-        """Number of elements."""
+        """The number of elements."""
         return math.prod(self.shape)
 
     def view(self, params: Array) -> Array:
@@ -73,10 +73,10 @@ class Parameter:
 
 
 class FlatLayout:
-    """Where named parameters are in one flat vector; iteration yields every :class:`Parameter` in its order.
+    """The positions of named parameters in one flat vector. Iteration yields every :class:`Parameter` in that order.
 
     Attributes:
-        size: Elements of the vector.
+        size: The number of elements of the vector.
         dtype: The type of packed parameters.
     """
 
@@ -95,8 +95,8 @@ class FlatLayout:
     def unpack(self, params: Array, *, names: Naming = "mxnet") -> dict[str, Array]:
         """Views of the flat vector by name.
 
-        ``names="mxnet"`` gives ``l0_i2h_weight``, ``r0_h2h_bias`` (l forward, r reverse, then the layer);
-        ``names="torch"`` gives ``weight_ih_l0``, ``bias_hh_l0_reverse``.
+        ``names="mxnet"`` gives names such as ``l0_i2h_weight`` and ``r0_h2h_bias``: l for forward or r for reverse,
+        then the layer. ``names="torch"`` gives names such as ``weight_ih_l0`` and ``bias_hh_l0_reverse``.
         """
         self._check_flat(params)
         return {name: entry.view(params) for name, entry in self._named(names).items()}
@@ -124,13 +124,17 @@ class FlatLayout:
 class ParameterLayout(FlatLayout):
     """The flat parameter vector of MXNet and cuDNN: all weights first, then all biases.
 
-    For each layer and direction the weights are i2h (G·H, in), h2h (G·H, S), with a projection h2r (P, H), and in an
-    LSTM with peepholes the peephole weights of i, f and o (3·H), or of i and o if its gates are coupled (2·H). A cell
-    that a user has written may have vectors (H,) and scalars (1,) by name. Its i2h has rows for the gates with a part
-    from the input, its h2h for those of recurrent products; if there are none, there is no h2h. With heads h2h is
-    (G·H, H / heads). The biases are i2h (G·H) and, with ``bias="double"``, h2h (G·H). Gates are stacked by rows in the
-    order of the cell: LSTM i f g o, coupled i g o, GRU r z n. Iteration yields every :class:`Parameter` in the order of
-    the vector.
+    For each layer and direction, the weights are:
+
+    - i2h (G·H, in) and h2h (G·H, S); with heads, h2h is (G·H, H / heads);
+    - with a projection, h2r (P, H);
+    - in an LSTM with peepholes, the peephole weights of i, f and o (3·H), or of i and o if its gates are coupled (2·H);
+    - in a user cell, its vectors (H,) and scalars (1,) by name.
+
+    In a user cell, i2h has rows for the gates with a part from the input, and h2h has rows for the gates of recurrent
+    products; without such products there is no h2h. The biases are i2h (G·H) and, with ``bias="double"``, h2h (G·H).
+    Gates are stacked by rows in the order of the cell: LSTM i f g o, coupled i g o, GRU r z n. Iteration yields every
+    :class:`Parameter` in the order of the vector.
     """
 
     def __init__(self, spec: Spec) -> None:
@@ -154,7 +158,7 @@ class ParameterLayout(FlatLayout):
 
     @cached_property
     def by_layer_direction(self) -> tuple[Parameter, ...]:
-        """For each layer, for each direction: its weights, then its biases. PyTorch's modules use this order."""
+        """For each layer and each direction, its weights and then its biases. PyTorch's modules use this order."""
         return tuple(sorted(self, key=lambda entry: (entry.layer, entry.direction)))
 
     def __iter__(self) -> Iterator[Parameter]:
@@ -175,16 +179,16 @@ class ParameterLayout(FlatLayout):
             raise ValueError(f"no parameter {kind!r} for layer {layer!r}, direction {direction!r}") from None
 
     def view(self, params: Array, layer: int, direction: int, kind: Kind) -> Array:
-        """That parameter in its shape, as a view of the flat vector ``params``."""
+        """A view of that parameter in the flat vector ``params``, in its shape."""
         self._check_flat(params)
         return self.entry(layer, direction, kind).view(params)
 
 
 def check_names(expected: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
-    """Refuse arrays of other names than those of the parameters.
+    """Refuse arrays whose names are not those of the parameters.
 
     Raises:
-        ValueError: With the names that are missing and those that are unknown.
+        ValueError: If names are missing or unknown; the message lists them.
     """
     missing, unknown = expected.keys() - arrays.keys(), arrays.keys() - expected.keys()
     parts = [f"{kind}: {', '.join(sorted(map(str, names)))}" for kind, names in

@@ -1,6 +1,6 @@
-"""Locks that a forked child finds open, even if another thread held them in the parent.
+"""Locks that are open in a forked child, even if another thread held them in the parent.
 
-A lock may also guard something that a child cannot renew, such as a lock inside another library: then no process forks
+A lock may also guard something that a child cannot renew, such as a lock inside another library. Then a fork waits
 while another thread holds it.
 """
 
@@ -15,10 +15,10 @@ _RLock: Any = type(threading.RLock())  # threading.RLock is a function, not the 
 
 
 class Lock(_RLock):  # type: ignore[misc]
-    """A re-entrant lock, renewed in a forked child, where the thread that forked is the only one.
+    """A re-entrant lock that is renewed in a forked child, where the thread that forked is the only one.
 
-    Acquiring and releasing it are methods of a C type: no signal handler runs in between, so an interrupt cannot leave
-    it locked.
+    The methods that acquire and release it are those of a C type: no signal handler runs inside of them, so an
+    interrupt cannot leave it locked.
 
     Args:
         guards_fork: Whether a fork waits until no other thread holds it.
@@ -36,7 +36,7 @@ class Lock(_RLock):  # type: ignore[misc]
             os.register_at_fork(before=self.acquire, after_in_parent=self.release, after_in_child=self.release)
 
     def renew(self) -> None:
-        """Open the lock, unless this very thread holds it: it goes on in the child."""
+        """Open the lock, unless this thread holds it, since this thread continues in the child."""
         if not self._is_owned():
             self._at_fork_reinit()
 

@@ -1,4 +1,4 @@
-"""The description of a network whose layers differ: a chain of RNNs, each reading the output of the one before."""
+"""The description of a network whose layers differ: a chain of RNNs, each reading the output of the previous one."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from fusedrnn.scalars import check_choice, positive_int, probability, shown
 from fusedrnn.spec import RESIDUALS, Array, RNNSpec
 
 _SEED_STEP = 0x9E3779B97F4A7C15
-"""The golden ratio of 2**64: seeds that are near to one another stay apart in all layers."""
+"""The golden ratio of 2**64, so that layers of networks with adjacent seeds have different seeds."""
 
 
 class NetworkLayout(FlatLayout):
-    """The flat parameter vector of a network: those of its layers, one behind the other.
+    """The flat parameter vector of a network: the vectors of its layers, one after the other.
 
-    The names of a layer's parameters begin with its number: ``layers.0.l0_i2h_weight``, in PyTorch's names
+    The names of a layer's parameters begin with its number: ``layers.0.l0_i2h_weight``, or by PyTorch's names
     ``layers.0.weight_ih_l0``. Iteration yields every :class:`fusedrnn.layout.Parameter` in the order of the vector,
     with its offset in the whole vector.
     """
@@ -56,11 +56,11 @@ class NetworkSpec:
 
     Attributes:
         layers: The chain. Each entry is an :class:`RNNSpec` of one or more equal layers, whose input is the output of
-            the entry before; all have one dtype.
+            the previous entry. All have the same dtype.
 
     Raises:
-        TypeError: If ``layers`` are not several RNNSpecs.
-        ValueError: If there is none, or if one does not fit the one before; the message names both sizes.
+        TypeError: If ``layers`` is not a sequence of RNNSpecs.
+        ValueError: If there is none, or if one does not fit the previous one; the message names both sizes.
 
     Example:
     >>> from fusedrnn import NetworkSpec, RNNSpec
@@ -105,19 +105,19 @@ class NetworkSpec:
     ) -> NetworkSpec:
         """A stack of layers of one cell with a list of hidden sizes.
 
-        Neighbouring layers that are alike are one :class:`RNNSpec`: ``hidden_sizes=(64, 64, 32)`` has two entries, the
-        first of two layers. It computes the same.
+        Adjacent layers that are equal form one :class:`RNNSpec`: ``hidden_sizes=(64, 64, 32)`` has two entries, and the
+        first has two layers. This does not change the results.
 
         Args:
-            mode: The cell, as of :class:`RNNSpec`.
+            mode: The cell, as in :class:`RNNSpec`.
             input_size: I, the features of the first layer's input.
             hidden_sizes: H of each layer.
             dropout: Probability in [0, 1) with which training drops elements between layers.
-            input_dropout: The same for the input of the first layer.
-            residual: What each layer adds to its output: None for nothing, ``"identity"`` for its input, in the layers
-                where that has the size of the output, of which there must be one; ``"projection"`` for the same, and
-                in the other layers a projection of the input.
-            **options: Those of :class:`RNNSpec`, the same for all layers.
+            input_dropout: Probability in [0, 1) with which training drops elements of the input of the first layer.
+            residual: What each layer adds to its output. None is for nothing. ``"identity"`` is for its input, in the
+                layers whose input has the size of the output; there must be such a layer. ``"projection"`` is the same
+                in these layers, and a projection of the input in the others.
+            **options: The other options of :class:`RNNSpec`, the same for all layers.
 
         Raises:
             TypeError: If an argument has the wrong type, or there is no such option.
@@ -176,7 +176,7 @@ class NetworkSpec:
         return any(layer.drops for layer in self.layers)
 
     def state_shape(self, batch: int) -> tuple[tuple[tuple[int, int, int], ...], ...]:
-        """For each entry of the chain what :meth:`RNNSpec.state_shape` gives."""
+        """:meth:`RNNSpec.state_shape` for each entry of the chain."""
         return tuple(layer.state_shape(batch) for layer in self.layers)
 
     def flops(self, steps: int, batch: int, *, training: bool = False) -> int:
@@ -184,17 +184,17 @@ class NetworkSpec:
         return sum(layer.flops(steps, batch, training=training) for layer in self.layers)
 
     def layer_seeds(self, seed: int) -> tuple[int, ...]:
-        """The seed of each entry of the chain in a training call with ``seed``, which is that of the first."""
+        """The seed of each entry of the chain in a training call with ``seed``; the first entry has ``seed`` itself."""
         return tuple([(seed + index * _SEED_STEP) % 2**64 for index in range(len(self.layers))])
 
     @cached_property
     def layout(self) -> NetworkLayout:
-        """Where each weight and bias is in the flat parameter vector."""
+        """The position of each weight and bias in the flat parameter vector."""
         return NetworkLayout(self.layers)
 
 
 def _with_residual(layer: RNNSpec, residual: str | None) -> list[RNNSpec]:
-    """Equal layers with the residual connections of a stack: the first apart, if it alone projects its input."""
+    """Equal layers with the residual connections of a stack. The first is separate if only it projects its input."""
     fits = layer.input_size == layer.output_size
     if residual is None or fits:
         return [replace(layer, residual=residual and "identity")]

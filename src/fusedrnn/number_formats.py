@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 INT8_MAX = 127
-"""The largest magnitude of a quantized element: -128 is not used, so that the range is symmetric."""
+"""The largest magnitude of a quantized element. -128 is not used, so that the range is symmetric."""
 INT8_MAX_PRODUCTS = (2**31 - 1) // INT8_MAX**2
-"""The number of products of quantized elements whose sum always fits int32."""
+"""The largest number of products of quantized elements whose sum always fits int32."""
 _HALF_BITS = 16
 _QUIET_BIT = np.uint16(0x40)
 _MAGIC = np.float32(1.5 * 2.0**23)
-"""A float32 so large that the sum with a small number has no fraction bits: the sum rounds to nearest even."""
+"""A float32 so large that its sum with a small number has no fraction bits, so the sum is rounded to nearest even."""
 
 
 def to_bfloat16(array: Array) -> Array:
-    """The bits of a float32 array rounded to bfloat16, to nearest even, as uint16. NaN stays NaN, and becomes quiet."""
+    """A float32 array rounded to bfloat16, to nearest even, as bits in uint16. NaN becomes a quiet NaN."""
     bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
     lowest_kept_bit = (bits >> _HALF_BITS) & 1
     rounded = ((bits + (0x7FFF + lowest_kept_bit)) >> _HALF_BITS).astype(np.uint16)
@@ -45,14 +45,14 @@ def round_to_bfloat16(array: Array) -> Array:
 def quantize_rows(array: Array, largest: float | None = None) -> tuple[Array, Array]:
     """Quantize each row of a float32 array (..., K) to int8, symmetric about zero.
 
-    The largest magnitude of a row becomes 127. A row of zeros, or of numbers so small that 127 over the largest is not
-    finite, becomes zeros with scale 0. A row that holds NaN or an infinity gets the scale NaN: whatever it is
-    multiplied by is NaN.
+    The largest magnitude of a row becomes 127. A row of zeros, or of numbers so small that 127 divided by the largest
+    is not finite, becomes zeros with scale 0. A row that holds NaN or an infinity gets the scale NaN, so every product
+    with it is NaN.
 
     Args:
         array: The rows.
-        largest: The magnitude that becomes 127 in every row, whatever it holds; what is beyond it becomes 127 or -127.
-            None for the largest of each row.
+        largest: The magnitude that becomes 127 in every row; numbers beyond it become 127 or -127. None for the largest
+            magnitude of each row.
 
     Returns:
         Integers int8 (..., K), and scales float32 (...,).

@@ -1,4 +1,4 @@
-"""Parameters whose matrices are int8 with a scale for each row: a quarter of the bytes, and never to be changed."""
+"""Parameters whose matrices are int8 with a scale for each row. They take a quarter of the bytes, and cannot change."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def is_matrix(entry: Parameter) -> bool:
 
 
 def num_operands(spec: RNNSpec) -> int:
-    """The operands of a layer-direction that weights multiply: its input, and what each stage of the cell multiplies.
+    """The number of operands that weights multiply in a layer-direction: the input, and one for each stage of the cell.
 
-    The first stage multiplies h; a later one the operand of a projection, or the reset state of a GRU.
+    The first stage multiplies h; a later stage multiplies the operand of a projection, or the reset state of a GRU.
     """
     return 1 + len(traced_cell(spec.variant).products)
 
 
 @dataclass(frozen=True, eq=False)
 class QuantizedParams(FrozenParams):
-    """The parameters of a network with int8 matrices: :meth:`RNNOp.quantize` makes them of float32 ones.
+    """The parameters of a network with int8 matrices. :meth:`RNNOp.quantize` makes them from float32 parameters.
 
-    They take the place of the flat vector in calls of an op whose ``compute`` is ``"int8"`` or ``"int8_weights"``, with
-    the same bits. They cannot change, so that an op does not check them for changes. They can be pickled; to store them
+    They replace the flat vector in calls of an op whose ``compute`` is ``"int8"`` or ``"int8_weights"``; the results
+    have the same bits. They cannot change, so an op does not check them for changes. They can be pickled; to store them
     without pickle, see :meth:`arrays`.
 
     The constructor takes the integers and scales of a model that was quantized elsewhere; see also :meth:`pack`. It
@@ -45,13 +45,13 @@ class QuantizedParams(FrozenParams):
         scales: The scales of all rows of these matrices, float32 (R,).
         vectors: The elements of all biases and peephole weights, float32 (V,).
         ranges: For ``"int8"``, the largest magnitude of each operand, float32 (L·D, operands), from
-            :meth:`RNNOp.quantize` with ``calibration``. An operand is then scaled by its range, whatever a row holds,
-            and what is beyond it saturates. None for a scale for each row and step.
+            :meth:`RNNOp.quantize` with ``calibration``. The scale of an operand then comes from its range, for all
+            rows, and values beyond the range saturate. With None, each row of each step has its own scale.
 
     Raises:
-        TypeError: An argument has the wrong type or dtype.
-        ValueError: An array has the wrong shape, a scale or range is negative or not finite, or the spec's
-            ``compute`` is not one of the two.
+        TypeError: If an argument has the wrong type or dtype.
+        ValueError: If an array has the wrong shape, a scale or range is negative or not finite, or the spec's
+            ``compute`` is neither of the two.
     """
 
     spec: RNNSpec
@@ -79,10 +79,10 @@ class QuantizedParams(FrozenParams):
 
     @classmethod
     def quantize(cls, spec: RNNSpec, params: Array, ranges: Array | None = None) -> QuantizedParams:
-        """The flat vector ``params`` quantized: each row symmetric about zero, its largest magnitude 127.
+        """Quantize the flat vector ``params``. Each row is symmetric about zero, and its largest magnitude becomes 127.
 
         Raises:
-            ValueError: Naming a matrix that holds NaN or infinity.
+            ValueError: If a matrix holds NaN or infinity; the message names it.
         """
         integers, scales, vectors = [], [], []
         for entry, values, row_scales in quantized_entries(spec, params):
@@ -100,19 +100,20 @@ class QuantizedParams(FrozenParams):
     def pack(
         cls, spec: RNNSpec, arrays: Mapping[str, Any], *, names: Naming = "mxnet", ranges: Array | None = None
     ) -> QuantizedParams:
-        """From integers and scales by name, for a model that was quantized elsewhere.
+        """Make parameters from integers and scales by name, for a model that was quantized elsewhere.
 
         Args:
             spec: The network.
-            arrays: By the names of ``spec.layout.unpack(names=names)``: of a matrix the pair of integers int8
-                (rows, columns) and scales float32 (rows,), or one scale for all rows; of another parameter its float32
-                elements.
+            arrays: A mapping from the names of ``spec.layout.unpack(names=names)``. For a matrix, it has the pair of
+                integers, int8 (rows, columns), and scales, float32 (rows,), or one scale for all rows. For another
+                parameter, it has the float32 elements.
             names: ``"mxnet"`` or ``"torch"``.
             ranges: As in the constructor.
 
         Raises:
-            TypeError: A matrix is not given as a pair, or an array has the wrong dtype.
-            ValueError: A parameter is missing or unknown, or has the wrong shape; or a scale is negative or not finite.
+            TypeError: If a matrix is not given as a pair, or an array has the wrong dtype.
+            ValueError: If a parameter is missing or unknown or has the wrong shape, or a scale is negative or not
+                finite.
         """
         entries = spec.layout.unpack(np.arange(spec.layout.size), names=names)
         check_names(entries, arrays)
@@ -130,7 +131,7 @@ class QuantizedParams(FrozenParams):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the arrays."""
+        """The number of bytes of the arrays."""
         return sum(array.nbytes for array in self.arrays().values())
 
     def arrays(self) -> dict[str, Array]:
@@ -155,14 +156,14 @@ class QuantizedParams(FrozenParams):
                 element += entry.size
 
     def dequantize(self) -> Array:
-        """The flat float32 vector that these parameters stand for."""
+        """The flat float32 vector of the values of these parameters."""
         flat = np.empty(self.spec.layout.size, np.float32)
         for entry, values, scales in self.entries():
             entry.view(flat)[...] = values if scales is None else dequantize_rows(values, scales)
         return flat
 
     def fits(self, spec: RNNSpec) -> bool:
-        """Whether they are parameters of a spec, in either of the formats with int8 weights."""
+        """Whether they are parameters for a spec, with either of the formats that have int8 weights."""
         return spec.compute in QUANTIZED and replace(self.spec, compute=spec.compute) == spec
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -170,7 +171,7 @@ class QuantizedParams(FrozenParams):
 
 
 Params = Array | QuantizedParams
-"""What a call takes as the parameters of a network."""
+"""The parameters of a network, as calls take them."""
 
 
 def check_quantized(spec: object) -> None:
@@ -192,7 +193,7 @@ def _checked(name: str, array: object, dtype: str, shape: tuple[int, ...]) -> Ar
 
 
 def _checked_scales(name: str, scales: object, rows: int) -> Array:
-    """A scale for each row, from as many or from one."""
+    """A scale for each row, from one scale for each or one for all."""
     array = np.asarray(scales)
     if array.dtype != np.float32:
         raise TypeError(f"{name} must have dtype float32; got {array.dtype}")
@@ -206,7 +207,7 @@ def check_magnitudes(name: str, values: Array) -> None:
     """Refuse scales or ranges that are negative or not finite.
 
     Raises:
-        ValueError: With the name, and the first such value.
+        ValueError: If there is such a value; the message has the name and the first such value.
     """
     is_magnitude = np.isfinite(values) & (values >= 0)
     if not is_magnitude.all():
@@ -214,7 +215,7 @@ def check_magnitudes(name: str, values: Array) -> None:
 
 
 def quantized_entries(spec: RNNSpec, params: Array) -> Iterator[tuple[Parameter, Array, Array | None]]:
-    """As :meth:`QuantizedParams.entries`, of a flat float32 vector: rows with NaN or infinity have the scale NaN."""
+    """Like :meth:`QuantizedParams.entries`, for a flat float32 vector. Rows with NaN or infinity have the scale NaN."""
     for entry in spec.layout:
         values = entry.view(params)
         yield entry, *(quantize_rows(values) if is_matrix(entry) else (values, None))

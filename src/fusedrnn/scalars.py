@@ -1,4 +1,4 @@
-"""Scalar arguments of callers: validation, and their text in errors. Every error names the argument."""
+"""Scalar arguments of callers: their validation, and their text in errors. Every error names the argument."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from numpy.typing import DTypeLike
 
 Choice = TypeVar("Choice", bound=str)
 MAX_BYTES = 2**48
-"""The largest array: the address space of common processors."""
-# Python refuses to print integers of thousands of digits. No argument is meant to have more bits than this.
+"""The bytes of the largest array: the address space of common processors."""
+# Python refuses to print integers of thousands of digits. No valid argument has more bits than this.
 _MAX_BITS = 128
 
 
@@ -33,7 +33,7 @@ def positive_int(name: str, value: object) -> int:
 
 
 def check_choice(name: str, value: object, choices: Collection[Choice]) -> Choice:
-    """``value`` if it is one of these strings; a TypeError if it is no string, a ValueError if it is another."""
+    """``value`` if it is one of these strings; a TypeError if it is no string, a ValueError for another string."""
     if isinstance(value, str):
         for choice in choices:
             if value == choice:
@@ -55,7 +55,7 @@ def dtype_name(value: object, names: Collection[str]) -> str:
 
 
 def check_bytes(name: str, value: int, shapes: Iterable[tuple[int, ...]], dtype: DTypeLike) -> None:
-    """Raise a ValueError if an array of one of these shapes, which follow from ``value``, would be too large."""
+    """Raise a ValueError if an array of one of these shapes would be too large; the shapes follow from ``value``."""
     item = np.dtype(dtype).itemsize
     if any(math.prod(shape) * item > MAX_BYTES for shape in shapes):
         raise ValueError(f"{name} must make arrays of at most {MAX_BYTES} bytes; got {shown(value)}")
@@ -118,14 +118,14 @@ def as_float(name: str, value: SupportsFloat) -> float:
 
 
 def shown(value: object) -> str:
-    """The text of a value in an error: its repr, but only the length of a huge integer."""
+    """The text of a value in an error: its repr; for a huge integer, only its length."""
     if isinstance(value, int) and value.bit_length() > _MAX_BITS:
         return f"{'a negative' if value < 0 else 'an'} integer of {value.bit_length()} bits"
     return repr(value)
 
 
 def check_bounds(low_name: str, low: float | None, high_name: str, high: float | None) -> None:
-    """Whether two bounds are both absent, or both there and the lower one at most the upper one."""
+    """Raise a ValueError unless two bounds are both None, or both are given and the lower is at most the upper."""
     if low is not None and high is not None:
         if low > high:
             raise ValueError(f"{low_name} must not exceed {high_name}; got {low!r} and {high!r}")

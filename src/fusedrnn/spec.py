@@ -23,14 +23,14 @@ DTYPES = ("float32", "float64")
 COMPUTE = ("bfloat16", "int8", "int8_weights")
 """Formats of GEMM operands other than the dtype's."""
 QUANTIZED = ("int8", "int8_weights")
-"""Those in which weights are integers with a scale for each row. They are for inference."""
+"""The formats in which weights are integers with a scale for each row. They are for inference only."""
 BIASES = ("double", "single", "none")
 RESIDUALS = ("identity", "projection")
 OPTIONS = (
     "projection_size", "state_clip_min", "reset_after", "peepholes", "coupled_gates", "gate_clip", "activations",
     "bias", "reverse", "compute", "residual",
 )  # fmt: skip
-"""The fields beyond the four cells in one or two directions: an engine may lack support for any of them."""
+"""The fields beyond the four cells in one or two directions. An engine may lack support for any of them."""
 _CHECKS: dict[Callable[[str, object], object], tuple[str, ...]] = {
     scalars.positive_int: ("input_size", "hidden_size", "num_layers", "projection_size"),
     scalars.as_bool: ("bidirectional", "state_clip_nan", "reset_after", "peepholes", "coupled_gates", "reverse"),
@@ -58,30 +58,33 @@ class RNNSpec:
         projection_size: P, the size to which an LSTM projects its output, less than H; None for no projection.
         dtype: ``"float32"`` or ``"float64"``.
         state_clip_min: Lower bound of an LSTM's cell state after each step. Give both bounds or neither.
-        state_clip_max: Upper bound, at least the lower one.
+        state_clip_max: Upper bound of the cell state, at least the lower bound.
         state_clip_nan: Whether clipping also replaces NaN in the cell state by the lower bound, as MXNet does.
         reset_after: Whether a GRU's r multiplies the recurrent product: n = tanh(W x + b + r·(U h + c)), as in cuDNN
             and PyTorch. If False, r multiplies the state: n = tanh(W x + b + U (r·h) + c), as in Cho et al. (2014).
-        peepholes: Whether an LSTM's gates see the cell state (Gers and Schmidhuber, 2000): i and f the one before the
-            step, o the one after it, each through a weight vector (H,).
-        coupled_gates: Whether an LSTM's f is 1 - i: it then has the gates i, g, o.
+        peepholes: Whether an LSTM's gates read the cell state (Gers and Schmidhuber, 2000), each through a weight
+            vector (H,). i and f read the state before the step, o reads the state after it.
+        coupled_gates: Whether an LSTM's f is 1 - i; it then has the gates i, g, o.
         gate_clip: Pre-activations are clipped to [-gate_clip, gate_clip]; above 0, or None for no clipping.
-        activations: The cell's activations, each an :class:`Activation` or its name: in an LSTM of the gates, of g and
-            of the cell state; in a GRU of the gates and of n; in a vanilla RNN of its only sum. None for the defaults.
-        bias: ``"double"`` for biases of the input and of the state, ``"single"`` for the input's only, ``"none"``.
+        activations: The cell's activations, each an :class:`Activation` or its name. An LSTM has one for the gates, one
+            for g and one for the cell state; a GRU has one for the gates and one for n; a vanilla RNN has one. None for
+            the defaults.
+        bias: ``"double"`` for biases of the input and of the recurrent product, ``"single"`` for those of the input
+            only, ``"none"`` for no biases.
         reverse: Whether a network of one direction runs from the end of each sequence to its beginning.
-        compute: The format of the operands of GEMMs. None for ``dtype``. With dtype float32 also ``"bfloat16"``,
-            rounded to nearest even, and in inference ``"int8"``, with a scale for each row of an operand, or
-            ``"int8_weights"``, in which the weights alone are int8. Sums, the cell's maths and everything that callers
-            see stay float32.
-        residual: What each layer adds to its output: None for nothing, ``"identity"`` for its input, after dropout, in
-            the layers whose input and output have the same size D·S, or ``"projection"`` for W x + b of it, in all
-            layers, where W and b are rows of the input's weights and biases behind those of the gates.
+        compute: The format of the operands of GEMMs. None is for ``dtype``. With dtype float32, it may be
+            ``"bfloat16"``, rounded to nearest even; or, in inference, ``"int8"``, with a scale for each row of an
+            operand, or ``"int8_weights"``, with weights alone in int8. Sums, the cell's maths and all arrays of callers
+            stay float32.
+        residual: What each layer adds to its output. None is for nothing. ``"identity"`` is for its input, after
+            dropout, in the layers whose input and output have the same size D·S. ``"projection"`` is for W x + b of its
+            input x, after dropout, in all layers; W and b are rows of the input weights and biases, after those of the
+            gates.
         input_dropout: Probability in [0, 1) with which training drops elements of the input of the first layer.
 
     Raises:
-        TypeError: A field has the wrong type; the message names the field, its value and what is expected.
-        ValueError: A field has an invalid value; the message likewise.
+        TypeError: If a field has the wrong type; the message names the field, its value and what is expected.
+        ValueError: If a field has an invalid value; the message is of the same form.
     """
 
     mode: str | Cell
@@ -154,12 +157,12 @@ class RNNSpec:
 
     @property
     def operand_format(self) -> str:
-        """The format of the operands of GEMMs: :attr:`compute`, or :attr:`dtype` if it is None."""
+        """The format of GEMM operands: :attr:`compute`, or :attr:`dtype` if ``compute`` is None."""
         return self.compute or self.dtype
 
     @property
     def is_trainable(self) -> bool:
-        """Whether the format of operands has gradients: the integer formats are for inference only."""
+        """Whether the format of GEMM operands has gradients. The integer formats are for inference only."""
         return self.compute not in QUANTIZED
 
     @cached_property
@@ -169,7 +172,7 @@ class RNNSpec:
 
     @property
     def heads(self) -> int:
-        """In how many blocks recurrent weights are block-diagonal; 1 for full ones."""
+        """The number of blocks of block-diagonal recurrent weights; 1 for full weights."""
         return self.mode.heads if isinstance(self.mode, Cell) else 1
 
     @property
@@ -179,17 +182,17 @@ class RNNSpec:
 
     @property
     def num_gates(self) -> int:
-        """G, the gates of the cell: 4 in an LSTM (3 if coupled), 3 in a GRU, 1 in a vanilla RNN."""
+        """G, the number of gates of the cell: 4 in an LSTM (3 if coupled), 3 in a GRU, 1 in a vanilla RNN."""
         return len(self.gates)
 
     @cached_property
     def num_input_gates(self) -> int:
-        """The gates with a part from the input; in the four modes all."""
+        """The number of gates with a part from the input: all gates in the four modes."""
         return len(traced_cell(self.variant).x_gates)
 
     @cached_property
     def num_recurrent_gates(self) -> int:
-        """The gates with recurrent weights; in the four modes all."""
+        """The number of gates with recurrent weights: all gates in the four modes."""
         return len(traced_cell(self.variant).h_gates)
 
     @cached_property
@@ -199,7 +202,7 @@ class RNNSpec:
 
     @property
     def other_states(self) -> tuple[str, ...]:
-        """The states that the output does not show."""
+        """The states that are not the output."""
         return self.state_names[self.output_is_state :]
 
     @property
@@ -209,7 +212,7 @@ class RNNSpec:
 
     @cached_property
     def vector_kinds(self) -> tuple[Kind, ...]:
-        """The parameters of the cell that are vectors: its own, each (H,), or all peephole weights as one."""
+        """The parameters of the cell that are vectors: each (H,), but all peephole weights are one parameter."""
         return ("peephole_weight",) if self.peepholes else make_cell(self.variant).vectors
 
     @cached_property
@@ -272,11 +275,11 @@ class RNNSpec:
         return tuple(self.num_directions * self.size_of(name) for name in self.other_states)
 
     def size_of(self, state: str) -> int:
-        """The elements of a state: S of the output, H of the others."""
+        """The number of elements of a state: S for the output, H for the others."""
         return self.state_size if state == self.state_names[0] else self.hidden_size
 
     def flops(self, steps: int, batch: int, *, training: bool = False) -> int:
-        """Floating-point operations of the GEMMs of T steps of N sequences; training counts three times forward."""
+        """Floating-point operations of the GEMMs of T steps of N sequences; training counts as three forward passes."""
         return 2 * steps * batch * num_weights(self) * (3 if training else 1)
 
     def parameter_shapes(self, layer: int) -> Shapes:
@@ -285,5 +288,5 @@ class RNNSpec:
 
     @cached_property
     def layout(self) -> ParameterLayout:
-        """Where each weight and bias is in the flat parameter vector."""
+        """The position of each weight and bias in the flat parameter vector."""
         return ParameterLayout(self)

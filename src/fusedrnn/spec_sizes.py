@@ -1,4 +1,4 @@
-"""The shapes of a spec's parameters, and the checks of its sizes, which depend on one another."""
+"""The shapes of a spec's parameters, and checks of sizes that depend on one another."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fusedrnn.number_formats import INT8_MAX_PRODUCTS
 from fusedrnn.scalars import MAX_BYTES
 
 MAX_LAYERS = 4096
-"""Each layer takes time and memory before the first call, whatever its sizes."""
+"""A limit, since each layer of any size takes time and memory before the first call."""
 
 
 def parameter_shapes(spec: Any, layer: int) -> dict[str, tuple[int, ...]]:
@@ -37,7 +37,7 @@ def parameter_shapes(spec: Any, layer: int) -> dict[str, tuple[int, ...]]:
 
 
 def num_weights(spec: Any) -> int:
-    """The elements of all matrices of a spec that a step multiplies."""
+    """The number of elements of all matrices that a step of a spec multiplies."""
     inputs = sum(spec.num_input_gates * spec.layer_input_size(layer) for layer in range(spec.num_layers))
     recurrent = spec.num_recurrent_gates * spec.state_size // spec.heads + (spec.projection_size or 0)
     elements: int = spec.num_directions * spec.hidden_size * (inputs + spec.num_layers * recurrent)
@@ -85,7 +85,7 @@ def check_sizes(spec: Any) -> None:
 
 
 def _check_raw_input(spec: Any, layer: int) -> None:
-    """Whether a layer of a cell that reads the input itself has as many features as units."""
+    """Raise a ValueError unless a layer has as many features as units, for a cell that reads the input itself."""
     size = spec.layer_input_size(layer)
     if size != spec.hidden_size:
         name = "the output of a layer" if layer else "input_size"

@@ -9,7 +9,7 @@ LONG = 2.0
 
 
 def fastest(calls: list[Any]) -> Any:
-    """The fastest of the calls, each warmed up by one run."""
+    """The fastest of the calls. Each is warmed up by one run."""
     best, best_seconds = None, float("inf")
     for call in calls:
         call()

@@ -1,7 +1,8 @@
 """The program of every worker: reads a command as one line of JSON and answers with one line of JSON.
 
-``load`` prepares a workload and runs it cold and then warm, ``time`` runs it a number of times, ``unload`` releases it,
-``close`` exits. Arrays are exchanged in a folder of .npy files. The output of the library goes to standard error.
+``load`` prepares a workload and runs it, first cold and then warm. ``time`` runs it a number of times, ``unload``
+releases it, and ``close`` exits. Arrays are exchanged in a folder of .npy files. The output of the library goes to
+standard error.
 """
 
 import gc
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 LONG = 5.0
-"""A first run of more seconds than this counts as the warm run too."""
+"""A first run that takes more seconds than this is also the warm run."""
 
 
 class RefusedError(Exception):
@@ -32,13 +33,13 @@ class Workload:
         training: Whether gradients are computed too.
         threads: Number of threads to use.
         dtype: ``"float32"`` or ``"float64"``.
-        compute: ``"float32"`` for the dtype, or ``"bfloat16"`` or ``"int8"``: the format to compute in, as the library
-            does it best. Inputs and results are float32.
+        compute: The format to compute in, in the library's best way: ``"float32"`` for the dtype, ``"bfloat16"`` or
+            ``"int8"``. Inputs and results are float32.
         input_size, hidden_size, layers, bidirectional: I, H, L, and whether each layer runs in both directions.
         x: (T, N, I).
-        params: Weights and biases by name, as ``l0_i2h_weight`` (4H, I) or ``r0_h2h_bias``: l forward, r reverse,
-            then the layer; gates by rows, LSTM i f g o, GRU r z n.
-        flat: The same in one vector, all weights first, in the layout of MXNet and cuDNN.
+        params: Weights and biases by names such as ``l0_i2h_weight`` (4H, I) or ``r0_h2h_bias``: l for forward or r for
+            reverse, then the layer. Gates are stacked by rows, LSTM i f g o, GRU r z n.
+        flat: The same parameters in one vector, all weights first, in the layout of MXNet and cuDNN.
         states: Initial states, each (L*D, N, H), all zero.
         dy, dstates: Gradients of the output (T, N, D*H) and of the final states; only for training.
     """
@@ -80,15 +81,15 @@ class Workload:
 
     @property
     def gates(self) -> int:
-        """Number of gates, G."""
+        """G, the number of gates."""
         return {"lstm": 4, "gru": 3}.get(self.mode, 1)
 
     def cut(self, flat: Any) -> dict[str, Any]:
-        """The parameters in a vector like ``flat``, by name."""
+        """The parameters of a vector like ``flat``, by name."""
         return {name: flat[offset : offset + math.prod(shape)].reshape(shape) for name, offset, shape in self.layout}
 
     def weights(self, layer: int, direction: str) -> list[Any]:
-        """i2h weight, h2h weight, i2h bias, h2h bias of one layer in one direction."""
+        """The i2h weight, h2h weight, i2h bias and h2h bias of one layer in one direction."""
         return [self.params[f"{direction}{layer}_{kind}"] for kind in KINDS]
 
     def outputs(self, y: Any, states: Any) -> dict[str, Any]:
@@ -105,7 +106,7 @@ KINDS = ("i2h_weight", "h2h_weight", "i2h_bias", "h2h_bias")
 
 
 class Worker:
-    """One library, and the workload that it has loaded."""
+    """A library, and the workload that it has loaded."""
 
     def __init__(self, module: Any) -> None:
         self._module = module
@@ -127,7 +128,7 @@ class Worker:
         return {"cold": cold, "seconds": seconds, "facts": self._module.facts()}
 
     def time(self, command: dict[str, Any]) -> dict[str, Any]:
-        """Seconds of each of some consecutive calls."""
+        """The seconds of each of some consecutive calls."""
         seconds = self._seconds(command["calls"])
         self._last = None
         return {"seconds": seconds}
@@ -143,7 +144,7 @@ class Worker:
             raise RuntimeError("nothing is loaded")
         call, stamps = self._call, [time.perf_counter()]
         for _ in range(calls):
-            self._last = None  # the next call reuses its memory
+            self._last = None  # so that the next call reuses its memory
             self._last = call()
             stamps.append(time.perf_counter())
         return [end - start for start, end in pairwise(stamps)]
@@ -152,7 +153,7 @@ class Worker:
 def main() -> None:
     """Answer commands until ``close`` or the end of the input."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a library prints must not mix with the answers
+    os.dup2(2, 1)  # the output of a library must not mix with the answers
     worker = None
     for line in sys.stdin:
         command = json.loads(line)

@@ -1,4 +1,4 @@
-"""The network as an ONNX model: one node a layer, weights as initializers, as exporters write it."""
+"""The network as an ONNX model, as exporters write it: one node for each layer, with weights as initializers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 _KINDS = {"lstm": "LSTM", "gru": "GRU"}
 _ORDER = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2)}
-"""Our index of each of ONNX's gates, i o f c and z r h."""
+"""Our index of each of ONNX's gates i o f c and z r h."""
 
 _OPSET, _IR = 14, 8
-"""Old enough for every runtime, and the first opset whose RNN operators have a layout attribute."""
+"""The first opset whose RNN operators have a layout attribute. It is old enough for every runtime."""
 
 
 def build(work: Workload) -> bytes:
-    """The model, from ``x`` to ``y`` and the final states ``h0``, ``h1`` ... and ``c0`` ... of each layer."""
+    """The model. Its input is ``x``; its outputs are ``y`` and the final states ``h0``, ``h1`` ... and ``c0`` ..."""
     float_type = TensorProto.FLOAT if work.dtype == "float32" else TensorProto.DOUBLE
     steps, batch, features = work.x.shape
     hidden, directions = work.hidden_size, len(work.directions)
@@ -52,12 +52,12 @@ def build(work: Workload) -> bytes:
 
 
 def output_names(work: Workload) -> list[str]:
-    """Output names of the model: the output, then the final states of each layer."""
+    """The output names of the model: the output, then the final states of each layer."""
     return ["y", *(f"{name}{layer}" for layer in range(work.layers) for name in work.state_names)]
 
 
 def arrays(work: Workload, values: Any) -> dict[str, Any]:
-    """The outputs by our names, from the model's output values in its order."""
+    """The outputs by our names, from the output values in the order of the model."""
     y, *final = values
     count = len(work.state_names)
     return work.outputs(y, [np.concatenate(final[state::count]) for state in range(count)])

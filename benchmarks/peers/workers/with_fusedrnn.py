@@ -11,12 +11,12 @@ import numpy as np
 if TYPE_CHECKING:
     from benchmarks.peers.workers.protocol import Workload
 
-# By name, so that linters do not take it for an import of this checkout: PYTHONPATH points to the revision.
+# Imported by name, since linters would check an import against this checkout, but PYTHONPATH points to the revision.
 fusedrnn = importlib.import_module("fusedrnn")
 
 
 def facts() -> dict[str, str]:
-    """Path of the package that was imported."""
+    """The path of the imported package."""
     return {"fusedrnn": str(fusedrnn.__file__)}
 
 

@@ -1,4 +1,4 @@
-"""JAX: a jitted scan over the cell after one input GEMM for all steps; gradients by vjp in the same program."""
+"""JAX: one input GEMM for all steps, then a jitted scan over the cell; gradients by vjp in the same program."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def facts() -> dict[str, str]:
 
 def prepare(work: Workload) -> tuple[Any, Any]:
     """The call to time, and a function that converts its result to arrays."""
-    if hasattr(os, "sched_setaffinity"):  # XLA starts a thread for each processor it may run on
+    if hasattr(os, "sched_setaffinity"):  # XLA starts a thread for each processor on which it may run
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: work.threads])
     import jax
 
@@ -84,7 +84,7 @@ def _scan(mode: str, unroll: int, reverse: bool, x: Any, weights: Any, initial: 
     from jax import numpy as jnp
 
     w_x, w_h, b_x, b_h = weights
-    one_sum = mode != "gru"  # except in a GRU both biases are added to the same sum
+    one_sum = mode != "gru"  # except in a GRU, both biases are added to the same sum
     inputs = x @ w_x.T + (b_x + b_h if one_sum else b_x)
     w_h = w_h.T
 

@@ -1,4 +1,4 @@
-"""Keras layers on TensorFlow inside tf.function, with or without XLA, whichever is faster."""
+"""Keras layers on TensorFlow inside tf.function, with or without XLA, as is faster."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ fastest = importlib.import_module("fastest").fastest
 
 _KINDS = {"lstm": keras.layers.LSTM, "gru": keras.layers.GRU}
 _SWAPPED = {"gru": (1, 0, 2)}
-"""Our index of each of Keras's gates z r h, which is also Keras's index of each of ours."""
+"""Our index of each of Keras's gates z r h. It is also Keras's index of each of our gates."""
 
 _threads_set = False
 
@@ -81,7 +81,7 @@ def _upstream(work: Workload) -> list[Any]:
 
 
 def _set_threads(count: int) -> None:
-    """TensorFlow accepts this once, before its first operation."""
+    """Set the number of threads, which TensorFlow accepts only once, before its first operation."""
     global _threads_set
     if not _threads_set:
         tf.config.threading.set_intra_op_parallelism_threads(count)
@@ -128,7 +128,7 @@ def _keras_weights(work: Workload, layer: int, direction: str) -> list[Any]:
 
 
 def _dparams(work: Workload, gradients: list[Any]) -> dict[str, Any]:
-    """Gradients by our names, from those of all layers' variables. Both biases have the gradient of their sum."""
+    """Gradients by our names, from those of the variables of all layers. Both biases have the gradient of their sum."""
     dparams, remaining = {}, iter(gradients)
     for layer in range(work.layers):
         for direction in work.directions:

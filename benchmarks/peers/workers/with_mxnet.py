@@ -1,4 +1,4 @@
-"""MXNet's fused RNN operator, gradients by its autograd."""
+"""MXNet's fused RNN operator, with gradients by its autograd."""
 
 from __future__ import annotations
 

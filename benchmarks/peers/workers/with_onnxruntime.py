@@ -1,6 +1,6 @@
-"""ONNX Runtime: one node a layer, prepacked weights, bound inputs and outputs; inference only.
+"""ONNX Runtime: one node for each layer, prepacked weights, bound inputs and outputs; inference only.
 
-Its dynamic quantization has LSTMs, with a scale for each row of a weight.
+Its dynamic quantization supports LSTMs, with a scale for each row of a weight.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _quantized(work: Workload) -> bytes:
 
 
 def _has_vnni() -> bool:
-    """Whether the processor has an exact product of int8; else sums saturate in 16 bits unless weights have 7 bits."""
+    """Whether the processor has an exact product of int8. Else sums saturate in 16 bits, unless weights have 7 bits."""
     try:
         return "vnni" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

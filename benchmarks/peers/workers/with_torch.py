@@ -1,6 +1,7 @@
-"""PyTorch's own modules: inference mode, or forward and one call of autograd for all gradients.
+"""PyTorch's own modules, in inference mode, or forward and one call of autograd for all gradients.
 
-In bfloat16 the module and all tensors are; in int8 the module is quantized dynamically, LSTM and GRU alone.
+For bfloat16, the module and all tensors are bfloat16. For int8, the module is quantized dynamically, which supports
+only LSTM and GRU.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def prepare(work: Workload) -> tuple[Any, Any]:
 
 
 def _array(tensor: Any) -> Any:
-    """A tensor as an array; of float32 if it is bfloat16."""
+    """A tensor as an array, in float32 if it is bfloat16."""
     return tensor.float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
 
 
@@ -75,7 +76,7 @@ def _quantized(work: Workload, module: Any) -> Any:
         work.refuse("int8 is a format of inference")
     if work.mode not in ("lstm", "gru"):
         work.refuse("quantizes no recurrent layers but LSTM and GRU")
-    network = torch.nn.Sequential(module).eval()  # quantize_dynamic replaces layers inside a module
+    network = torch.nn.Sequential(module).eval()  # quantize_dynamic replaces only layers inside a module
     kinds = {torch.nn.LSTM, torch.nn.GRU}
     quantize_dynamic: Any = torch.ao.quantization.quantize_dynamic
     return quantize_dynamic(network, kinds, dtype=torch.qint8)[0]
@@ -98,7 +99,7 @@ def _module(work: Workload) -> Any:
 
 
 def _names(work: Workload) -> dict[str, str]:
-    """PyTorch's name of each parameter, by ours."""
+    """PyTorch's name of each parameter, by our name."""
     names = {}
     for name in work.params:
         layer, _, kind = name.partition("_")
@@ -109,7 +110,7 @@ def _names(work: Workload) -> dict[str, str]:
 def _small_update(parameters: list[Any]) -> Any:
     """A function that changes the parameters like an optimizer, so that the module cannot keep packed weights.
 
-    It moves the first element of each up by one unit in the last place, at the next call down again, which is too
+    It moves the first element of each up by one unit in the last place, and down again at the next call. This is too
     little to change a result beyond the tolerance.
     """
     firsts = [parameter.detach().view(-1)[:1] for parameter in parameters]  # views share the version counter

@@ -1,1 +1,1 @@
-"""Times the operator and the modules against other ways to run the same network, and checks every result first."""
+"""Times the operator and the modules against other ways to run the same network, after a check of every result."""

@@ -21,21 +21,21 @@ from fusedrnn.testing.tolerance import (
 )
 
 CHECKED_FLOPS = 2e10
-"""The check in float64 covers as many steps as have this much work: about a second of the reference."""
+"""The operations that the check in float64 covers, which take the reference about a second."""
 
 _MIN_STEPS = 2
-"""A single step has no recurrence."""
+"""The least number of steps to check: a single step has no recurrence."""
 
 
 def checked_steps(steps: int, flops: float) -> int:
-    """How many of ``steps`` steps, with ``flops`` operations in total, are checked in float64."""
+    """How many of ``steps`` steps to check in float64; ``flops`` is the number of operations of all."""
     return min(steps, max(_MIN_STEPS, round(steps * CHECKED_FLOPS / flops)))
 
 
 def check(work: Workload, phase: Phase, contenders: Mapping[str, Contender]) -> str | None:
-    """Compare each contender on the first steps with the reference in float64; describes the first difference.
+    """Compare each contender on the first steps with the reference in float64. Returns a text on the first difference.
 
-    The run also warms the contenders up.
+    This also warms up the contenders.
     """
     steps = checked_steps(work.case.T, work.flops(training=phase.training))
     batch, exact = work.batch(steps), work.exact()
@@ -49,9 +49,9 @@ def check(work: Workload, phase: Phase, contenders: Mapping[str, Contender]) -> 
 def check_timed(
     work: Workload, phase: Phase, results: Mapping[str, GetResults], base: str | None = None, steps: int | None = None
 ) -> str | None:
-    """Compare the results that were timed, of all steps or of the first ``steps``; describes the first difference.
+    """Compare timed results, of all steps or of the first ``steps``. Returns a text on the first difference.
 
-    They are compared with those of ``base``, by default of the non-fused network if it was timed, else of torch.nn.
+    They are compared with the results of ``base``: by default the non-fused network if it was timed, else torch.nn.
     """
     base, steps = base or (NON_FUSED if NON_FUSED in results else TORCH), steps or work.case.T
     if base in results:
@@ -69,10 +69,10 @@ def check_timed(
 def check_first_steps(
     work: Workload, phase: Phase, contenders: Mapping[str, Contender], results: Mapping[str, GetResults], steps: int
 ) -> str | None:
-    """Like :func:`check_timed` for a row whose non-fused network was timed on its first ``steps`` steps only.
+    """Like :func:`check_timed`, for a row whose non-fused network was timed only on its first ``steps`` steps.
 
-    Results of all steps are compared with torch.nn's if that was timed, else they must be finite. Then each contender
-    runs ``steps`` steps, which are compared with the non-fused results.
+    Results of all steps are compared with torch.nn's if torch.nn was timed; else they must be finite. Then each
+    contender runs ``steps`` steps, and the results are compared with those of the non-fused network.
     """
     others = {name: get_results for name, get_results in results.items() if name != NON_FUSED}
     if TORCH in others and (error := check_timed(work, phase, others)):
@@ -89,10 +89,10 @@ def check_first_steps(
 
 
 def compare(work: Workload, steps: int, actual: Results, expected: Results, num_rounded: int) -> str | None:
-    """Describe the first difference between results of the first ``steps`` steps, or None.
+    """A text on the first difference between results of the first ``steps`` steps, or None.
 
-    ``num_rounded`` says how many of the two were computed in the workload's dtype: each adds one tolerance. Only
-    ``actual`` may be computed from operands in another format, which adds another one.
+    ``num_rounded`` says how many of the two were computed in the workload's dtype; each of these adds a tolerance. Only
+    ``actual`` may be computed from operands in another format, which adds a further tolerance.
     """
     if missing := expected.keys() - actual.keys():
         return f"{', '.join(sorted(missing))} missing"
@@ -136,9 +136,9 @@ def _gradient_difference(
 
 
 def _by_parameter(spec: RNNSpec, results: Results, order: Results) -> Iterator[tuple[str, Array]]:
-    """The arrays in the order of ``order``; ``dparams`` is split, since each parameter has a scale of its own.
+    """The arrays in the order of ``order``. ``dparams`` is split, since each parameter has its own scale.
 
-    The gradients of the states of a user's cell are one array: a state may be such that nothing depends on it.
+    The gradients of the states of a user cell form one array, since there may be a state on which nothing depends.
     """
     states = [f"d{state}0" for state in spec.state_names if f"d{state}0" in order and isinstance(spec.mode, Cell)]
     if states:

@@ -1,7 +1,7 @@
-"""The contenders: ways to run a workload that are checked and timed alike, and the two phases they are compared in.
+"""The contenders, ways to run a workload that are checked and timed alike; and the two phases of a comparison.
 
-A maker builds a contender from a workload. A contender runs batches of any number of steps. Its return value converts
-the results to NumPy and to our parameter layout, outside the timed call.
+A maker builds a contender from a workload. A contender runs batches of any number of steps. It returns a function that
+converts the results to NumPy and to our parameter layout, outside of the timed call.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from fusedrnn.spec import RNNSpec
 
 
 def non_fused(work: Workload) -> Contender:
-    """The network unrolled cell by cell in NumPy: one BLAS GEMM for input and one for state in each cell and step."""
+    """The network unrolled cell by cell in NumPy: in each cell and step, a BLAS GEMM for the input and one for h."""
 
     def run(batch: Batch) -> GetResults:
         y, states = reference_forward.forward(work.spec, batch.x, work.params, lengths=batch.lengths)
@@ -46,7 +46,7 @@ def non_fused(work: Workload) -> Contender:
 
 
 def fused(work: Workload, backend: str | None = None) -> Contender:
-    """The operator, on the engine named ``backend`` if there is one, with frozen parameters as in model serving.
+    """The operator, on the engine ``backend`` if one is named, with frozen parameters as in model serving.
 
     Raises:
         NotImplementedError: If the engine declines.
@@ -82,7 +82,7 @@ def train_fused(work: Workload, backend: str | None = None) -> Contender:
     op = fusedrnn.RNNOp(spec, backend).compile(training=True)
     params = work.params.copy()
     update = _small_update(spec, params)
-    seed = 0 if spec.drops else None  # masks like the reference's; without any, the calls are plain ones
+    seed = 0 if spec.drops else None  # the reference has the same masks; without masks, calls have no seed
     dparams = np.empty_like(params)
 
     @cache
@@ -103,8 +103,8 @@ def train_fused(work: Workload, backend: str | None = None) -> Contender:
 def _small_update(spec: RNNSpec, params: Array) -> Callable[[], None]:
     """A function that changes ``params`` like an optimizer, so that every weight is packed again.
 
-    It moves the first element of every weight and bias up by one unit in the last place, at the next call down again,
-    which is too little to change a result beyond the tolerance.
+    It moves the first element of every weight and bias up by one unit in the last place, and down again at the next
+    call. This is too little to change a result beyond the tolerance.
     """
     first_elements = np.array([entry.offset for entry in spec.layout])
     before = params[first_elements]
@@ -118,14 +118,14 @@ def _small_update(spec: RNNSpec, params: Array) -> Callable[[], None]:
 
 @dataclass(frozen=True)
 class Phase:
-    """Inference or training: its name, whether it computes gradients, and a maker for each contender."""
+    """A phase, inference or training: its name, whether it computes gradients, and a maker for each contender."""
 
     name: str
     training: bool
     makers: Mapping[str, Maker]
 
     def on_engine(self, name: str) -> Maker:
-        """The operator on the engine of that name."""
+        """The maker for the operator on the engine with that name."""
         return partial(train_fused if self.training else fused, backend=name)
 
 
@@ -139,4 +139,4 @@ PHASES: dict[str, Phase] = {
     "inference": _phase("inference", False, non_fused, fused, torch_nn),
     "training": _phase("training", True, train_non_fused, train_fused, train_torch_nn),
 }
-"""Inference is the forward pass. Training is forward and all gradients without an optimizer, as on MXNet's page."""
+"""Inference is the forward pass. Training is forward and all gradients, without an optimizer, as on MXNet's page."""

@@ -24,9 +24,9 @@ Array = NDArray[Any]
 NON_FUSED, FUSED, TORCH = "non-fused", "fused", "torch.nn"
 IN_TORCH = "fused in torch"
 UNPACKED = "fused in torch, unpacked"
-"""The accelerated module on sequences that all have T steps, compared with a packed batch."""
+"""The contender for comparison with a packed batch: the accelerated module on sequences that all have T steps."""
 IN_FORMAT = {"float32": FUSED, "bfloat16": f"{FUSED} bfloat16", "int8": f"{FUSED} int8"}
-"""The operator by the format of its GEMM operands."""
+"""The names of the operator as a contender, by the format of its GEMM operands."""
 OURS = (*IN_FORMAT.values(), IN_TORCH, UNPACKED)
 
 SEED = 20
@@ -35,14 +35,14 @@ _SYMBOLS = 256
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """The arguments of a call. Only training uses the gradients. Two batches are equal if they are the same object.
+    """The arguments of a call. Only training uses the gradients. Batches are equal only if they are the same object.
 
     Attributes:
         x: (T, N, I).
         states: Initial states, each (L·D, N, size). They are zero, and passed in so that their gradients are computed.
         dy: (T, N, D·S).
         dstates: Gradients of the final states, each (L·D, N, size).
-        lengths: Number of steps of each sequence, int64 (N,); None if all have T.
+        lengths: The number of steps of each sequence, int64 (N,); None if all have T.
     """
 
     x: Array
@@ -85,7 +85,7 @@ class Workload:
         return replace(self, spec=spec, x=self.x.astype(np.float64), params=self.params.astype(np.float64))
 
     def batch(self, steps: int) -> Batch:
-        """The first ``steps`` steps, with the same values in both dtypes. Lengths are scaled down with the steps.
+        """The first ``steps`` steps, with the same values in both dtypes. Lengths are reduced in proportion.
 
         The upstream gradients are uniform in ±1/√(T·N), so that the gradients of the weights, which are sums over
         T·N, are of order one.
@@ -109,14 +109,14 @@ class Workload:
 
 Results = dict[str, Array]
 GetResults = Callable[[], Results]
-"""Converts what a call computed to NumPy, after the call was timed."""
+"""A function that converts the results of a call to NumPy, after the call was timed."""
 Contender = Callable[[Batch], GetResults]
-"""Runs a batch. Only this call is timed."""
+"""A function that runs a batch. Only its call is timed."""
 Maker = Callable[[Workload], Contender]
 
 
 def workload(case: Case, mode: str | Cell, dtype: str, x: Array | None = None, *, packed: bool = False) -> Workload:
-    """The case with the cell ``mode``, on ``x`` or by default on text; ``packed`` draws a length for each sequence."""
+    """The case with the cell ``mode``, on ``x`` or by default on text. ``packed`` draws a length for each sequence."""
     spec = case.spec(mode, dtype)
     x = text_input(case.T, case.N, case.I, dtype) if x is None else x.astype(dtype)
     return Workload(case, spec, x, parameters(spec), lengths(case.T, case.N) if packed else None)
@@ -132,7 +132,7 @@ def text() -> str:
     """English text that ships with Python: the topics of ``help()``, concatenated.
 
     Raises:
-        RuntimeError: If this Python was installed without them.
+        RuntimeError: If this Python was installed without these topics.
     """
     try:
         from pydoc_data.topics import topics
@@ -142,7 +142,7 @@ def text() -> str:
 
 
 def text_input(T: int, N: int, I: int, dtype: str) -> Array:
-    """N sections of the text that start at equal distances, one embedded character a step: (T, N, I).
+    """N sections of the text, which begin at equal distances, with one embedded character for each step: (T, N, I).
 
     The embedding is fixed: I features for each character, uniform in [-1, 1). The text wraps around at its end.
     """
@@ -155,7 +155,7 @@ def text_input(T: int, N: int, I: int, dtype: str) -> Array:
 
 
 def parameters(spec: RNNSpec) -> Array:
-    """Flat parameters of ``spec``, uniform in ±1/√H as frameworks initialise them."""
+    """Flat parameters of ``spec``, uniform in ±1/√H as frameworks initialize them."""
     params: Array = np.random.default_rng(SEED + 1).random(spec.layout.size, np.dtype(spec.dtype).type)
     params -= 0.5
     params *= 2.0 / math.sqrt(spec.hidden_size)
@@ -166,7 +166,7 @@ def load(path: Path) -> Array:
     """The user's data: a .npy file of finite real numbers, shape (T, N, I).
 
     Raises:
-        ValueError: With the file, its content and the expected one.
+        ValueError: If the file has another content; the message names the file, its content and what was expected.
     """
     expected = "a .npy array of real numbers with shape (T, N, I): steps, sequences, features"
     try:

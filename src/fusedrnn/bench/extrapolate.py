@@ -1,4 +1,4 @@
-"""Extrapolates the time of a slow call from a call of its first time steps: every step takes equally long."""
+"""Extrapolates the time of a slow call from a call of its first time steps, since every step takes equally long."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ Call = Callable[[], Any]
 Clock = Callable[[], float]
 
 SLOW = 3.0
-"""A call of more seconds than this is extrapolated."""
+"""The time of a call that takes more seconds than this is extrapolated."""
 
 TARGET_SECONDS = 1.5
 """Duration of the shorter call that is timed instead."""
 
 BASE_STEPS, FIRST_STEPS, MIN_STEPS = 2, 4, 10
-"""Steps of the call that measures the cost per call, of the first call that measures the cost per step, and the least
-number of steps of the call that is timed."""
+"""Numbers of steps: of the call that measures the cost per call, of the first call that measures the cost per step, and
+the least number of the call that is timed."""
 
 PROBES = 2
-"""Each of these calls runs this often; the fastest run counts."""
+"""How often each of the measuring calls runs; the fastest run counts."""
 
 _GROWTH = 4
-"""Each call that measures the cost per step has this many times the steps of the one before, until it is long enough
+"""Each call that measures the cost per step has this many times the steps of the previous one, until it is long enough
 compared with :data:`TARGET_SECONDS`."""
 
 RUNS = 2
-"""Runs of the shorter call in a turn, in which the other contenders run a whole call."""
+"""How often the shorter call runs in a turn; the other contenders run one whole call."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Extrapolated:
     """A call of the first ``steps`` of ``total`` time steps, which stands for the whole call.
 
     Attributes:
-        call: Runs the first ``steps`` steps.
-        steps: Their number, more than :data:`BASE_STEPS`.
-        total: Number of steps of the whole call.
+        call: The call that runs the first ``steps`` steps.
+        steps: The number of these steps, more than :data:`BASE_STEPS`.
+        total: The number of steps of the whole call.
         base_seconds: Seconds of a call of :data:`BASE_STEPS` steps, which includes the cost per call.
     """
 
@@ -56,14 +56,14 @@ def extrapolate(call_of: Callable[[int], Call], total: int, clock: Clock = time.
     """The shorter call to time instead of a call of ``total`` steps; None if the whole call is fast enough.
 
     Args:
-        call_of: Returns the call of the first so many steps.
-        total: Number of steps of the whole call.
-        clock: Returns seconds.
+        call_of: A function of a number of steps; it returns the call of so many first steps.
+        total: The number of steps of the whole call.
+        clock: A function that returns seconds.
     """
     if total <= MIN_STEPS:
         return None
     base, steps = _fastest(call_of(BASE_STEPS), clock), FIRST_STEPS
-    while True:  # noise can make a call of few steps look slow: longer calls decide
+    while True:  # noise can make a call of few steps look slow, so longer calls decide
         seconds = _fastest(call_of(steps), clock)
         step = _step_seconds(base, seconds, steps)
         if seconds + (total - steps) * step < SLOW:
@@ -78,7 +78,7 @@ def extrapolate(call_of: Callable[[int], Call], total: int, clock: Clock = time.
 def _step_seconds(base: float, seconds: float, steps: int) -> float:
     """Seconds per step, from a call of :data:`BASE_STEPS` steps and a call of ``steps`` steps.
 
-    The cost per call is taken as at most half of the longer call, so that noise cannot make steps look free.
+    The cost per call counts as at most half of the longer call, so that noise cannot make steps look free.
     """
     return max((seconds - base) / (steps - BASE_STEPS), seconds / steps / 2)
 

@@ -21,7 +21,7 @@ def format_fields(formats: Sequence[str]) -> dict[str, object]:
 
 
 def make_contenders(config: BenchConfig, phase: Phase, work: Workload) -> tuple[list[Group], dict[str, str]]:
-    """A group for each format, and why formats have none."""
+    """A group for each format, and the reasons why other formats have no group."""
     groups: list[Group] = []
     failures = {}
     for name, number_format in config.formats.items():

@@ -1,4 +1,4 @@
-"""Rows as lines of text: a finished row, and what a table does not say of its rows."""
+"""Rows as lines of text: a finished row, and notes on rows that are not in a table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def peak_lines(rows: Sequence[Row]) -> list[str]:
 
 
 def rate_text(number_format: str, rate: float) -> str:
-    """A rate in a format with its unit: operations on integers are no floating-point operations."""
+    """A rate in a format, with its unit. Operations on integers are not floating-point operations."""
     return f"{rate:.1f} {'Gop/s' if number_format == 'int8' else 'GFLOP/s'}"
 
 
@@ -47,7 +47,7 @@ def rejected_share_lines(rows: Sequence[Row]) -> list[str]:
 
 
 def failure_lines(rows: Sequence[Row]) -> list[str]:
-    """A line for each contender and reason for which it has no timing, with the rows that this concerns."""
+    """A line for each contender without a timing and each reason for this, with the rows that are affected."""
     names: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         for failure in row.failures.items():
@@ -56,7 +56,7 @@ def failure_lines(rows: Sequence[Row]) -> list[str]:
 
 
 def _rows_in_words(names: Sequence[str], rows: Sequence[Row]) -> str:
-    """The names of some rows; in short if they are all, or all of one phase."""
+    """The names of some rows, abbreviated if these are all rows, or all rows of one phase."""
     if len(names) == len(rows) > 1:
         return "every row"
     for phase in dict.fromkeys(row.phase for row in rows):
@@ -80,6 +80,6 @@ def summary(row: Row) -> str:
 
 
 def share_text(row: Row, contender: str | None = None) -> str:
-    """The share of the peak of a contender in words, by default of ours."""
+    """A contender's share of the peak as text, by default that of :attr:`Row.ours`."""
     share, peak = row.share(contender), row.peak_name(contender or row.ours)
     return f"above the {peak} as measured" if share is None else f"{percent(share, digits=1)} of the {peak}"

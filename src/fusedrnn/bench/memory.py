@@ -12,7 +12,7 @@ from fusedrnn.testing.cases import Case
 
 
 def memory_bytes() -> int:
-    """Bytes of this machine's memory; of the address space if the system does not tell."""
+    """The bytes of this machine's memory, or of the address space if the system does not give that number."""
     try:
         return min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), MAX_BYTES)
     except (AttributeError, OSError, ValueError):
@@ -22,8 +22,8 @@ def memory_bytes() -> int:
 def check_memory(case: Case, spec: RNNSpec, *, training: bool) -> None:
     """Raise a ValueError if the arrays that a call reads and writes are larger than this machine's memory.
 
-    They are the input, the output and the parameters, in training also the gradient of each. What a contender
-    allocates beyond them is not known here.
+    They are the input, the output and the parameters, and in training the gradient of each. Contenders allocate more,
+    which is not known here.
     """
     elements = case.T * case.N * (case.I + spec.output_size) + spec.layout.size
     size = elements * np.dtype(spec.dtype).itemsize * (2 if training else 1)

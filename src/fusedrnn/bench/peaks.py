@@ -20,7 +20,7 @@ class RunPeak:
     """The best rates of multiply-adds that a run has measured so far, on one number of threads.
 
     Args:
-        dtype: That of the workloads.
+        dtype: The dtype of the workloads.
         threads: The number of threads.
         formats: Other formats of GEMM operands that contenders use.
     """
@@ -28,7 +28,7 @@ class RunPeak:
     def __init__(self, dtype: str, threads: int, formats: Iterable[str] = ()) -> None:
         self._dtype, self._threads = dtype, threads
         target, instructions = current_target(), dict[Instruction, str]()
-        # Formats with the same instruction have one peak, named by the first of them.
+        # Formats with the same instruction have one peak, which has the name of the first of them.
         self._first = {
             number_format: instructions.setdefault(instruction_of(number_format, target), number_format)
             for number_format in (dtype, *formats)
@@ -61,8 +61,8 @@ class RunPeak:
 def measure(row: AnyRow, peak: RunPeak, take_turns: Callable[[], Turns]) -> tuple[AnyRow, dict[str, Any]]:
     """The row with its timings and the peak, and the results of the contenders.
 
-    A rate above the peak means that one of the two is wrong, so the peak is measured again, and then the turns, at most
-    :data:`MEASUREMENTS` times. A rate that stays above the peak has no share of it.
+    A rate above the peak means that the rate or the peak is wrong. Then the peak and the turns are measured again, at
+    most :data:`MEASUREMENTS` times. A rate that stays above the peak has no share of it.
     """
     for _ in range(MEASUREMENTS):
         timings, results = take_turns()
@@ -80,7 +80,7 @@ def _with_peak(row: AnyRow, peak: RunPeak) -> AnyRow:
 
 
 def at_best_peak(rows: Sequence[AnyRow]) -> list[AnyRow]:
-    """The same rows with the best peak of the run instead of the best at the time of each row.
+    """The same rows, with the best peak of the whole run instead of the best peak until each row.
 
     All rows must have the same dtype and number of threads.
     """

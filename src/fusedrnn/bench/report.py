@@ -29,8 +29,8 @@ _PACKAGES = ("fusedrnn", "numpy", "llvmlite", "torch", "onednn", "onednn-cpu-gom
 def report(config: BenchConfig, rows: Sequence[Row], bandwidth: Mapping[str, float] | None = None) -> dict[str, Any]:
     """The whole benchmark.
 
-    Times are seconds per call, the peaks are in GFLOP/s, and ``bandwidth``, from
-    :func:`fusedrnn.runtime.bandwidth.measure_bandwidth`, in GB/s.
+    Times are seconds per call, and peaks are in GFLOP/s. ``bandwidth`` is in GB/s and comes from
+    :func:`fusedrnn.runtime.bandwidth.measure_bandwidth`.
     """
     return {
         "machine": environment_report(),
@@ -54,7 +54,7 @@ def report(config: BenchConfig, rows: Sequence[Row], bandwidth: Mapping[str, flo
 
 
 def row_report(row: Row) -> dict[str, Any]:
-    """Every figure of a row. A wrong row has no figures: they are None or missing from their table."""
+    """Every figure of a row. The figures of a wrong row are None, or missing in their table."""
     others = [name for name in row.timings if name not in OURS]
     return {
         "case": asdict(row.case),
@@ -126,13 +126,13 @@ def _versions() -> dict[str, str]:
 
 
 def least_bytes(row: Row) -> int:
-    """Lower bound of the bytes that a call moves between cores and caches, for its arithmetic intensity.
+    """A lower bound of the bytes that a call moves between cores and caches, to compute its arithmetic intensity.
 
-    Forward reads the recurrent weights of each layer and direction at every step, since a step depends on the one
-    before and no register file holds them. It moves everything else once: the other parameters, the input and output
-    of each layer, and its states before and after. Backward moves all this again, and once the gradients of
-    parameters, inputs, outputs and states. Residuals are not counted, since backward could recompute them. Padding of
-    packed sequences is not counted.
+    Forward reads the recurrent weights of each layer and direction at every step, since a step depends on the previous
+    one and no register file holds them. It moves all other data once: the other parameters, the input and output of
+    each layer, and its states before and after. Backward moves all this again; in addition, it moves the gradients of
+    parameters, inputs, outputs and states once. Residuals are not counted, since backward could recompute them. Padding
+    of packed sequences is not counted.
     """
     spec = row.case.spec(row.cell or row.mode, row.dtype)
     rows, steps = (sum(row.lengths), max(row.lengths)) if row.lengths else (row.case.T * row.case.N, row.case.T)
@@ -143,6 +143,6 @@ def least_bytes(row: Row) -> int:
 
 
 def _data_size(spec: RNNSpec, rows: int, batch: int) -> int:
-    """Elements of every layer's inputs, outputs and states; ``rows`` is the number of steps of all sequences."""
+    """The elements of every layer's inputs, outputs and states; ``rows`` is the number of steps of all sequences."""
     states = 2 * sum(math.prod(shape) for shape in spec.state_shape(batch))
     return states + rows * sum(spec.layer_input_size(layer) + spec.output_size for layer in range(spec.num_layers))

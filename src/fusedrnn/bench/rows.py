@@ -1,4 +1,4 @@
-"""The configuration of a benchmark, and its rows: one workload in one phase with the times of all contenders."""
+"""The configuration of a benchmark, and its rows: a workload in a phase, with the times of all contenders."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fusedrnn.cell.cells import Cell
 from fusedrnn.testing.cases import Case
 
 MEASUREMENTS = 3
-"""Number of times that a row is measured at most if its share of the peak is above 100 %."""
+"""The most times that a row is measured if its share of the peak is above 100 %."""
 
 
 @dataclass(frozen=True)
@@ -27,21 +27,21 @@ class BenchConfig:
     dtype: str = "float32"
     threads: int = 1
     contenders: Sequence[str] = (NON_FUSED, FUSED)
-    """Their names, in the order of their turns. With unpacked sequences among them, the others run packed ones."""
+    """Names of contenders, in the order of their turns. If one runs unpacked sequences, the others run packed ones."""
     engines: bool = False
-    """The contenders are engines of the operator."""
+    """Whether the contenders are engines of the operator."""
     variants: bool = False
-    """The contenders are the variants of each cell."""
+    """Whether the contenders are the variants of each cell."""
     formats: Mapping[str, str] = field(default_factory=dict)
     """The format of GEMM operands by contender, if the contenders are the operator in several formats."""
     budget: float = 5.0
-    """Seconds to spend on timing a row, if its calls are short enough."""
+    """The seconds for timing a row, if its calls are short enough."""
     full: bool = False
-    """Run all steps of the non-fused network, however long that takes."""
+    """Whether to run all steps of the non-fused network, even if it is slow."""
     data: Array | None = None
-    """The user's input (T, N, I), whose shape the cases have; None for text."""
+    """The user's input (T, N, I), with the same sizes as the cases; None for text."""
     pause: float = PAUSE
-    """Seconds of rest before each turn, except where only PyTorch modules take turns."""
+    """Seconds of rest before each turn, except if only PyTorch modules take turns."""
 
     def rows(self) -> list[tuple[Case, str | Cell, Phase]]:
         """Case, mode and phase of each row."""
@@ -53,7 +53,7 @@ AnyRow = TypeVar("AnyRow", bound="Row")
 
 @dataclass(frozen=True)
 class Row:
-    """One workload in one phase, and either the times of the contenders or what is wrong with a result."""
+    """A workload in a phase, with the times of the contenders, or with a text on a wrong result."""
 
     case: Case
     mode: str
@@ -63,13 +63,13 @@ class Row:
     flops: int
     """Useful floating-point operations of a call; padding does not count."""
     peak: float | None = None
-    """GFLOP/s of fused multiply-adds on these threads, the best that the run has measured so far."""
+    """The peak: GFLOP/s of fused multiply-adds on these threads, the best that the run has measured so far."""
     timings: Mapping[str, Timing] = field(default_factory=dict)
-    """Times of a call of all steps, by contender; they are right."""
+    """Times of a call of all steps, by contender. Their results are right."""
     wrong: str | None = None
-    """Which result is wrong, and how."""
+    """A text that says which result is wrong, and how."""
     lengths: tuple[int, ...] | None = None
-    """Of packed sequences."""
+    """The lengths of packed sequences; None if sequences are not packed."""
     backends: tuple[str, ...] = ()
     """Engines to compare."""
     failures: Mapping[str, str] = field(default_factory=dict)
@@ -77,15 +77,15 @@ class Row:
     versions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Package versions of contenders in other processes."""
     steps_run: Mapping[str, int] = field(default_factory=dict)
-    """Number of steps that ran, for contenders whose time is extrapolated from their first steps."""
+    """By contender whose time is extrapolated from its first steps, the number of these steps."""
     formats: Mapping[str, str] = field(default_factory=dict)
-    """The format of GEMM operands of contenders that compute in others than the dtype."""
+    """The format of GEMM operands, for contenders whose format differs from the dtype."""
     peaks: Mapping[str, float] = field(default_factory=dict)
-    """Like ``peak``, by format of GEMM operands, the dtype excepted."""
+    """Like ``peak``, by format of GEMM operands, without the dtype."""
     flops_of: Mapping[str, int] = field(default_factory=dict)
     """Like ``flops``, for contenders whose network or sequences differ from those of the row."""
     cell: Cell | None = None
-    """The cell that ``mode`` names, if a user has written it."""
+    """The cell that ``mode`` names, if it is a user cell."""
 
     @classmethod
     def of(cls: type[AnyRow], config: BenchConfig, work: Workload, phase: Phase, **fields: Any) -> AnyRow:
@@ -104,7 +104,7 @@ class Row:
 
     @property
     def ours(self) -> str:
-        """The contender that stands for fusedrnn: the operator, the first engine or format that ran, or the modules."""
+        """The contender that represents fusedrnn: the operator, the first engine or format that ran, or the modules."""
         if self.backends:
             return next((name for name in self.backends if name in self.timings), FUSED)
         if self.formats and FUSED not in self.timings:
@@ -112,7 +112,7 @@ class Row:
         return IN_TORCH if IN_TORCH in self.timings and FUSED not in self.timings else FUSED
 
     def rate(self, contender: str) -> float:
-        """Samples, which are sequences, per second."""
+        """Samples per second, where a sample is a sequence."""
         return self.case.N / self.timings[contender].median
 
     def ratio(self, base: str, contender: str | None = None) -> float:
@@ -138,7 +138,7 @@ class Row:
 
     @property
     def rejected_shares(self) -> dict[str, str]:
-        """The reason for each contender whose share of the peak is rejected because it is above 1."""
+        """By contender whose share of the peak is rejected because it is above 1, the reason."""
         return {
             name: f"no share of the {self.peak_name(name)}: {self.gflops(name):.1f} GFLOP/s are above the {peak:.1f} "
             f"GFLOP/s measured as the peak, in {MEASUREMENTS} measurements"
@@ -147,14 +147,14 @@ class Row:
         }
 
     def peak_name(self, contender: str) -> str:
-        """What the peak of a contender is called."""
+        """The name of a contender's peak."""
         number_format = self.formats.get(contender, self.dtype)
         return "FMA peak" if number_format == self.dtype else f"peak of {number_format}"
 
     def over_float32(self, contender: str) -> float | None:
-        """How many times as fast as the operator in float32 a contender is; None if that has no time."""
+        """How many times as fast as the operator in float32 a contender is; None if float32 has no time."""
         return self.ratio(FUSED, contender) if {FUSED, contender} <= self.timings.keys() else None
 
     def packed_over_unpacked(self) -> float:
-        """Useful work per second on packed sequences, relative to unpacked ones."""
+        """Useful work per second on packed sequences, relative to that on unpacked sequences."""
         return self.gflops(IN_TORCH) / self.gflops(UNPACKED)

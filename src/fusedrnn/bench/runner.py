@@ -1,4 +1,4 @@
-"""Runs a benchmark: each row is checked against the reference, then timed, with samples of the peak between turns."""
+"""Runs a benchmark. Each row is checked against the reference, then timed, with samples of the peak between turns."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ Progress = Callable[[str], None]
 
 
 def run(config: BenchConfig, progress: Progress = lambda stage: None) -> Iterator[Row]:
-    """Run ``config`` and yield each finished row; ``progress`` is called with what is being done.
+    """Run ``config`` and yield each finished row; ``progress`` is called with a text on the current stage.
 
-    The peak of a row is the best so far: :func:`fusedrnn.bench.peaks.at_best_peak` sets the best of the run.
+    The peak of a row is the best so far; :func:`fusedrnn.bench.peaks.at_best_peak` sets the best of the run.
     """
     with ExitStack() as stack:
         if find_spec("torch") if config.variants else TORCH in config.contenders:
@@ -64,7 +64,7 @@ def _run_row(config: BenchConfig, peak: RunPeak, work: Workload, phase: Phase, p
 
 
 def _time_row(config: BenchConfig, peak: RunPeak, row: Row, phase: Phase, groups: Sequence[Group]) -> Row:
-    """Time the contenders of a row, which are checked on the first steps, and check what was timed."""
+    """Time the contenders of a row: check them on the first steps, time them, and check the timed results."""
     calls: dict[str, Timed] = {}
     for work, contenders in groups:
         batch = work.batch(row.case.T)
@@ -77,7 +77,7 @@ def _time_row(config: BenchConfig, peak: RunPeak, row: Row, phase: Phase, groups
     if extrapolated:
         calls[NON_FUSED] = extrapolated
         row = replace(row, steps_run={NON_FUSED: extrapolated.steps})
-    # PyTorch modules share their threads, so that none disturbs another.
+    # PyTorch modules share their threads, so none disturbs another.
     pause = config.pause if NON_FUSED in calls or config.engines or config.formats else 0.0
 
     def take_turns() -> Turns:
@@ -100,7 +100,7 @@ def _time_row(config: BenchConfig, peak: RunPeak, row: Row, phase: Phase, groups
 
 
 def _make_contenders(config: BenchConfig, phase: Phase, work: Workload) -> tuple[list[Group], dict[str, str]]:
-    """The contenders, and why engines and formats are left out."""
+    """The contenders, and the reasons why some engines or formats are left out."""
     if config.engines:
         contenders, declined = {}, {}
         for name in config.contenders:

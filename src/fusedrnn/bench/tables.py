@@ -1,4 +1,4 @@
-"""Rows as text: MXNet's two tables in their published form, every other row in a general one."""
+"""Rows as text: MXNet's two tables in their published form, and a general table for all other rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fusedrnn.bench.variants import PLAIN
 from fusedrnn.testing.cases import CASES, Case
 
 MODE_NAMES: Mapping[str, str] = {"lstm": "LSTM", "gru": "GRU", "rnn_relu": "vRNN(Relu)", "rnn_tanh": "vRNN(Tanh)"}
-"""Names of the modes on MXNet's page, in its order."""
+"""The names of the modes on MXNet's page, in the order of the page."""
 
 _MXNET_PERCENT: Mapping[tuple[str, str], tuple[float, ...]] = {
     ("ds2", "inference"): (210.98, 305.87, 296.92, 193.33),
@@ -24,21 +24,21 @@ _MXNET_PERCENT: Mapping[tuple[str, str], tuple[float, ...]] = {
     ("ds2-5bi", "inference"): (287.67, 333.33, 329.53, 267.71),
     ("ds2-5bi", "training"): (249.73, 260.64, 159.17, 149.66),
 }
-"""Fused over non-fused samples per second, as published for MXNet's fused RNN operator on two Xeon 8180 sockets.
+"""Fused over non-fused samples per second, as published for MXNet's fused operator on two sockets of Xeon 8180.
 
-By case and phase, then by mode; T, N, I, H = 300, 20, 800, 800 in float32.
+The keys are case and phase, then mode; T, N, I, H = 300, 20, 800, 800 in float32.
 """
 
 Column = tuple[str, Callable[[AnyRow], str]]
-"""A heading, and the function that makes the cell of a row."""
+"""A heading, and the function that makes the text for a row."""
 
 WRONG = "[bold red]wrong[/]"
 SHORT_CALL = 1e-3
-"""Calls of fewer seconds than this get a column in microseconds."""
+"""Calls that take fewer seconds than this get a column in microseconds."""
 
 
 def tables(rows: Sequence[Row], contenders: Collection[str]) -> list[Table]:
-    """A table for each of MXNet's that has rows, one for the other rows, and one for PyTorch modules."""
+    """The tables of MXNet that have rows, a table for the other rows, and a table for PyTorch modules."""
     all_tables = []
     if FUSED in contenders:
         all_tables += _operator_tables(rows, torch=TORCH in contenders)
@@ -59,7 +59,7 @@ def tables(rows: Sequence[Row], contenders: Collection[str]) -> list[Table]:
 
 
 def _torch_name(rows: Sequence[Row]) -> str:
-    """What the contender in PyTorch is: its module, or a loop of its operations for cells that it does not have."""
+    """The name of the contender in PyTorch: its module, or a loop of its operations for cells that it lacks."""
     return "torch loop" if rows and rows[0].cell else "torch.nn"
 
 
@@ -86,7 +86,7 @@ def _operator_tables(rows: Sequence[Row], torch: bool) -> list[Table]:
 
 
 def _rate_columns(rows: Sequence[Row]) -> list[Column[Row]]:
-    """Samples per second of both networks, and on how many steps the non-fused one ran if not on all in some row."""
+    """Samples per second of both networks; if some row has fewer steps of the non-fused network, also these steps."""
 
     def non_fused(row: Row) -> str:
         deviation = row.timings[NON_FUSED].deviation
@@ -206,7 +206,7 @@ def label(row: Row) -> str:
 def make_table(
     title: str, name: Callable[[AnyRow], str], columns: Sequence[Column[AnyRow]], rows: Sequence[AnyRow]
 ) -> Table:
-    """A line for each row: its ``name``, and its cells or that it is wrong."""
+    """A table with a line for each row: its ``name``, and its texts or that it is wrong."""
     table = new_table(title, ("", *(heading for heading, _ in columns)))
     for row in rows:
         table.add_row(name(row), *([WRONG] if row.wrong else [cell(row) for _, cell in columns]))
@@ -222,7 +222,7 @@ def new_table(title: str, headings: Iterable[str], left: int = 1) -> Table:
 
 
 def duration(seconds: float) -> str:
-    """Three digits and a unit."""
+    """A duration with three digits and a unit."""
     scale, unit = (1e-6, "µs") if seconds < 1e-3 else (1e-3, "ms") if seconds < 1.0 else (1.0, "s")
     value = seconds / scale
     digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
@@ -230,7 +230,7 @@ def duration(seconds: float) -> str:
 
 
 def number(value: float) -> str:
-    """Two decimals, or none for a large number."""
+    """A number with two decimals; with none if it is large."""
     return f"{value:.2f}" if value < 1e4 else f"{value:,.0f}"
 
 

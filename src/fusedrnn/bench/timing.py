@@ -1,4 +1,4 @@
-"""Times several calls against each other: in turns within one process, compared by medians."""
+"""Times several calls, which take turns within one process, to compare them by medians."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ import numpy as np
 from fusedrnn.bench.extrapolate import RUNS, Call, Clock, Extrapolated
 
 NO_WARM_UP_SECONDS = 3.0
-"""The first run of a call that takes longer counts as a sample: the extra cost of a cold call is lost in the noise."""
+"""If the first run of a call takes longer, it counts as a sample, since the noise exceeds the cost of a cold call."""
 
 NO_REPEAT_SECONDS = 0.1
-"""A call whose first run takes longer is not repeated within a sample."""
+"""If the first run of a call takes longer, the call is not repeated within a sample."""
 
 SAMPLE_SECONDS = 5e-3
-"""Shortest duration of a sample; shorter calls are repeated within it."""
+"""The shortest duration of a sample. Shorter calls are repeated within it."""
 
 PAUSE = 0.2
-"""Seconds of rest before each turn: idle threads of OpenBLAS spin for a tenth of a second."""
+"""Seconds of rest before each turn, because idle threads of OpenBLAS spin for a tenth of a second."""
 
 LATENCY = 1e-3
-"""Percentiles over single calls are kept for calls of fewer seconds than this."""
+"""For calls that take fewer seconds than this, percentiles over single calls are kept."""
 
 MAX_ROUNDS = 100
 
 MIN_SAMPLES = 2
-"""Samples that every call gets, whatever the budget."""
+"""The least number of samples of every call, for any budget."""
 
 ONE_SAMPLE_SECONDS = 10.0
-"""One sample may suffice for a call that takes longer, since it averages over the noise itself.
+"""For a call that takes longer, one sample may be enough, since the call itself averages over the noise.
 
-Without this the baseline alone would double the time of the published tables.
+Otherwise the baseline alone would double the time of the published tables.
 """
 
 
@@ -56,7 +56,7 @@ class Timing:
 
     @property
     def deviation(self) -> float | None:
-        """Half the distance between fastest and slowest, relative to the median; None for a single sample."""
+        """Half the distance between the fastest and the slowest, relative to the median; None for a single sample."""
         if len(self.seconds) < 2:
             return None
         return (max(self.seconds) - min(self.seconds)) / 2 / self.median
@@ -69,7 +69,7 @@ class Timing:
 
 
 class ContenderFailed(RuntimeError):
-    """A contender cannot continue. The others can."""
+    """A contender cannot continue, but the others can."""
 
 
 @runtime_checkable
@@ -77,13 +77,13 @@ class RemoteCall(Protocol):
     """A call that another process runs and times, so that the communication is not timed."""
 
     warm: float
-    """Seconds of a call that already ran."""
+    """The seconds of a call that has already run."""
 
     def time(self, calls: int) -> Sequence[float]:
         """Seconds of each of ``calls`` consecutive calls.
 
         Raises:
-            ContenderFailed: If it cannot.
+            ContenderFailed: If the contender cannot run them.
         """
 
 
@@ -105,7 +105,7 @@ class _Entry:
 
     @property
     def sits_out(self) -> bool:
-        """Whether its one sample suffices, so that it skips rounds that run for the sake of others."""
+        """Whether its one sample is enough, so that it skips rounds that run only for other calls."""
         single_sample = self.single_sample and not isinstance(self.call, Extrapolated)
         return single_sample and bool(self.seconds) and self.seconds[0] >= ONE_SAMPLE_SECONDS
 
@@ -115,7 +115,7 @@ class _Entry:
         return self.sits_out or len(self.seconds) >= MIN_SAMPLES
 
     def run(self, times: int = 1) -> Sequence[float]:
-        """Seconds of each call. The last result is released first, so that the next call reuses its memory."""
+        """The seconds of each call. The last result is released first, so that the next call reuses its memory."""
         if isinstance(self.call, RemoteCall):
             return self.call.time(times)
         call = self.call.call if isinstance(self.call, Extrapolated) else self.call
@@ -127,7 +127,7 @@ class _Entry:
         return [end - start for start, end in pairwise(stamps)]
 
     def warm_up(self) -> None:
-        if isinstance(self.call, Extrapolated):  # long enough for its first run to count
+        if isinstance(self.call, Extrapolated):  # so long that its first run counts
             return self.take_turn()
         first = self.call.warm if isinstance(self.call, RemoteCall) else self.run()[0]
         if first >= NO_WARM_UP_SECONDS:
@@ -167,14 +167,14 @@ def alternate(
 ) -> tuple[dict[str, Timing], dict[str, Any]]:
     """Time ``calls`` in turns, A B A B, until another round would exceed ``budget`` seconds.
 
-    Each call is warmed up first, except that the first run of an extrapolated call, and of one that takes
-    :data:`NO_WARM_UP_SECONDS` or more, is a sample. Every call gets at least :data:`MIN_SAMPLES` samples, whatever the
-    budget, except that one named in ``single_sample`` needs one if that takes :data:`ONE_SAMPLE_SECONDS` or more. A
-    sample takes at least ``sample_seconds``. ``before_turn`` runs before every turn, after the pause. A call that
-    raises ContenderFailed is left out, and the error is added to ``failures``; without ``failures`` it propagates.
+    Each call is warmed up first. But the first run counts as a sample if the call is extrapolated, or takes
+    :data:`NO_WARM_UP_SECONDS` or more. Every call gets at least :data:`MIN_SAMPLES` samples, for any budget. But a call
+    that is named in ``single_sample`` needs only one sample if that takes :data:`ONE_SAMPLE_SECONDS` or more. A sample
+    takes at least ``sample_seconds``. ``before_turn`` runs before every turn, after the pause. If a call raises
+    ContenderFailed, it is left out, and the error is added to ``failures``; without ``failures`` the error propagates.
 
     Returns:
-        The timings, and the last result of each call, None for a remote one.
+        The timings, and the last result of each call, None for a remote call.
     """
     entries = {name: _Entry(call, clock, name in single_sample, sample_seconds) for name, call in calls.items()}
 

@@ -1,7 +1,7 @@
 """The contenders in PyTorch: torch.nn's modules, and the same after ``fusedrnn.torch.accelerate``.
 
-For a user's cell they are a loop of PyTorch's operations, and ``fusedrnn.torch.Layer``.
-The same code drives both, so that a difference in time is a difference between the modules.
+For a user cell, they are a loop of PyTorch's operations, and ``fusedrnn.torch.Layer``. The same code calls both, so a
+difference in time is a difference between the modules.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fusedrnn.cell.cells import Cell
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Run PyTorch, and with it both modules, on ``count`` threads inside the context."""
+    """Within this context, run PyTorch, and so both modules, on ``count`` threads."""
     import torch
 
     before = torch.get_num_threads()
@@ -55,7 +55,7 @@ class _Tensors:
         return pack_padded_sequence(torch.from_numpy(array), self.lengths, enforce_sorted=False)
 
     def padded(self, data: Any) -> Array:
-        """A tensor like ``x`` as an array (T, N, features), zeros in padding."""
+        """A tensor like ``x`` as an array (T, N, features), with zeros in the padding."""
         if self.packed is not None:
             from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
@@ -81,7 +81,7 @@ def torch_nn(work: Workload, accelerated: bool = False, module: Any = None) -> C
 
 
 def train_torch_nn(work: Workload, accelerated: bool = False, module: Any = None) -> Contender:
-    """The module, by default PyTorch's, as in a training loop: new parameters at every call, all gradients at once."""
+    """The module, by default PyTorch's, as in a training loop: new parameters for every call, all gradients at once."""
     import torch
 
     spec, module = work.spec, (module or _module(work, accelerated)).train()
@@ -95,7 +95,7 @@ def train_torch_nn(work: Workload, accelerated: bool = False, module: Any = None
         y, states = module(tensors.input, tensors.hx)
         out = (_data(y), *_tuple(states))
         leaves = [tensors.x, *tensors.states, *weights.values()]
-        # A cell may compute its output without the one before.
+        # A cell may compute its output without the previous output.
         grads = torch.autograd.grad(out, leaves, tensors.upstream, allow_unused=True, materialize_grads=True)
 
         def get_results() -> Results:
@@ -115,7 +115,7 @@ def _module(work: Workload, accelerated: bool) -> Any:
     """PyTorch's module with the workload's parameters.
 
     Raises:
-        RuntimeError: If it cannot be accelerated: torch.nn would be compared with itself.
+        RuntimeError: If it cannot be accelerated, because torch.nn would then be compared with itself.
     """
     import torch
 
@@ -139,7 +139,7 @@ def _module(work: Workload, accelerated: bool) -> Any:
 
 
 def _cell_module(work: Workload, accelerated: bool) -> Any:
-    """A layer of a user's cell; if not accelerated, as a loop of PyTorch's operations."""
+    """A layer of a user cell; if not accelerated, it runs as a loop of PyTorch's operations."""
     import torch
 
     from fusedrnn.torch import Layer
@@ -163,7 +163,7 @@ def load(module: Any, work: Workload) -> None:
 def _small_update(parameters: list[Any]) -> Callable[[], None]:
     """A function that changes the parameters like an optimizer, so that no module can keep packed weights.
 
-    It moves the first element of each up by one unit in the last place, at the next call down again, which is too
+    It moves the first element of each up by one unit in the last place, and down again at the next call. This is too
     little to change a result beyond the tolerance.
     """
     import torch

@@ -1,4 +1,4 @@
-"""Compares variants of a cell with the plain cell: each one's share of the peak."""
+"""Compares variants of a cell with the plain cell by their shares of the peak."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ VARIANTS: Mapping[str, Mapping[str, Change]] = {
 def run_row(config: BenchConfig, peak: RunPeak, plain: Workload, phase: Phase) -> Row:
     """The plain cell and its variants as contenders of one row, on the same threads and input.
 
-    Each is checked against the reference before it is timed. What is wrong with the others is in ``failures``.
+    Each is checked against the reference before it is timed. For variants that fail, the reason is in ``failures``.
     """
     works = {PLAIN: plain}
     for name, change in VARIANTS[plain.spec.mode_name].items():

@@ -1,6 +1,7 @@
-"""The maths of the cells: equations, expressions, derivatives; no NumPy, no LLVM. Its language is for users too.
+"""The maths of the cells: equations, expressions, derivatives; no NumPy, no LLVM.
 
-The names here are the language of cells that users write, imported at first use; docs/guides/cells.md shows it.
+The names of this module are the language in which users write cells; docs/guides/cells.md shows it. They are imported
+at first use.
 """
 
 import importlib

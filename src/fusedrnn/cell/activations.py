@@ -21,8 +21,8 @@ class Function:
     Attributes:
         apply: The function.
         alpha: The default of alpha; None if the function has no alpha.
-        beta: The same of beta.
-        kink: Whether its derivative jumps somewhere, whatever the parameters.
+        beta: The default of beta; None if the function has no beta.
+        kink: Whether its derivative jumps somewhere for any alpha and beta.
     """
 
     apply: Callable[[Expr, float, float], Expr]
@@ -56,8 +56,8 @@ class Activation:
 
     Attributes:
         name: A key of :data:`ACTIVATIONS`.
-        alpha: Its first parameter; None for the function's default, or if it has none.
-        beta: Its second parameter, likewise.
+        alpha: Its first parameter; None for the function's default, or if the function has no alpha.
+        beta: Its second parameter; None likewise.
 
     Raises:
         TypeError: If the name is not a string or a parameter is not a number.

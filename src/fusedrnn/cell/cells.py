@@ -1,8 +1,8 @@
 """The equations of each cell. The NumPy reference, the kernels and the double backward are derived from them.
 
-Equations are a function of the pre-activations ``x`` from the input, by gate; of ``recurrent``, which multiplies its
-argument by the recurrent weights (or projects it); of the previous states ``s``; and of the :class:`Variant` ``v``.
-They return the new states, the output first.
+Equations are a function of four arguments: ``x``, the pre-activations from the input, by gate; ``recurrent``, which
+multiplies its argument by the recurrent weights (or projects it); ``s``, the previous states; and ``v``, the
+:class:`Variant`. They return the new states, the output first.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Cell:
     Attributes:
         vectors: The names of parameters with one number for each unit, apart from peephole weights.
         scalars: The names of parameters that are one number.
-        initial: What parameters begin with, by name, where that is not the default.
-        heads: In how many blocks recurrent weights are block-diagonal; 1 for full ones.
-        output: The name of the output if it is no state; the equations then return it before the new states.
+        initial: The initial values of parameters, by name, where they are not the default.
+        heads: The number of blocks of block-diagonal recurrent weights; 1 for full weights.
+        output: The name of the output if it is not a state; the equations then return it before the new states.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Cell:
 
     @property
     def reference(self) -> str:
-        """What graphs and files name it by."""
+        """The name of the cell in graphs and files."""
         return self.name
 
     @property
@@ -196,7 +196,7 @@ def variant_of(spec: Any) -> Variant:
 
 
 RESIDUAL_GATE = "residual"
-"""The rows of the input's weights that project what is added to the output."""
+"""The gate whose rows of the input weights project the input, which is then added to the output."""
 
 
 def make_cell(variant: Variant) -> Cell:
@@ -206,7 +206,7 @@ def make_cell(variant: Variant) -> Cell:
 
 
 def _with_projection(cell: Cell) -> Cell:
-    """The cell with one gate more, of the input alone, which is added to its output."""
+    """The cell with one more gate, from the input alone, which is added to its output."""
 
     def equations(x: Any, recurrent: Any, s: Any, *parameters: Any) -> Any:
         result = cell.equations(x, recurrent, s, *parameters)

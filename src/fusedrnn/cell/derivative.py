@@ -1,7 +1,7 @@
 """The derivatives of expressions, and of a cell: the gradients of its gates and previous states.
 
 A cell's derivative follows from the traced equations. A forward value that the gradients use is either saved in the
-reserve or recomputed from the states before and after the step and from what is saved.
+reserve, or recomputed from saved values and from the states before and after the step.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from fusedrnn.cell.primitives import PRIMITIVES
 from fusedrnn.cell.stage import Stage
 from fusedrnn.cell.trace import TracedCell
 
-# To save an element is to fetch its cache line, write it and read it again: 12 bytes in float32, 24 in float64. In the
-# same time a core at its peak that shares the memory bandwidth with others does 8 or 4 operations for each byte.
+# Saving an element moves 12 bytes in float32, 24 in float64: its cache line is fetched, written and read again. For
+# each byte, a core at its peak that shares the memory bandwidth with others does 8 or 4 operations in the same time.
 _MAX_RECOMPUTE_FLOPS = 96
-# The gradients of what a stage reads, which earlier stages use.
+# The gradients of a stage's inputs, which earlier stages use.
 _LATER = OperandCotangent, MeanCotangent, VarianceCotangent
 
 
@@ -67,13 +67,14 @@ class StageDerivative:
     """The gradients that one stage's GEMMs need.
 
     Attributes:
-        distinct_grads: The distinct gradients of the pre-activations (of a projection, of its result), then those of
-            the parameters. The fields below index it.
+        distinct_grads: The distinct gradients of the pre-activations (for a projection, of its result), then those of
+            the parameters. The next three fields are indices of it.
         x_grads: For each gate of the stage, its gradient for the input weights; none where
             :attr:`Derivative.inputs` has them.
-        h_grads: For each gate of the stage, its gradient for the recurrent weights; the result's for a projection.
+        h_grads: For each gate of the stage, its gradient for the recurrent weights; for a projection, that of its
+            result.
         param_grads: For each parameter whose gradient is computed with this stage, the gradient.
-        moment_grads: Of reductions, for each mean and variance what a unit adds to its gradient.
+        moment_grads: In a stage of reductions, for each mean and variance, what a unit adds to its gradient.
     """
 
     distinct_grads: tuple[Expr, ...]
@@ -84,7 +85,7 @@ class StageDerivative:
 
     @property
     def grads(self) -> tuple[Expr, ...]:
-        """All gradients that are computed with the stage, but those of states."""
+        """All gradients that are computed with the stage, except those of states."""
         return (*self.distinct_grads, *self.moment_grads)
 
 
@@ -96,13 +97,13 @@ class Derivative:
         saved: What forward saves of each step, in the order of the reserve.
         recomputed: The forward values that backward recomputes.
         stages: The gradients of each stage; they use the cotangents of later stages only.
-        inputs: The gradients for the input weights that no stage has, by gates that are adjacent there: of the gates
-            that the input alone gives, and where a stage has gates without a part from the input, or cannot compute
-            the gradients of these parts yet. Of a cell without stages also those of its parameters.
-        raw_input: The gradient of the input itself beside what comes through weights; None if that is zero.
-        inputs_stage: The index of the stage with which these are computed; 0 if there are no stages.
+        inputs: The gradients for the input weights that no stage has, by groups of gates that are adjacent in these
+            weights: of gates that the input alone gives, and of stages that have a gate without a part from the input
+            or cannot compute these gradients yet. In a cell without stages, also those of its parameters.
+        raw_input: The gradient of the input itself, without what comes through weights; None if that is zero.
+        inputs_stage: The index of the stage with which the two above are computed; 0 if there are no stages.
         state_grads: The gradient of each previous state by its name, without what comes through the recurrent weights;
-            none if that is zero.
+            no entry if that is zero.
     """
 
     saved: tuple[Expr, ...]
@@ -116,9 +117,9 @@ class Derivative:
     def final_stage(self, state: str) -> int:
         """The index of the stage in which backward computes the gradient of a previous state.
 
-        Backward visits the last stage first. This is the first stage visited that has all operand cotangents the
-        gradient uses, and after which nothing reads the new state's cotangent, which the gradient then overwrites:
-        neither another stage, nor the gradient of another state.
+        Backward visits the last stage first. The gradient overwrites the new state's cotangent. So it is computed in
+        the first stage visited that has all operand cotangents it uses, and after which no stage and no gradient of
+        another state reads that cotangent.
         """
         readers = [state]
         for name in readers:
@@ -128,7 +129,7 @@ class Derivative:
         return min(map(self._own_final_stage, readers))
 
     def _own_final_stage(self, state: str) -> int:
-        """:meth:`final_stage` without regard to the gradients of other states."""
+        """:meth:`final_stage`, but ignoring the gradients of other states."""
         gradient = [self.state_grads[state]] if state in self.state_grads else []
         stages = [node.stage - 1 for node in walk(gradient) if isinstance(node, _LATER)]
         cotangent = StateCotangent(state)
@@ -196,21 +197,21 @@ def _check_used(cell: TracedCell, grads: Mapping[Leaf, Expr]) -> None:
 
 
 def value_cotangents(index: int, stage: Stage) -> list[Expr]:
-    """The gradients of what a stage reads of all units, by the leaves of its cotangents."""
+    """The gradients of the values of all units that a stage reads, in leaves for its cotangents."""
     if not stage.reductions:
         return [OperandCotangent(index)]
     return [cotangent for reduction in stage.reductions for cotangent in reduction.value_cotangents()]
 
 
 def available_leaves(cell: TracedCell) -> dict[Expr, Expr]:
-    """What backward reads of a step although forward does not save it, each with its leaf in backward."""
+    """What backward can read of a step although forward does not save it, each with its leaf in backward."""
     available: dict[Expr, Expr] = {new: NewState(name) for name, new in zip(cell.states, cell.new_states, strict=True)}
     moments = [leaf for stage in cell.stages for reduction in stage.reductions for leaf in reduction.leaves]
     return available | {leaf: leaf for leaf in [*map(State, cell.states), *cell.parameters, *moments]}
 
 
 def _differentiate_stage(cell: TracedCell, index: int, grads: Mapping[Leaf, Expr]) -> StageDerivative:
-    """The gradients of a stage's leaves, each distinct one once."""
+    """The gradients of a stage's leaves, without duplicates."""
     stage = cell.stages[index]
     if stage.projects:
         return StageDerivative((grads[Projected()],), (), (0,))
@@ -228,7 +229,7 @@ def _differentiate_stage(cell: TracedCell, index: int, grads: Mapping[Leaf, Expr
 
 
 def _input_gradients(cell: TracedCell, index: int, grads: Mapping[Leaf, Expr]) -> list[Expr]:
-    """The gradients of a stage's gates for the input weights, if it has them for all, and can compute them yet."""
+    """The gradients of a stage's gates for the input weights; none unless it can compute them already for all gates."""
     stage = cell.stages[index]
     x_grads = [grads[PreSum(gate) if stage.accumulates_in_place else PreX(gate)] for gate in _with_inputs(cell, stage)]
     return x_grads if len(x_grads) == len(stage.gates) and _last_stage(cell, x_grads) >= index else []
@@ -280,7 +281,7 @@ def _choose(cell: TracedCell, targets: list[Expr], available: set[Expr]) -> tupl
     needed = {arg for node in walk(targets) if node not in forward for arg in node.args if arg in forward}
     needed.update(node for node in targets if node in forward)
     saved, recomputed = [], []
-    for node in walk(roots):  # arguments first: a value that is saved is available to those computed from it
+    for node in walk(roots):  # arguments first, because a saved value is available to values computed from it
         if node in needed and node not in available and not isinstance(node, Constant):
             if _recompute_flops(node, available) > _MAX_RECOMPUTE_FLOPS:
                 saved.append(node)
@@ -291,7 +292,7 @@ def _choose(cell: TracedCell, targets: list[Expr], available: set[Expr]) -> tupl
 
 
 def _recompute_flops(node: Expr, available: set[Expr]) -> int:
-    """Operations to compute a node from what is available; more than the limit if that is not possible."""
+    """Operations to compute a node from available nodes; more than the limit if that is impossible."""
     if node in available or isinstance(node, Constant):
         return 0
     if not isinstance(node, Operation):

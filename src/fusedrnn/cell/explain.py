@@ -105,13 +105,13 @@ def _gradients(cell: TracedCell, derivative: Derivative) -> dict[str, Expr]:
 
 
 def _moment(leaf: RowMean | RowVariance | MeanCotangent | VarianceCotangent) -> str:
-    """The name of a mean or a variance: the number of its stage, and its own there."""
+    """The name of a mean or a variance: the number of its stage, and its number within the stage."""
     name = "mean" if isinstance(leaf, (RowMean, MeanCotangent)) else "variance"
     return f"{name} {leaf.stage + 1}.{leaf.index + 1}"
 
 
 def _definitions(roots: Mapping[str, Expr], leaves: Mapping[Leaf, str]) -> list[str]:
-    """A line for each root, after those of the values that are used more than once."""
+    """A line for each value that is used more than once, and then for each root."""
     nodes = list(walk([*roots.values()]))
     uses = Counter(arg for node in nodes for arg in node.args)
     shared = [node for node in nodes if isinstance(node, Operation) and uses[node] > 1]
@@ -126,14 +126,14 @@ class _Text:
 
     Args:
         names: Nodes that have a name.
-        leaves: Names of leaves that have no other.
+        leaves: Names of leaves that ``names`` lacks.
     """
 
     def __init__(self, names: Mapping[Expr, str], leaves: Mapping[Leaf, str]) -> None:
         self._names, self._leaves = names, leaves
 
     def of(self, node: Expr) -> str:
-        """A node by its name, or as it is computed."""
+        """The name of a node, or else how it is computed."""
         if node in self._names:
             return self._names[node]
         return self.operation(node) if isinstance(node, Operation) else self._leaf(node)

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, Protocol
 from fusedrnn.cell.infix import operation_text, relation_text
 
 _SHOWN_LEVELS = 3
-"""Operations inside one another in the text of one."""
+"""How many levels of nested operations the text of an operation shows."""
 _ONE_UNIT = "a cell is written for all units at once: an expression is one number of each unit"
 
 NO_ARRAY = "an expression is no array: use the functions of fusedrnn.cell, not {}"
@@ -188,7 +188,7 @@ class Operation(Expr):
     args: tuple[Expr, ...]
 
     def __repr__(self) -> str:
-        """As equations write it. Inner operations are left out: equal parts make a text grow without bounds."""
+        """As equations write it. Deeper operations are left out: repeated parts make a text grow without bounds."""
         nodes: Sequence[Expr] = [self]
         for _ in range(_SHOWN_LEVELS):
             nodes = [arg for node in nodes for arg in node.args]
@@ -208,7 +208,7 @@ class Operation(Expr):
     def _hash(self) -> int:
         return hash((self.op, self.args))
 
-    def __hash__(self) -> int:  # the generated one would visit a shared node once for each path to it
+    def __hash__(self) -> int:  # the generated method would visit a shared node once for each path to it
         return self._hash
 
 
@@ -223,7 +223,7 @@ def as_expr(value: Any) -> Expr:
     if isinstance(value, Condition):
         _ = -value  # raises the error
     try:
-        return Constant(float(value + 0))  # a string is no number, whatever it reads
+        return Constant(float(value + 0))  # a string is no number, whatever it says
     except (TypeError, ValueError):
         raise TypeError(f"expected an expression or a number; got {value!r}") from None
 

@@ -1,4 +1,4 @@
-"""Operations of expressions as text, ``a - b * c`` and ``tanh(a)``, of nodes that have ``op`` and ``args``."""
+"""Operations as text, such as ``a - b * c`` and ``tanh(a)``, for any nodes that have ``op`` and ``args``."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def relation_text(relation: str, a: str, b: str) -> str:
 
 
 def operation_text(node: Any, text_of: Callable[[Any], str], is_atom: Callable[[Any], bool]) -> str:
-    """How an operation is computed: ``text_of`` of its arguments, in parentheses where needed.
+    """The text of an operation: its arguments by ``text_of``, in parentheses where needed.
 
-    ``is_atom`` tells whether the text of an argument never needs any, such as a name.
+    ``is_atom`` tells whether an argument, such as a name, never needs parentheses.
     """
 
     def is_weaker(arg: Any, is_right: bool) -> bool:

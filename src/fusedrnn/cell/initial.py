@@ -1,4 +1,4 @@
-"""What the parameters of a cell begin with, as the cell declares it."""
+"""The initial values of a cell's parameters, as the cell declares them."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from fusedrnn.scalars import as_number, positive_int
 
 BIAS = ".bias"
-"""Behind the name of a gate: its bias."""
+"""The suffix that turns the name of a gate into that of its bias."""
 
 
 @dataclass(frozen=True)
 class Initial:
-    """Random numbers, each on its own.
+    """Independent random numbers.
 
     Attributes:
-        low: The lowest number, from which they are distributed uniformly.
-        high: The highest one; equal to ``low`` for a constant.
-        is_log: Whether their logarithm is taken.
+        low: The lower bound of a uniform distribution.
+        high: Its upper bound; equal to ``low`` for a constant.
+        is_log: Whether to take the logarithm of the numbers drawn.
         negated: A gate whose bias begins with the negative of the same numbers; None for none.
     """
 
@@ -33,17 +33,19 @@ InitialValue = float | tuple[float, float] | Initial
 
 
 def chrono(max_steps: int, negated: str | None = None) -> Initial:
-    """The initial bias of a forget gate for dependencies of up to so many steps: the logarithm of 1 to max_steps - 1.
+    """The initial bias of a forget gate, for dependencies of up to ``max_steps`` steps.
+
+    It is the logarithm of a number between 1 and max_steps - 1.
 
     Tallec and Ollivier, Can recurrent neural networks warp time? (2018), https://arxiv.org/abs/1804.11188.
 
     Args:
         max_steps: At least 3.
-        negated: The gate whose bias is the negative one, such as the input gate; None for none.
+        negated: A gate whose bias begins with the negative of the same numbers, such as the input gate; None for none.
 
     Raises:
-        TypeError: ``max_steps`` is no integer.
-        ValueError: It is less than 3.
+        TypeError: If ``max_steps`` is no integer.
+        ValueError: If it is less than 3.
     """
     if positive_int("max_steps", max_steps) < 3:
         raise ValueError(f"max_steps must be at least 3; got {max_steps!r}")

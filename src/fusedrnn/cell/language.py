@@ -1,4 +1,4 @@
-"""Cells that users write: the decorator of their equations, and the checks of what can be a cell."""
+"""Cells that users write: the decorator of their equations, and the checks of these equations."""
 
 from __future__ import annotations
 
@@ -56,40 +56,40 @@ def cell(
     initial: Mapping[str, InitialValue] | None = None,
     output: str | None = None,
 ) -> UserCell | Callable[[Equations], UserCell]:
-    """Make a cell of its equations: ``@cell(gates="f n", states="h")`` above a function.
+    """Make a cell from its equations: write ``@cell(gates="f n", states="h")`` above a function.
 
-    The function is called once, with symbols, and describes one step for all units at once:
+    The function is called once, with symbols. It describes one step for all units at once:
 
     - ``x.f`` is the pre-activation of gate f from the input, W x + b of its rows; ``x.raw`` is the layer's input
       itself, which then has as many features as there are units;
-    - ``recurrent(e).f`` is the one from the recurrent weights: U e + d, of any expression e. A gate takes part in one
-      such product, or in none; a cell may have none;
+    - ``recurrent(e).f`` is the pre-activation of gate f from the recurrent weights, U e + d of its rows, where e is any
+      expression. A gate takes part in one such product or in none; a cell may have no product;
     - ``s.h`` is a state before the step;
-    - ``p.beta``, of a fourth argument, is a vector or a scalar of the cell's own.
+    - ``p.beta``, an attribute of a fourth argument, is a vector or a scalar that the cell declares.
 
-    It returns the new states in their order, the output first; with ``output`` the output and then all states.
-    Expressions have Python's arithmetic, and the functions
-    of :mod:`fusedrnn.cell`.
+    It returns the new states in their order, the output first; with ``output`` it returns the output and then all
+    states. Expressions have Python's arithmetic, and the functions of :mod:`fusedrnn.cell`.
 
     Args:
         equations: The function ``(x, recurrent, s)``; ``(x, recurrent, s, p)`` if there are vectors or scalars.
         gates: The names of the gates, with spaces between, in the order in which weights stack them: those of the first
-            recurrent product, those of the next one, and last those that ``x`` alone gives. Input weights have rows for
-            the gates that the equations take from ``x``, recurrent weights for those that they take from a product.
+            recurrent product, those of the next product, and last those that ``x`` alone gives. Input weights have rows
+            for the gates that the equations take from ``x``; recurrent weights have rows for the gates that they take
+            from a product.
         states: The names of the states, the output first; at most six.
-        output: The name of the output if it is no state.
+        output: The name of the output if it is not a state.
         vectors: The names of parameters with one number for each unit, (H,).
         scalars: The names of parameters that are one number, (1,).
-        name: The name of the cell; None for the function's.
-        initial: What parameters begin with: for the name of a vector, of a scalar, or of a gate's bias (``"f.bias"``),
-            a number, ``(low, high)`` of a uniform distribution, or :func:`fusedrnn.cell.chrono`. All others begin
-            uniformly distributed between -1/√H and 1/√H, as torch.nn's.
+        name: The name of the cell; None for the name of the function.
+        initial: The initial values of parameters: a mapping from the name of a vector, a scalar or a gate's bias
+            (``"f.bias"``) to a number, ``(low, high)`` of a uniform distribution, or :func:`fusedrnn.cell.chrono`. All
+            others are uniformly distributed between -1/√H and 1/√H, as in torch.nn.
 
     Raises:
         TypeError: If the equations do what no cell can: branch on an expression, iterate over one, return something
-            else than expressions; or an initial value is none.
+            else than expressions. Or if an initial value has the wrong type.
         ValueError: If a name is missing, invalid or given twice, or a gate, a state or a parameter is not used as it
-            must be; or an initial value is for a name that there is not.
+            must be; or if ``initial`` has an unknown name.
         AttributeError: If the equations use a name that is not declared.
     """
     def make(function: Equations) -> UserCell:
@@ -147,7 +147,7 @@ def _names(kind: str, text: str) -> tuple[str, ...]:
 
 
 def _check_names(gates: tuple[str, ...], states: tuple[str, ...], *parameters: tuple[str, ...]) -> None:
-    """Whether there are gates and states, and each name is given once."""
+    """Raise an error unless there are gates and states, and each name is given once."""
     for kind, names in (("gate", gates), ("state", states)):
         if not names:
             raise ValueError(f"a cell needs at least one {kind}: write {kind}s='a b' for two of them")
@@ -165,7 +165,7 @@ def _check_names(gates: tuple[str, ...], states: tuple[str, ...], *parameters: t
 
 
 def _check_output(output: str | None, states: tuple[str, ...]) -> None:
-    """Whether an output that is no state has a name of its own."""
+    """Raise an error if an output that is not a state has an invalid name, or that of a state."""
     if output is None:
         return
     if not isinstance(output, str):
@@ -181,7 +181,7 @@ def _repeated(names: Sequence[str]) -> str | None:
 
 
 def _check_arguments(user_cell: UserCell) -> None:
-    """Whether the equations can be called with the arguments of a cell."""
+    """Raise an error unless the equations can be called with the arguments of a cell."""
     has_parameters = bool(user_cell.vectors or user_cell.scalars)
     arguments = ("x", "recurrent", "s", "p") if has_parameters else ("x", "recurrent", "s")
     try:
@@ -194,7 +194,7 @@ def _check_arguments(user_cell: UserCell) -> None:
 
 
 def _check(user_cell: UserCell) -> None:
-    """Whether the equations are those of a cell, and use all that they declare."""
+    """Raise an error unless the equations are those of a cell, and use all that is declared."""
     traced = user_cell.traced
     expected = f"the new states {', '.join(user_cell.states)}, in this order"
     if user_cell.output is not None:
@@ -226,7 +226,7 @@ def _check(user_cell: UserCell) -> None:
 
 
 def _check_products(user_cell: UserCell) -> None:
-    """Whether the recurrent products are such that weights can be stacked in the order of the gates."""
+    """Raise an error unless the recurrent products let weights be stacked in the order of the gates."""
     stages = user_cell.traced.stages
     if any(stage.projects for stage in stages):
         raise ValueError("recurrent.project is for the built-in LSTM alone")

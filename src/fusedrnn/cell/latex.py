@@ -21,7 +21,7 @@ from fusedrnn.cell.leaves import (
 from fusedrnn.cell.trace import TracedCell
 
 _SUM, _PRODUCT, _ATOM = range(3)
-"""How tightly a formula holds together: a weaker one needs parentheses as part of a stronger one."""
+"""The precedence of a formula. In a formula of higher precedence, one of lower precedence needs parentheses."""
 _GREEK = {
     "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi",
     "pi", "rho", "sigma", "tau", "phi", "chi", "psi", "omega",
@@ -32,7 +32,7 @@ _FUNCTIONS = {
 _RELATIONS = {"select_less": "<", "select_less_equal": r"\le"}
 
 Formula = tuple[str, int]
-"""Its text, and how tightly it holds together."""
+"""Its text, and its precedence."""
 
 
 def latex(cell: TracedCell) -> str:
@@ -46,14 +46,14 @@ def latex(cell: TracedCell) -> str:
 
 
 def _symbol(name: str) -> str:
-    """A name in a formula: a letter, a Greek letter by its name, or roman text; what is behind ``_`` is an index."""
+    """A name in a formula: a letter, a Greek letter by its name, or roman text; what follows ``_`` is an index."""
     base, _, index = name.partition("_")
     text = base if len(base) == 1 else f"\\{base}" if base in _GREEK else f"\\mathrm{{{base}}}"
     return f"{text}_{{{_symbol(index)}}}" if index else text
 
 
 def _with_index(symbol: str, index: str) -> str:
-    """A symbol with an index, behind the one that it has."""
+    """A symbol with a further index, after the one that it may have."""
     if symbol.endswith("}") and "_{" in symbol:
         return f"{symbol[:-1]}, {index}}}"
     return f"{symbol}_{index}" if len(index) == 1 else f"{symbol}_{{{index}}}"
@@ -91,17 +91,17 @@ class _Equations:
                 self._names.setdefault(node, name)
 
     def _is_worth_a_name(self, node: Expr) -> bool:
-        """Whether it is more than a sum or difference of two simple values."""
+        """Whether a node is more than a sum or difference of two simple values."""
         simple = all(arg in self._names or not isinstance(arg, Operation) for arg in node.args)
         return isinstance(node, Operation) and not (simple and node.op in ("add", "sub"))
 
     def lines(self) -> list[tuple[str, str]]:
-        """The left and the right side of each equation; what an equation uses is defined before."""
+        """The left and the right side of each equation; values are defined before the equations that use them."""
         lines: dict[str, str] = {}
         for state, node in zip(self._cell.output_names, self._cell.outputs, strict=True):
             self._define(node, lines)
             name = _with_index(_symbol(state), "t")
-            lines.setdefault(name, self._text(node))  # if a state stays as it is, or equals another
+            lines.setdefault(name, self._text(node))  # if a state does not change, or equals another
         return list(lines.items())
 
     def _define(self, node: Expr, lines: dict[str, str]) -> None:
@@ -113,7 +113,7 @@ class _Equations:
             lines[self._names[node]] = self._formula(node)[0]
 
     def _parts(self, node: Expr) -> Iterable[Expr]:
-        """What a node is computed from: a recurrent product from its operand."""
+        """What a node is computed from; a recurrent product is computed from its operand."""
         if isinstance(node, (PreSum, PreH)):
             return (self._cell.stages[self._stage_of[node.gate]].operand,)
         if isinstance(node, (RowMean, RowVariance)):
@@ -121,7 +121,7 @@ class _Equations:
         return node.args
 
     def _text(self, node: Expr, at_least: int = _SUM) -> str:
-        """A node by its name or its formula, in parentheses if it is weaker than ``at_least``."""
+        """The name of a node or its formula, in parentheses if its precedence is below ``at_least``."""
         text, level = (self._names[node], _ATOM) if node in self._names else self._formula(node)
         return text if level >= at_least else f"({text})"
 

@@ -5,7 +5,7 @@ A traced cell reads ``PreX``, ``PreH`` (or their sum ``PreSum``), ``RawInput``, 
 ``ParamVector``, ``ParamScalar``, ``RowMean``, ``RowVariance``, ``Saved`` and the cotangents. A stage of a kernel stores
 a ``NewState``, an ``Output``, a ``StageOperand``, a ``ReducedRow``, a ``KeptProduct`` or a ``Saved``.
 
-Those that equations read have the text by which equations read them, for errors.
+For error messages, the text of a leaf that equations read is what equations write, such as ``x.f``.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Projected(Leaf):
 
 @dataclass(frozen=True, repr=False)
 class Mask(_OfName):
-    """1 with probability ``keep``, else 0: of a unit at a step, or for a whole sequence; in inference ``keep``."""
+    """1 with probability ``keep``, else 0, for a unit at a step or in a whole sequence; in inference ``keep``."""
 
     keep: float
     per_sequence: bool
@@ -105,7 +105,7 @@ class NewState(_OfName):
 
 @dataclass(frozen=True, repr=False)
 class Output(Leaf):
-    """The output of a step, of a cell whose output is no state."""
+    """The output of a step, in a cell whose output is not a state."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -114,14 +114,14 @@ class _OfReduction(_OfStage):
 
 
 class RowMean(_OfReduction):
-    """The mean over the units of a row: of reduction ``index`` of a stage."""
+    """The mean over the units of a row, by reduction ``index`` of a stage."""
 
     def __repr__(self) -> str:
         return "mean(...)"
 
 
 class RowVariance(_OfReduction):
-    """The variance over the units of a row: of reduction ``index`` of a stage."""
+    """The variance over the units of a row, by reduction ``index`` of a stage."""
 
     def __repr__(self) -> str:
         return "variance(...)"
@@ -145,7 +145,7 @@ class OutputCotangent(Leaf):
 
 
 class KeptProduct(_OfGate):
-    """A ``PreH`` that a stage stores because later ones read it."""
+    """A ``PreH`` that a stage stores because later stages read it."""
 
 
 class StageOperand(_OfStage):
@@ -153,7 +153,7 @@ class StageOperand(_OfStage):
 
 
 class ReducedRow(_OfReduction):
-    """A row that a stage of reductions reads: value ``index`` of all that it reduces."""
+    """A row that a stage of reductions reads: value ``index`` of all values that it reduces."""
 
 
 class OperandCotangent(_OfStage):

@@ -16,7 +16,7 @@ from fusedrnn.scalars import as_number, check_choice
 
 _PER = "step", "sequence"
 _OTHER_RATES: ContextVar[Mapping[str, float] | None] = ContextVar("other_rates", default=None)
-"""The rates of masks by name that are not those of the equations that run."""
+"""The rates that replace those written in the equations that run, by the names of masks."""
 _ARITHMETIC = "add", "sub", "mul", "div"
 _NUMBERS = ArrayArithmetic(
     SimpleNamespace(
@@ -26,14 +26,14 @@ _NUMBERS = ArrayArithmetic(
     ),
     {},
 )  # fmt: skip
-"""Evaluates expressions of numbers."""
+"""Evaluates expressions on Python's numbers."""
 
 
 def mask(name: str, keep: float, per: str = "step") -> Expr:
     """1 with probability ``keep``, else 0, for each unit of each sequence; in inference ``keep``, its expectation.
 
-    ``per="step"`` draws anew at each step, ``per="sequence"`` once for a whole sequence. Masks of one name are one
-    mask, those of different names are independent, as those of layers and directions are.
+    ``per="step"`` draws anew at each step, ``per="sequence"`` once for a whole sequence. Masks with the same name are
+    the same mask. Masks with different names are independent, and so are masks of different layers and directions.
     """
     if not isinstance(name, str) or not name:
         raise TypeError(f"a mask needs a name, such as 'h'; got {name!r}")
@@ -46,13 +46,13 @@ def mask(name: str, keep: float, per: str = "step") -> Expr:
 
 
 def dropout(name: str, value: Expr, rate: float, per: str = "step") -> Expr:
-    """``value``, 0 with probability ``rate`` and divided by 1 - rate else; in inference as it is."""
+    """0 with probability ``rate``, else ``value`` divided by 1 - rate; in inference ``value``."""
     keep = _kept(rate)
     return as_expr(value) * (mask(name, keep, per) / _keep_of(name, keep))
 
 
 def zoneout(name: str, old: Expr, new: Expr, rate: float) -> Expr:
-    """``new``, or with probability ``rate`` ``old``, drawn at each step; in inference the mean of both by the rate.
+    """``old`` with probability ``rate``, else ``new``, drawn at each step; in inference the expectation.
 
     Krueger et al., Zoneout (2017), https://arxiv.org/abs/1606.01305.
     """
@@ -61,7 +61,7 @@ def zoneout(name: str, old: Expr, new: Expr, rate: float) -> Expr:
 
 
 def expected(equations: Callable[..., Any]) -> Callable[..., Any]:
-    """A cell's equations with the expectations of its masks instead."""
+    """A cell's equations with the expectation of each mask in its place."""
 
     def replace_masks(*values: Any) -> list[Any]:
         return substitute(values, _expected_number)
@@ -75,7 +75,7 @@ def expected(equations: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _expected_number(node: Expr) -> Constant | None:
-    """The expectation of a mask; that of a function of masks alone, because no function has a derivative of numbers."""
+    """The expectation of a mask, or of a function of masks alone: no primitive takes numbers alone."""
     if isinstance(node, Mask):
         return Constant(node.keep)
     if not isinstance(node, Operation) or node.op in _ARITHMETIC or not all(map(_is_of_masks, walk([node]))):
@@ -89,7 +89,7 @@ def _is_of_masks(node: Expr) -> bool:
 
 
 def with_other_rates(equations: Callable[..., Any], rates: Mapping[str, float]) -> Callable[..., Any]:
-    """A cell's equations in which the masks of these names have other rates, 1 minus the probability of a 1."""
+    """A cell's equations with other rates of the named masks; a rate is 1 minus the probability of a 1."""
 
     @wraps(equations)
     def at_rates(*arguments: Any) -> Any:
@@ -120,6 +120,6 @@ def _kept(rate: float) -> float:
 
 
 def _keep_of(name: str, keep: float) -> float:
-    """The probability of a 1: that of the equations, or another one."""
+    """The probability of a 1: that of the equations, or the one that replaces it."""
     rates = _OTHER_RATES.get() or {}
     return 1.0 - rates[name] if name in rates else keep

@@ -1,4 +1,4 @@
-"""The stages of a step in order: products as the equations call for them, and stages for what lies between these."""
+"""The stages of a step in order: products in the order of the equations, and stages for reductions between them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from fusedrnn.cell.stage import Stage
 def place_stages(
     first_state: Expr, products: tuple[Stage, ...], outputs: tuple[Expr, ...]
 ) -> tuple[tuple[Stage, ...], tuple[Expr, ...]]:
-    """All stages, and the new states with leaves in place of reductions: a stage for all that are ready at a time.
+    """All stages, and the outputs with leaves in place of reductions.
 
-    A step begins with a product of the first state before it, or else with a stage of maths alone: what the next stage
-    reads of all units has to be computed first. A cell without products and reductions has no stages.
+    Reductions that can be computed at the same time share a stage.
+
+    A step begins with a product of the previous first state, or else with a stage of maths alone, which computes the
+    values of all units that the next stage reads. A cell without products and reductions has no stages.
 
     Raises:
-        ValueError: If the operand of a product is a reduction of what it computes.
+        ValueError: If the operand of a product uses a reduction of what the product computes.
     """
     waiting = [*products]
     roots = [*outputs, *(stage.operand for stage in waiting)]
@@ -52,6 +54,6 @@ def place_stages(
 
 
 def _is_ready(values: tuple[Expr, ...], gates: set[str]) -> bool:
-    """Whether values to reduce contain no reductions, and no products but those of these gates."""
+    """Whether values to reduce contain no reductions, and no products other than those of these gates."""
     products = {node.gate for node in walk(values) if isinstance(node, PreH)}
     return products <= gates and not reductions_in(values)

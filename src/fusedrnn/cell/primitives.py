@@ -18,7 +18,7 @@ __all__ = [
 ]  # fmt: skip
 
 Vjp = Callable[..., tuple[Expr | None, ...]]
-"""From (cotangent, result, *arguments) to the cotangent of each argument; None for an argument without one."""
+"""A function of (cotangent, result, *arguments); it returns each argument's cotangent, None where there is none."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class Primitive:
     """One elementwise operation.
 
     Attributes:
-        name: Its name in expressions, and of its emitter.
+        name: Its name in expressions, and the name of its emitter.
         arity: The number of its arguments.
         array: The operation on arrays: a function of (namespace, *arguments), where the namespace is ``numpy`` or a
             module with the same functions.
         vjp: Its derivative rule; None if it has no derivative.
-        flops: Floating-point operations for an element; they decide between saving and recomputing a value.
-        instructions: Instructions for a vector; the cost model of the plan adds them up.
+        flops: Floating-point operations for an element. They determine whether a value is saved or recomputed.
+        instructions: Instructions for a vector, which the cost model of the plan adds up.
         has_kink: Whether its value or its derivative jumps somewhere.
     """
 
@@ -45,7 +45,7 @@ class Primitive:
     has_kink: bool = False
 
     def __call__(self, *args: Expr | float, **named: object) -> Expr:
-        """The operation on expressions or numbers, which must not all be numbers."""
+        """The operation on expressions or numbers; at least one argument must be an expression."""
         if named:
             raise TypeError(f"{self.name} takes its arguments by position; got {', '.join(named)}= by name")
         if len(args) != self.arity:
@@ -78,7 +78,7 @@ def _select(xp: Any, condition: Any, like: tuple[Any, Any], value: Any, other: A
 
 
 def where(condition: Condition, value: Expr | float, other: Expr | float) -> Expr:
-    """``value`` where the comparison ``condition`` holds, else ``other``, also where an operand is NaN.
+    """``value`` where the comparison ``condition`` holds; ``other`` where it does not, or where an operand is NaN.
 
     Raises:
         TypeError: If ``condition`` is no comparison of expressions.
@@ -163,14 +163,14 @@ class ArrayArithmetic:
 
     Args:
         xp: ``numpy`` or a module with the same functions.
-        overrides: Functions of the arguments alone to use instead, by the operation's name.
+        overrides: Functions of the arguments, without a namespace, to use instead, by the operation's name.
     """
 
     def __init__(self, xp: Any, overrides: Mapping[str, Callable[..., Any]]) -> None:
         self._xp, self._overrides = xp, overrides
 
     def const(self, value: float) -> float:
-        """A constant: a Python number, which leaves the arrays' type as it is."""
+        """A constant: a Python number, which does not change the type of arrays."""
         return value
 
     def apply(self, op: str, *args: Any) -> Any:

@@ -1,7 +1,7 @@
 """Means and variances over the units of a row: in the language of cells, and as stages of a traced cell.
 
-The language's functions build operations of the names in :data:`NAMES`, which no arithmetic evaluates: tracing replaces
-them by leaves, and adds the stages that compute these.
+The functions of the language build operations with the names in :data:`NAMES`. No arithmetic evaluates these: tracing
+replaces them by leaves and adds the stages that compute the leaves.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ NAMES = "row_mean", "row_variance"
 
 
 def mean(*values: Expr) -> Expr:
-    """The mean over all units of a row; of several expressions, over the units of all of them together."""
+    """The mean over all units of a row; with several expressions, over all units of all expressions together."""
     return _reduction(NAMES[0], values)
 
 
 def variance(*values: Expr) -> Expr:
-    """The biased variance over all units of a row; of several expressions, over the units of all of them together."""
+    """The biased variance over all units of a row; with several expressions, over all units of all of them together."""
     return _reduction(NAMES[1], values)
 
 
 def layer_norm(*values: Expr, epsilon: float = 1e-5) -> Expr | tuple[Expr, ...]:
     """Each expression minus the mean, divided by the standard deviation: over all units of all expressions together.
 
-    Of one expression it is one, of several a tuple. As torch.nn.functional.layer_norm without weight and bias, which
-    are vectors of the cell's own: ``p.gamma * layer_norm(e) + p.beta``.
+    One expression gives one expression, several give a tuple. This is torch.nn.functional.layer_norm without weight and
+    bias; a cell declares these as vectors: ``p.gamma * layer_norm(e) + p.beta``.
     """
     epsilon = as_number("epsilon", epsilon)
     scale = rsqrt(variance(*values) + epsilon)
@@ -52,7 +52,7 @@ def _reduction(name: str, values: Sequence[Expr]) -> Expr:
 
 @dataclass(frozen=True)
 class Reduction:
-    """What is reduced together: the expressions, and the leaves that hold the results that the cell uses."""
+    """Expressions that are reduced together, and the leaves of the results that the cell uses."""
 
     values: tuple[Expr, ...]
     mean: RowMean
@@ -65,7 +65,7 @@ class Reduction:
 
     @property
     def cotangents(self) -> tuple[MeanCotangent | VarianceCotangent, ...]:
-        """The leaves of the gradients of :attr:`leaves`: each a sum over all units, divided by the number of values."""
+        """The leaves of the gradients of :attr:`leaves`: each a sum over units, divided by the number of values."""
         mean, variance = self.mean, self.variance
         of_mean = MeanCotangent(mean.stage, mean.index)
         return (of_mean,) if variance is None else (of_mean, VarianceCotangent(mean.stage, mean.index))
@@ -79,7 +79,7 @@ class Reduction:
 
 
 def reductions_in(roots: Sequence[Expr]) -> list[tuple[Expr, ...]]:
-    """What the expressions reduce, each once, inner ones first."""
+    """What the expressions reduce, each once, inner reductions first."""
     return list(dict.fromkeys(node.args for node in walk(roots) if isinstance(node, Operation) and node.op in NAMES))
 
 

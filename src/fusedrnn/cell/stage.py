@@ -1,4 +1,4 @@
-"""A stage of a step: what needs values of all units before the maths goes on; and the maths before the first one."""
+"""A stage of a step: a GEMM or reductions, which need values of all units, or the maths before the first of these."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ class Stage:
     """One GEMM of a step, or reductions over the units; or neither.
 
     Attributes:
-        operand: What it multiplies: the previous output, or a value that an earlier stage computes. Of reductions the
-            first value that they read; of maths alone the previous output.
-        gates: The gates it computes, adjacent in the weights; none in the projection, of reductions, and of maths.
+        operand: What a GEMM multiplies: the previous output, or a value that an earlier stage computes. In a stage of
+            reductions, the first value that they read; in a stage of maths alone, the previous output.
+        gates: The gates it computes, adjacent in the weights; none in a projection, and in stages without a GEMM.
         projects: Whether this is the projection, which has its own weights and gives :class:`Projected`.
         accumulates_in_place: Whether ``PreX`` and ``PreH`` of its gates are only ever added, so that a kernel can
             accumulate the recurrent product onto the input's.
         reductions: The means and variances that it computes instead of a GEMM.
-        multiplies: Whether it has a GEMM. A stage that has neither is the first one: the maths that what later ones
-            read is computed by.
+        multiplies: Whether it has a GEMM. A stage that has neither a GEMM nor reductions is the first one: it computes
+            values that the later stages read.
     """
 
     operand: Expr
@@ -35,7 +35,7 @@ class Stage:
 
     @property
     def values(self) -> tuple[Expr, ...]:
-        """What it reads of all units: its operand, or all that it reduces."""
+        """The values of all units that it reads: its operand, or all values that it reduces."""
         return tuple(value for reduction in self.reductions for value in reduction.values) or (self.operand,)
 
     def with_values(self, values: Sequence[Expr]) -> Stage:
@@ -45,7 +45,7 @@ class Stage:
         return replace(self, operand=values[0], reductions=reductions)
 
     def computes(self, leaf: Leaf) -> bool:
-        """Whether it gives that leaf."""
+        """Whether it computes that leaf."""
         if isinstance(leaf, Projected):
             return self.projects
         if isinstance(leaf, (RowMean, RowVariance)):

@@ -32,10 +32,10 @@ RAW = "raw"
 
 @dataclass(frozen=True)
 class TracedCell:
-    """A cell as expressions: its stages in order, its new states, and behind these its output if that is no state.
+    """A cell as expressions: its stages in order, its new states, and then its output if that is not a state.
 
-    Its parameters beside weights and biases are vectors, of one number for each unit, and scalars. Block-diagonal
-    recurrent weights join the units of a head alone; how many heads there are is no part of this.
+    Its parameters apart from weights and biases are vectors, with one number for each unit, and scalars. The number of
+    heads, which makes recurrent weights block-diagonal, is no part of a traced cell.
     """
 
     gates: tuple[str, ...]
@@ -45,11 +45,11 @@ class TracedCell:
     param_vectors: tuple[str, ...] = ()
     param_scalars: tuple[str, ...] = ()
     is_block_diagonal: bool = False
-    output: str | None = None  # its name, if it is no state
+    output: str | None = None  # its name, if it is not a state
 
     @property
     def accumulates_in_place(self) -> bool:
-        """Whether every stage with gates does."""
+        """Whether every stage with gates accumulates in place."""
         return all(stage.accumulates_in_place or not stage.gates for stage in self.stages)
 
     @cached_property
@@ -70,12 +70,12 @@ class TracedCell:
 
     @cached_property
     def reads_raw_input(self) -> bool:
-        """Whether it uses the input itself beside its products."""
+        """Whether it uses the input itself, not only its products with weights."""
         return RawInput() in walk([*self.outputs, *(stage.operand for stage in self.stages)])
 
     @property
     def first_state(self) -> str:
-        """The state that is the output, if that is a state."""
+        """The first state, which is the output unless the cell has another one."""
         return self.states[0]
 
     @property
@@ -96,12 +96,12 @@ class TracedCell:
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
-        """Its parameters beside weights and biases."""
+        """Its parameters apart from weights and biases."""
         return (*map(ParamVector, self.param_vectors), *map(ParamScalar, self.param_scalars))
 
     @property
     def operands(self) -> tuple[Expr, ...]:
-        """What the stages after the first read of all units."""
+        """The values of all units that the stages after the first one read."""
         return tuple(value for stage in self.stages[1:] for value in stage.values)
 
     @cached_property
@@ -121,7 +121,7 @@ class TracedCell:
 
     @cached_property
     def masks(self) -> tuple[Mask, ...]:
-        """The random masks by their names' order; each is known by its number among them."""
+        """The random masks, sorted by name. Kernels identify a mask by its index here."""
         masks = (node for node in walk([*self.outputs, *self.operands]) if isinstance(node, Mask))
         return tuple(sorted(masks, key=lambda mask: mask.name))
 
@@ -137,7 +137,7 @@ class TracedCell:
 
 
 class _ReadOnly:
-    """What equations read by attribute, and do not assign to."""
+    """An argument of equations, whose attributes they read but do not assign."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if not name.startswith("_"):
@@ -189,7 +189,7 @@ class _Parameters(_ReadOnly):
 
 
 class _Recurrent:
-    """The equations' ``recurrent``: each call with another operand adds a stage."""
+    """The argument ``recurrent`` of equations: each call with another operand adds a stage."""
 
     def __init__(self, gates: Sequence[str]) -> None:
         self._gates = gates
@@ -266,7 +266,7 @@ def _check_masks(traced: TracedCell | None) -> None:
 
 @lru_cache(maxsize=64)
 def trace(cell: Cell) -> TracedCell:
-    """The traced cell; see :func:`run_equations`. That of a user has been traced when it was made."""
+    """The traced cell; see :func:`run_equations`. A user cell has been traced when it was made."""
     return vars(cell).get("traced") or run_equations(cell)
 
 
@@ -278,10 +278,10 @@ def traced_cell(variant: Variant) -> TracedCell:
 
 @lru_cache(maxsize=64)
 def fuse_gate_sums(traced: TracedCell) -> TracedCell:
-    """Replace ``PreX + PreH`` by ``PreSum`` in each stage whose gates use the two in no other way.
+    """Replace ``PreX + PreH`` by ``PreSum`` in each stage whose gates use these two only in that sum.
 
-    A kernel then lets the recurrent GEMM accumulate onto the input's pre-activations. The reset-after GRU is unchanged:
-    its r multiplies ``PreH`` of n alone.
+    The recurrent GEMM of a kernel then accumulates onto the pre-activations from the input. The reset-after GRU is
+    unchanged, because its r multiplies ``PreH`` of n alone.
     """
     # The operand of a later stage may use gates too.
     roots = [*traced.outputs, *(value for stage in traced.stages for value in stage.values)]

@@ -1,4 +1,4 @@
-"""A cell that a user has written, as an object: what it computes, its identity, its text, and forms of it."""
+"""The class of user cells: what a cell computes, its identity, its text, and cells derived from it."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ class UserCell(Cell):
 
     @property
     def slug(self) -> str:
-        """Its name and a hash of its equations: heads are kernels of their own, their number is data."""
+        """Its name and a hash of its equations, without the number of heads: kernels read that number as data."""
         return f"{self.name}_{self._equations_digest[:16]}{'_heads' * (self.heads > 1)}"
 
     @cached_property
     def reference(self) -> str:
         """Where the cell is defined, a hash of its equations, and in what it differs from its definition.
 
-        The form is ``module:name:hash``, behind which there are ``:mask=rate`` for each rate of :meth:`with_rates`, and
-        ``:heads`` if there are others; an expectation's ends in ``:expectation``.
+        The form is ``module:name:hash``, followed by ``:mask=rate`` for each rate of :meth:`with_rates`, by ``:heads``
+        if the number of heads differs from the definition, and by ``:expectation`` for an expectation.
         """
         if self._source is not None:
             return f"{self._source.reference}:expectation"
@@ -69,7 +69,9 @@ class UserCell(Cell):
         return f"{self.__module__}:{self.equations.__qualname__}:{self._equations_digest[:16]}{''.join(changes)}"
 
     def with_heads(self, heads: int) -> UserCell:
-        """The same cell with block-diagonal recurrent weights: (rows, H / heads), each unit seeing those of its head.
+        """The same cell with block-diagonal recurrent weights (rows, H / heads).
+
+        A unit then depends only on units of its own head.
 
         Raises:
             TypeError: If ``heads`` is no integer.
@@ -86,7 +88,7 @@ class UserCell(Cell):
         """The same cell with other rates of its random masks, by their names: ``zoneout_lstm.with_rates(c=0.3)``.
 
         A rate is what :func:`fusedrnn.cell.dropout` and :func:`fusedrnn.cell.zoneout` take, and 1 minus the ``keep`` of
-        :func:`fusedrnn.cell.mask`. All others stay as they are.
+        :func:`fusedrnn.cell.mask`. Masks that are not named keep their rates.
 
         Raises:
             TypeError: If a rate is no number.
@@ -104,20 +106,20 @@ class UserCell(Cell):
 
     @cached_property
     def expectation(self) -> UserCell:
-        """The cell in inference: with the expectations of its random masks instead; itself if it draws none."""
+        """The cell in inference, with the expectation of each random mask in its place; itself if it draws none."""
         if not self.traced.masks:
             return self
         return _changed(self, {"source": self}, equations=expected(self.equations))
 
     @property
     def _base(self) -> UserCell:
-        """The cell as it is defined: itself, unless it has other heads or rates."""
+        """The cell as defined: itself, unless its heads or rates were changed."""
         base: UserCell = self.__dict__.get("base", self)
         return base
 
     @property
     def _rates(self) -> Mapping[str, float]:
-        """The rates that are not those of the definition, by mask, in the order of their names."""
+        """The rates that differ from the definition, by mask, in the order of their names."""
         rates: Mapping[str, float] = self.__dict__.get("rates", {})
         return rates
 
@@ -128,7 +130,7 @@ class UserCell(Cell):
 
     @property
     def changes(self) -> str:
-        """What makes the cell of its definition: ``.with_rates(c=0.3).with_heads(4)``; mostly nothing."""
+        """The calls that make the cell from its definition: ``.with_rates(c=0.3).with_heads(4)``; mostly none."""
         rates = ", ".join(f"{name}={rate!r}" for name, rate in self._drawn._rates.items())
         heads = f".with_heads({self.heads})" * (self.heads > 1)
         return f".with_rates({rates})" * bool(rates) + heads + ".expectation" * (self._source is not None)
@@ -162,7 +164,7 @@ class UserCell(Cell):
         return f"<cell {self.name}{self.changes}>"
 
     def __reduce__(self) -> str | tuple[Any, ...]:
-        # By reference, as a function: equations cannot be pickled.
+        # By reference, as functions are pickled, because equations cannot be pickled.
         if self._source is not None:
             return getattr, (self._source, "expectation")
         base = self._base
@@ -170,13 +172,13 @@ class UserCell(Cell):
 
 
 def _identity(node: Any) -> str:
-    """A number or an input of expressions, with all that distinguishes it. It is part of keys of compiled kernels."""
+    """A number or a leaf as text that distinguishes it from any other. It is part of the keys of compiled kernels."""
     values = (f"{field.name}={getattr(node, field.name)!r}" for field in fields(node))
     return f"{type(node).__qualname__}({', '.join(values)})"
 
 
 def _derived(base: UserCell, heads: int, rates: Mapping[str, float]) -> UserCell:
-    """A cell with so many heads, and with other rates of its masks."""
+    """A cell with that number of heads, and with other rates of its masks."""
     if heads == base.heads and not rates:
         return base
     rates = dict(sorted(rates.items()))
@@ -185,7 +187,7 @@ def _derived(base: UserCell, heads: int, rates: Mapping[str, float]) -> UserCell
 
 
 def _changed(cell: UserCell, attributes: Mapping[str, Any], **changes: Any) -> UserCell:
-    """A copy with other fields, and what it is of in these attributes."""
+    """A copy with some fields changed; ``attributes`` record the cell that it comes from."""
     copy = replace(cell, **changes)
     for name in ("__module__", "__doc__"):
         object.__setattr__(copy, name, getattr(cell, name))

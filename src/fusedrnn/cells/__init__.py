@@ -1,7 +1,7 @@
-"""Cells of the literature beside LSTM and GRU, each written in the language of :mod:`fusedrnn.cell`.
+"""Cells of the literature apart from LSTM and GRU, each written in the language of :mod:`fusedrnn.cell`.
 
 Each is the mode of a spec: ``RNNSpec(cells.janet, input_size=40, hidden_size=128)``. Equations are those of the papers;
-a product's bias is that of the spec.
+the spec determines whether products have a bias.
 """
 
 from fusedrnn.cells import elementwise, gated, noisy, normalized, products

@@ -1,6 +1,6 @@
-"""Cells without recurrent weights: each unit sees its own states alone, so that a step is bound by the input GEMM.
+"""Cells without recurrent weights: each unit reads only its own states, so the input GEMM bounds the time of a step.
 
-There are no recurrent weights and no biases of them in the parameters.
+The parameters hold neither recurrent weights nor their biases.
 """
 
 from typing import Any
@@ -21,7 +21,8 @@ def ind_rnn(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
 def sru(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
     """Lei et al., Simple Recurrent Units for Highly Parallelizable Recurrence (2018), https://arxiv.org/abs/1709.02755.
 
-    The highway is of the input itself, which has as many features as there are units. The bias of z is zero there.
+    The highway connection reads the input itself, which has as many features as there are units. In the paper, the bias
+    of z is zero.
     """
     f, r = sigmoid(x.f + p.v_f * s.c), sigmoid(x.r + p.v_r * s.c)
     c = x.z + f * (s.c - x.z)
@@ -30,7 +31,7 @@ def sru(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
 
 @cell(gates="z f r k", states="c", output="h", vectors="v_f v_r")
 def sru_projected(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
-    """:data:`sru` for any number of features, https://arxiv.org/abs/1709.02755: gate k gives the highway's input."""
+    """:data:`sru` for any number of features, https://arxiv.org/abs/1709.02755: gate k is the highway's input."""
     f, r = sigmoid(x.f + p.v_f * s.c), sigmoid(x.r + p.v_r * s.c)
     c = x.z + f * (s.c - x.z)
     return x.k + r * (c - x.k), c
@@ -40,7 +41,7 @@ def sru_projected(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
 def qrnn_f(x: Any, recurrent: Any, s: Any) -> Any:
     """Bradbury et al., Quasi-Recurrent Neural Networks (2016), https://arxiv.org/abs/1611.01576: f-pooling.
 
-    The convolution has width 1; for width 2, let the input hold the features of the step before as well.
+    The convolution has width 1; for width 2, let the input hold the features of the previous step too.
     """
     z = tanh(x.z)
     return z + sigmoid(x.f) * (s.h - z)
@@ -103,13 +104,13 @@ def t_rnn(x: Any, recurrent: Any, s: Any) -> Any:
 
 @cell(gates="z f o")
 def t_gru(x: Any, recurrent: Any, s: Any) -> Any:
-    """:data:`t_rnn` as a GRU, https://arxiv.org/abs/1602.02218; the input must hold that of the step before too."""
+    """:data:`t_rnn` as a GRU, https://arxiv.org/abs/1602.02218; the input must also hold the previous step's."""
     return sigmoid(x.f) * s.h + x.z * tanh(x.o)
 
 
 @cell(gates="z f o", states="c", output="h")
 def t_lstm(x: Any, recurrent: Any, s: Any) -> Any:
-    """:data:`t_rnn` as an LSTM, https://arxiv.org/abs/1602.02218; the input must hold that of the step before too."""
+    """:data:`t_rnn` as an LSTM, https://arxiv.org/abs/1602.02218; the input must also hold the previous step's."""
     c = x.z + sigmoid(x.f) * (s.c - x.z)
     return c * tanh(x.o), c
 
@@ -119,7 +120,7 @@ def t_lstm(x: Any, recurrent: Any, s: Any) -> Any:
     initial={"w": (0.0, 1.0), "c": (-0.1, 0.1), "dt": 0.1, "alpha": 1.0},
 )  # fmt: skip
 def unicornn(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
-    """Rusch and Mishra, UnICORNN (2021), https://arxiv.org/abs/2103.05487; dt and alpha are hyperparameters there."""
+    """Rusch and Mishra, UnICORNN (2021), https://arxiv.org/abs/2103.05487, where dt and alpha are hyperparameters."""
     dt = p.dt * sigmoid(p.c)
     z = s.z - dt * (tanh(x.a + p.w * s.y) + p.alpha * s.y)
     return s.y + dt * z, z

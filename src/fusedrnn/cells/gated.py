@@ -1,4 +1,4 @@
-"""Cells whose gates see the input and the output of the step before, through recurrent weights."""
+"""Cells whose gates read the input and, through recurrent weights, the output of the previous step."""
 
 from typing import Any
 
@@ -66,7 +66,7 @@ def cfc(x: Any, recurrent: Any, s: Any) -> Any:
     initial={"bias_z": 1.0, "bias_h": 1.0, "zeta": 1.0, "nu": -4.0},
 )  # fmt: skip
 def fast_grnn(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
-    """Kusupati et al., FastGRNN (2018), https://arxiv.org/abs/1901.02358; its biases are the vectors."""
+    """Kusupati et al., FastGRNN (2018), https://arxiv.org/abs/1901.02358; its biases are vectors here."""
     c = x.c + recurrent(s.h).c
     z = sigmoid(c + p.bias_z)
     return (sigmoid(p.zeta) * (1.0 - z) + sigmoid(p.nu)) * tanh(c + p.bias_h) + z * s.h
@@ -112,7 +112,7 @@ def slstm(x: Any, recurrent: Any, s: Any) -> Any:
     """Beck et al., xLSTM (2024), https://arxiv.org/abs/2405.04517: exponential gates, of one head.
 
     ``slstm.with_heads(4)`` has four.
-    The states c and n are those of the paper times exp(-m): m keeps them in range, and h does not depend on it.
+    The states c and n are those of the paper times exp(-m). The state m keeps them in range; h does not depend on it.
     """
     h = recurrent(s.h)
     i, f = x.i + h.i, -softplus(-(x.f + h.f)) + s.m
@@ -134,7 +134,8 @@ def ran(x: Any, recurrent: Any, s: Any) -> Any:
 def dreamer_gru(x: Any, recurrent: Any, s: Any) -> Any:
     """Hafner et al., Mastering Diverse Domains through World Models (2023), https://arxiv.org/abs/2301.04104.
 
-    The last layer of DreamerV3's block GRU, without normalization; ``dreamer_gru.with_heads(8)`` has its blocks.
+    This is the last layer of DreamerV3's block GRU, without normalization; ``dreamer_gru.with_heads(8)`` has its
+    blocks.
     """
     h = recurrent(s.h)
     n = tanh(sigmoid(x.r + h.r) * (x.n + h.n))
@@ -152,7 +153,7 @@ def star(x: Any, recurrent: Any, s: Any) -> Any:
 
 @cell(gates="a c n")
 def nbrc(x: Any, recurrent: Any, s: Any) -> Any:
-    """Vecoven et al., A bio-inspired bistable recurrent cell (2020), the neuromodulated one.
+    """Vecoven et al., A bio-inspired bistable recurrent cell (2020), the neuromodulated cell.
 
     https://arxiv.org/abs/2006.05252
     """
@@ -172,7 +173,7 @@ def chaos_free_network(x: Any, recurrent: Any, s: Any) -> Any:
 def antisymmetric_rnn(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
     """Chang et al., AntisymmetricRNN (2019), https://arxiv.org/abs/1902.09689, for recurrent weights W - Wᵀ.
 
-    Weights tied in this way are made by torch.nn.utils.parametrize. There ε and γ are hyperparameters.
+    torch.nn.utils.parametrize can tie weights in this way. In the paper, ε and γ are hyperparameters.
     """
     return s.h + p.epsilon * tanh(x.a + recurrent(s.h).a - p.gamma * s.h)
 
@@ -193,7 +194,7 @@ def atr(x: Any, recurrent: Any, s: Any) -> Any:
 
 @cell(gates="c", scalars="alpha beta", initial={"alpha": -3.0, "beta": 3.0})
 def fast_rnn(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
-    """Kusupati et al., FastGRNN (2018), https://arxiv.org/abs/1901.02358: FastRNN, the one without gates."""
+    """Kusupati et al., FastGRNN (2018), https://arxiv.org/abs/1901.02358: FastRNN, without gates."""
     return sigmoid(p.alpha) * tanh(x.c + recurrent(s.h).c) + sigmoid(p.beta) * s.h
 
 
@@ -201,7 +202,8 @@ def fast_rnn(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
 def intersection_rnn(x: Any, recurrent: Any, s: Any) -> Any:
     """Collins et al., Capacity and Trainability in Recurrent Neural Networks (2017), https://arxiv.org/abs/1611.09913.
 
-    The +RNN: its output is a mean with the input, which has as many features as there are units.
+    This is the +RNN. Its output is a weighted mean that includes the input, which has as many features as there are
+    units.
     """
     h = recurrent(s.h)
     y, n = relu(x.a + h.a), tanh(x.b + h.b)
@@ -218,8 +220,8 @@ def light_ru(x: Any, recurrent: Any, s: Any) -> Any:
 def ltc(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
     """Hasani et al., Liquid Time-constant Networks (2020), https://arxiv.org/abs/2006.04439.
 
-    A step of its fused solver, f a sigmoid, the leak 1 / τ. For six steps with each input, repeat it six times and let
-    dt be 1 / 6.
+    This is one step of the fused solver of the paper, where f is a sigmoid and the leak is 1 / τ. For six steps for
+    each input, repeat each input six times and let dt be 1 / 6.
     """
     f = sigmoid(x.f + recurrent(s.h).f)
     return (s.h + p.dt * f * p.a) / (1.0 + p.dt * (p.leak + f))
@@ -235,7 +237,7 @@ def mc_lstm(x: Any, recurrent: Any, s: Any) -> Any:
 
 @cell(gates="a b c d e f i j", states="h c")
 def nas(x: Any, recurrent: Any, s: Any) -> Any:
-    """Zoph and Le, Neural Architecture Search (2016), https://arxiv.org/abs/1611.01578: its cell of language."""
+    """Zoph and Le, Neural Architecture Search (2016), https://arxiv.org/abs/1611.01578: the language cell."""
     h = recurrent(s.h)
     u = tanh(sigmoid(x.a + h.a) * relu(x.b + h.b))
     c = tanh(u + s.c) * tanh(sigmoid(x.c + h.c) + relu(x.d * h.d))
@@ -247,7 +249,7 @@ def nas(x: Any, recurrent: Any, s: Any) -> Any:
 def original_lstm(x: Any, recurrent: Any, s: Any) -> Any:
     """Hochreiter and Schmidhuber, Long Short-Term Memory (1997), https://doi.org/10.1162/neco.1997.9.8.1735.
 
-    Without forget gate; its two functions between -2 and 2 and between -1 and 1 are written as tanh.
+    There is no forget gate. The paper's two functions, between -2 and 2 and between -1 and 1, are written as tanh.
     """
     h = recurrent(s.h)
     c = s.c + 2.0 * sigmoid(x.i + h.i) * tanh(0.5 * (x.g + h.g))

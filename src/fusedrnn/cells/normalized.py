@@ -1,8 +1,8 @@
 """Cells with layer normalization: means and variances over the units of a row.
 
-Their scales and biases are vectors of their own. The bias of a product is part of what is normalized: specs with
-``bias="none"`` have the equations of the papers and of haste (https://github.com/lmnt-com/haste), with as many
-parameters.
+The scales and biases of the normalization are vectors of the cells. The bias of a product is added before the
+normalization. Specs with ``bias="none"`` have the equations and the number of parameters of the papers and of haste
+(https://github.com/lmnt-com/haste).
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ __all__ = ["layer_norm_dreamer_gru", "layer_norm_gru", "layer_norm_li_gru", "lay
     initial={f"{part}_{gate}": float(part != "b") for part in "xhb" for gate in "ifgo"} | {"gamma": 1.0, "beta": 0.0},
 )  # fmt: skip
 def layer_norm_lstm(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
-    """Ba et al., Layer Normalization (2016), https://arxiv.org/abs/1607.06450: all gates together, and c."""
+    """Ba et al., Layer Normalization (2016), https://arxiv.org/abs/1607.06450: normalizes all gates together, and c."""
     h = recurrent(s.h)
     from_x, from_h = layer_norm(x.i, x.f, x.g, x.o), layer_norm(h.i, h.f, h.g, h.o)
     scales = (p.x_i, p.h_i, p.b_i), (p.x_f, p.h_f, p.b_f), (p.x_g, p.h_g, p.b_g), (p.x_o, p.h_o, p.b_o)
@@ -31,7 +31,7 @@ def layer_norm_lstm(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
     initial={f"{part}_{gate}": float(part != "b") for part in "xhb" for gate in "zrn"} | {"d_n": 0.0},
 )  # fmt: skip
 def layer_norm_gru(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
-    """Ba et al., Layer Normalization (2016), https://arxiv.org/abs/1607.06450, as haste has it: r multiplies U h."""
+    """Ba et al., Layer Normalization (2016), https://arxiv.org/abs/1607.06450, as in haste: r multiplies U h."""
     h = recurrent(s.h)
     (z, r, n), (h_z, h_r, h_n) = layer_norm(x.z, x.r, x.n), layer_norm(h.z, h.r, h.n)
     z = sigmoid(p.x_z * z + p.h_z * h_z + p.b_z)
@@ -45,9 +45,10 @@ def layer_norm_gru(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
     initial={"gamma_z": 1.0, "gamma_n": 1.0, "beta_z": 0.0, "beta_n": 0.0},
 )  # fmt: skip
 def layer_norm_li_gru(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
-    """Ravanelli et al., Light Gated Recurrent Units for Speech Recognition (2018), the input layer-normalized.
+    """Ravanelli et al., Light Gated Recurrent Units for Speech Recognition (2018), with layer normalization.
 
-    https://arxiv.org/abs/1803.10225; the paper has batch normalization there.
+    https://arxiv.org/abs/1803.10225; the paper has batch normalization where this cell has layer normalization of the
+    input.
     """
     h, (z, n) = recurrent(s.h), layer_norm(x.z, x.n)
     n = relu(p.gamma_n * n + p.beta_n + h.n)

@@ -1,6 +1,6 @@
-"""Cells of several recurrent products in a step, of states, of gates and of what these give.
+"""Cells with several recurrent products in a step: of states, of gates, and of values computed from them.
 
-Gates that a product alone gives have no weights of the input.
+Gates that come from a product alone have no input weights.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ _hard_sigmoid: Any = Activation("hard_sigmoid")
 def co_rnn(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
     """Rusch and Mishra, Coupled Oscillatory Recurrent Neural Network (2020), https://arxiv.org/abs/2010.00951.
 
-    There dt, γ and ε are hyperparameters.
+    In the paper, dt, γ and ε are hyperparameters.
     """
     force = tanh(x.y + recurrent(s.y).y + recurrent(s.z).z)
     z = s.z + p.dt * (force - p.gamma * s.y - p.epsilon * s.z)
@@ -29,7 +29,7 @@ def co_rnn(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
 
 @cell(gates="u v z")
 def minimal_rnn(x: Any, recurrent: Any, s: Any) -> Any:
-    """Chen, MinimalRNN (2017), https://arxiv.org/abs/1711.06788, the input through one layer with tanh."""
+    """Chen, MinimalRNN (2017), https://arxiv.org/abs/1711.06788; the input passes through one layer with tanh."""
     z = tanh(x.z)
     return z + sigmoid(recurrent(s.h).u + recurrent(z).v) * (s.h - z)
 
@@ -46,7 +46,7 @@ def mi_ru(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
 def mut1(x: Any, recurrent: Any, s: Any) -> Any:
     """Jozefowicz et al., An Empirical Exploration of Recurrent Network Architectures (2015): MUT1.
 
-    https://proceedings.mlr.press/v37/jozefowicz15.html; tanh(x) is of a projection here, for any number of features.
+    https://proceedings.mlr.press/v37/jozefowicz15.html; here tanh is of a projection of x, for any number of features.
     """
     r = sigmoid(x.r + recurrent(s.h).r)
     n = tanh(tanh(x.n) + recurrent(r * s.h).n)
@@ -55,7 +55,7 @@ def mut1(x: Any, recurrent: Any, s: Any) -> Any:
 
 @cell(gates="z r n")
 def mut2(x: Any, recurrent: Any, s: Any) -> Any:
-    """:data:`mut1`'s MUT2, https://proceedings.mlr.press/v37/jozefowicz15.html; r has a projection of x, not x."""
+    """:data:`mut1`'s MUT2, https://proceedings.mlr.press/v37/jozefowicz15.html; here r has a projection of x, not x."""
     h = recurrent(s.h)
     n = tanh(x.n + recurrent(sigmoid(x.r + h.r) * s.h).n)
     return s.h + sigmoid(x.z + h.z) * (n - s.h)
@@ -72,7 +72,7 @@ def mut3(x: Any, recurrent: Any, s: Any) -> Any:
 
 @cell(gates="h1 t1 h2 t2 h3 t3")
 def recurrent_highway(x: Any, recurrent: Any, s: Any) -> Any:
-    """Zilly et al., Recurrent Highway Networks (2016), https://arxiv.org/abs/1607.03474, of depth 3, coupled."""
+    """Zilly et al., Recurrent Highway Networks (2016), https://arxiv.org/abs/1607.03474: depth 3, coupled gates."""
     u = recurrent(s.h)
     h = s.h + sigmoid(x.t1 + u.t1) * (tanh(x.h1 + u.h1) - s.h)
     u = recurrent(h)
@@ -83,7 +83,7 @@ def recurrent_highway(x: Any, recurrent: Any, s: Any) -> Any:
 
 @cell(gates="i f g o p r", states="h c", vectors="v_i v_f v_o")
 def res_lstm(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
-    """Kim et al., Residual LSTM (2017), https://arxiv.org/abs/1701.03360, with peepholes, the shortcut projected."""
+    """Kim et al., Residual LSTM (2017), https://arxiv.org/abs/1701.03360, with peepholes and a projected shortcut."""
     h = recurrent(s.h)
     i, f = sigmoid(x.i + h.i + p.v_i * s.c), sigmoid(x.f + h.f + p.v_f * s.c)
     c = f * s.c + i * tanh(x.g + h.g)
@@ -94,7 +94,7 @@ def res_lstm(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
 def scrn(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
     """Mikolov et al., Learning Longer Memory in Recurrent Neural Networks (2014), https://arxiv.org/abs/1412.7753.
 
-    The output is h; the context c is the second state. α is a hyperparameter there.
+    The output is h; the context c is the second state. In the paper, α is a hyperparameter.
     """
     c = x.c + p.alpha * (s.c - x.c)
     return sigmoid(x.h + recurrent(s.h).h + recurrent(c).p), c
@@ -102,7 +102,7 @@ def scrn(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
 
 @cell(gates="g z")
 def sgu(x: Any, recurrent: Any, s: Any) -> Any:
-    """Gao and Glowacka, Deep Gate Recurrent Neural Network (2016), https://arxiv.org/abs/1604.02910: the simple one."""
+    """Gao and Glowacka, Deep Gate Recurrent Neural Network (2016), https://arxiv.org/abs/1604.02910: simple unit."""
     g = tanh(recurrent(x.g * s.h).g)
     return s.h + _hard_sigmoid(x.z + recurrent(s.h).z) * (softplus(g * s.h) - s.h)
 

@@ -65,24 +65,24 @@ def bench(
     ] = False,
     json: options.Json = None,
 ) -> None:
-    """Time the fused operator against the same network run cell by cell; without options, MXNet's two tables.
+    """Time the fused operator against the same network, run cell by cell. Without options, print MXNet's two tables.
 
-    Training is the forward pass and all gradients. Outputs and gradients are checked before timing and again as timed.
-    If one is wrong, its row says so and the exit code is 1.
+    Training is the forward pass and all gradients. Outputs and gradients are checked before the timing, and again as
+    they were timed. If one is wrong, its row says so and the exit code is 1.
 
-    Useful work per second and its share of the peak do not count padding. The peak is the best of short samples
-    between the contenders' turns. A share above 100 % is measured again, and not shown if it stays.
+    Useful work per second and its share of the peak do not count padding. The peak is the best of short samples between
+    the contenders' turns. A share above 100 % is measured again; if it is again above, it is not shown.
 
-    With --variants each cell takes turns with its variants, and their shares of the peak are compared. The projected
+    With --variants, each cell takes turns with its variants, and their shares of the peak are compared. The projected
     LSTM is also compared with torch.nn's. With --cell, --torch compares a cell with a loop of PyTorch's operations, as
-    one writes it there. With --backends the operator takes turns on several engines. With --compute
-    it takes turns in several formats of GEMM operands, each with its share of the format's own peak.
+    a user of PyTorch would write it. With --backends, the operator takes turns on several engines. With --compute, it
+    takes turns in several formats of GEMM operands, each with its share of the format's own peak.
 
-    Contenders take turns on the same threads, each runs at least twice, and medians are shown; for the network cell by
-    cell also half the distance between its fastest and slowest run, as ±. Where that network takes more than three
-    seconds, its time is extrapolated from its first steps, as many as take one or two seconds, and the table says how
-    many. With --full it runs all of them, but only once if that takes ten seconds or more. The two tables take less
-    than six minutes on two slow cores.
+    Contenders take turns on the same threads. Each runs at least twice, and medians are shown; for the network cell by
+    cell, ± is half the distance between its fastest and slowest run. If that network takes more than three seconds, its
+    time is extrapolated from as many first steps as take one or two seconds, and the table says how many. With --full
+    it runs all steps, but only once if that takes ten seconds or more. The two tables take less than six minutes on two
+    slow cores.
 
     In a checkout of the project, `python -m benchmarks.compare` times other libraries and earlier revisions, and
     `python -m benchmarks.figures` and `python -m benchmarks.page` draw the file of --json.
@@ -109,7 +109,7 @@ def contender_fields(
     variants: bool = False,
     compute: str = "float32",
 ) -> dict[str, Any]:
-    """The fields of BenchConfig that say who is compared.
+    """The fields of BenchConfig that determine the contenders.
 
     Raises:
         ValueError: If options exclude one another, or an engine is unknown.
@@ -148,9 +148,9 @@ def make_config(
     batch: str = "",
     **fields: Any,
 ) -> BenchConfig:
-    """The configuration that the options describe, where ``modes`` may be cells instead.
+    """The configuration that the options describe; ``modes`` may be cells.
 
-    ``fields`` are those of BenchConfig that need no parsing.
+    ``fields`` are the fields of BenchConfig that need no parsing.
 
     Raises:
         ValueError: If a name is unknown, the data is not a suitable array, or a case does not fit the memory.
@@ -199,10 +199,10 @@ def run_and_print(
     summary: Callable[[AnyRow], str],
     make_tables: Callable[[Sequence[AnyRow]], list[Table]],
 ) -> list[AnyRow]:
-    """Run every row and print the machine, the tables, and what a reader of the tables must know.
+    """Run every row and print the machine, the tables, and the notes that a reader of the tables needs.
 
-    That is extrapolated times, shares that are not shown, failures and errors. Returns the rows with the best peak.
-    The command ends with an error if a row needs more memory than there is.
+    The notes are on extrapolated times, shares that are not shown, failures and errors. Returns the rows with the best
+    peak. The command ends with an error if a row needs more memory than there is.
     """
     rows: list[AnyRow] = []
     try:

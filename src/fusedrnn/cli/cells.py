@@ -40,7 +40,7 @@ def _load(reference: str) -> UserCell:
 
 
 def _module(path: Path) -> ModuleType:
-    name = f"cells_in_{path.stem}"  # a module of the file's own name may exist
+    name = f"cells_in_{path.stem}"  # there may be another module with the name of the file
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)

@@ -22,7 +22,7 @@ from rich.progress import (
 )
 
 _PIPE_WIDTH = 120
-"""Columns to print where the output is not a terminal."""
+"""The number of columns if the output is not a terminal."""
 
 
 def output() -> Console:
@@ -37,10 +37,10 @@ def fail(message: str) -> NoReturn:
 
 
 def check_writable(option: str, path: Path | None) -> None:
-    """Check before minutes of measuring that a file can be written after them.
+    """Check that a file can be written. Commands do so before minutes of measuring rather than after.
 
     Raises:
-        ValueError: With the option and the reason.
+        ValueError: If it cannot be written; the message has the option and the reason.
     """
     if path is None:
         return
@@ -61,14 +61,14 @@ class Steps(NamedTuple):
     """Progress through a known number of steps."""
 
     say: Callable[[str], None]
-    """Called with what is being done."""
+    """A function to call with a description of the current step."""
     done: Callable[[str], None]
-    """Called with the result of each finished step."""
+    """A function to call with the result of each finished step."""
 
 
 @contextmanager
 def steps(total: int) -> Iterator[Steps]:
-    """Show progress on standard error: a bar with the remaining time on a terminal, else a line a finished step."""
+    """Show progress on standard error: on a terminal a bar with the remaining time, else a line per finished step."""
     console = Console(stderr=True)
     columns = (
         *(SpinnerColumn(), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()),

@@ -48,10 +48,10 @@ def info(
 ) -> None:
     """Show the processor, the instruction set of the kernels, the peaks of formats, and the rates that plans assume.
 
-    These rates are measured when there are none yet, and kept in the folder of compiled kernels.
+    If there are no rates yet, they are measured and kept in the folder of compiled kernels.
 
-    With --plan: the partitions of a workload over threads, the time that the cost model predicts for each, and the
-    measured time of the one that it chooses. Nothing else should run on the machine meanwhile.
+    With --plan, show the partitions of a workload over threads, the time that the cost model predicts for each, and the
+    measured time of the partition that it chooses. Nothing else should run on the machine meanwhile.
     """
     if not plan:
         measured_rates(anew=measure)
@@ -103,7 +103,7 @@ def _lines() -> Iterator[tuple[str, str]]:
 
 
 def _rejection(name: str) -> str:
-    """Why an engine declines even a small network that its capabilities cover, for example a missing library."""
+    """Why an engine declines even a small network within its capabilities, for example because a library is missing."""
     capabilities = registry.find(name).capabilities
     spec = RNNSpec(capabilities.modes[0], 1, 1, dtype=capabilities.dtypes[0])
     try:
@@ -114,7 +114,7 @@ def _rejection(name: str) -> str:
 
 
 def _kernels_folder() -> str:
-    """The folder of compiled kernels; memory, and why, if it cannot be used."""
+    """The folder of compiled kernels; if it cannot be used, the text says so and why."""
     folder = cache_directory()
     if folder is None:
         return "memory only"
@@ -136,7 +136,7 @@ def _peaks(number_format: str, threads: int) -> str:
 
 
 def _rates(rates: MachineRates) -> str:
-    """What the cost model has of this machine; levels that were not measured are left out."""
+    """The rates of this machine in the cost model, without levels that were not measured."""
     bandwidths = {"L2": rates.l2, "L3": rates.l3, "memory": rates.memory}
     reads = ", ".join(f"{level} {rate:.0f}" for level, rate in bandwidths.items() if rate)
     return f"{rate_text('float32', rates.fma)}, reading {reads} GB/s on 1 thread, as measured once"

@@ -47,10 +47,10 @@ Json = Annotated[Path | None, typer.Option(help="Write every figure to this file
 
 
 def parse_names(text: str, what: str, valid: Collection[str]) -> list[str]:
-    """The names in a list separated by commas, each once.
+    """The names in a list that is separated by commas, without duplicates.
 
     Raises:
-        ValueError: If a name is unknown or there is none; lists the valid ones.
+        ValueError: If a name is unknown, or there is none; the message lists the valid names.
     """
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if unknown := [name for name in names if name not in valid]:
@@ -64,7 +64,7 @@ parse_modes = partial(parse_names, what="mode", valid=MODE_NAMES)
 
 
 def parse_dtype(dtype: str) -> str:
-    """The dtype itself.
+    """The dtype itself, after a check.
 
     Raises:
         ValueError: If it is unknown.

@@ -32,16 +32,16 @@ _PASSES: dict[Phase, str] = {
     "inference": "inference", "training": "training, forward", "backward": "training, backward",
 }  # fmt: skip
 _BANDWIDTHS = {"L2": "l2_bandwidth", "L3": "l3_bandwidth", "memory": "memory_bandwidth"}
-"""Field of the machine model, by level."""
+"""The field of the machine model for each level."""
 _MIN_CALLS = 2
 
 
 @dataclass(frozen=True)
 class PlanConfig:
-    """Which workloads to plan on how many threads.
+    """Which workloads to plan, and for how many threads.
 
     Attributes:
-        everything: Whether to time every partition or only the chosen one.
+        everything: Whether to time every partition rather than only the chosen one.
         seconds: For how long to time a partition.
     """
 
@@ -86,7 +86,7 @@ def _print_partitions(console: Console, config: PlanConfig, case: Case, mode: st
     assumed, machine = MachineModel.of(target), thresholds.machine_of(target)
     grids = possible_grids(problem, config.threads, thresholds)
     shares = [LargestShare.of(problem, grid, thresholds) for grid in grids]
-    # The calls are measured in a loop, which finds the threads spinning.
+    # The calls are measured in a loop, so the threads are spinning when a call begins.
     costs = [predict_cost(problem, share, machine, spinning=True) for share in shares]
     adjusted = [adjusted_cost(*pair, thresholds.min_speedup) for pair in zip(shares, costs, strict=True)]
     chosen = adjusted.index(min(adjusted))
@@ -124,7 +124,7 @@ def _time(seconds: float) -> str:
 
 
 def measure(spec: RNNSpec, case: Case, pass_name: Phase, grid: ThreadGrid, duration: float) -> float:
-    """Seconds of a call with this thread grid: the median of calls in a loop of so many seconds."""
+    """The seconds of a call with this thread grid: the median of the calls in a loop of ``duration`` seconds."""
     with force_grid(grid), fusedrnn.thread_limits(int(np.prod(grid))):
         calls = _calls(spec, case, pass_name)
         next(calls)()
@@ -139,7 +139,7 @@ def measure(spec: RNNSpec, case: Case, pass_name: Phase, grid: ThreadGrid, durat
 
 
 def _calls(spec: RNNSpec, case: Case, pass_name: Phase) -> Iterator[Callable[[], object]]:
-    """Endless calls to time; what each needs is prepared before it is yielded."""
+    """An endless series of calls to time. What a call needs is prepared before the call is yielded."""
     work = workload(case, spec.mode_name, spec.dtype)
     op, batch, params = fusedrnn.RNNOp(spec), work.batch(case.T), fusedrnn.frozen(work.params)
     while True:

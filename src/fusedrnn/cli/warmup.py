@@ -15,7 +15,7 @@ from fusedrnn.runtime.bandwidth import measured_rates
 from fusedrnn.spec import DTYPES
 
 _HIDDEN_SIZES = 64, 1
-"""A size that fills vectors, and one that leaves most of a vector empty: they may have kernels of their own."""
+"""A size that fills vectors, and one that leaves most of a vector empty. They may have different kernels."""
 
 
 def warmup(
@@ -24,7 +24,7 @@ def warmup(
 ) -> None:
     """Compile kernels ahead of time, so that no first call has to. Kernels depend on the cell and the float type.
 
-    The rates that the cost model has of this machine are measured, too, unless they have been.
+    This also measures the rates of this machine that the cost model uses, unless they have been measured before.
     """
     try:
         pairs = list(product(parse_modes(modes), parse_names(dtypes, "dtype", DTYPES)))

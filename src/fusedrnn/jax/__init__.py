@@ -1,7 +1,7 @@
-"""fusedrnn in JAX: the operator as a function that JAX compiles, differentiates and maps, and layers on it.
+"""fusedrnn in JAX: the operator as a function that JAX compiles, differentiates and maps, and layers that use it.
 
-``fusedrnn.jax.nnx`` has layers for flax, ``fusedrnn.jax.eqx`` layers for Equinox. Either library is imported with its
-layers, or by the first use of :func:`accelerate`.
+``fusedrnn.jax.nnx`` has layers for flax, ``fusedrnn.jax.eqx`` layers for Equinox. Importing such a module imports its
+library; the first use of :func:`accelerate` imports flax.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""How a flat parameter vector lies in arrays of other layouts, such as those of Flax and Keras.
+"""The order in which the elements of a flat parameter vector are stored in arrays such as those of Flax and Keras.
 
-These keep weights as (inputs, gates·units), the operator as (gates·units, inputs).
+These frameworks store weights as (inputs, gates·units), the operator stores them as (gates·units, inputs).
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from fusedrnn.engines.cpu.weights.transpose_kernel import Block
 
 
 class Piece(NamedTuple):
-    """Some columns of an array. They follow one another in the vector, each contiguous.
+    """Adjacent columns of an array. In the vector they follow one another, each contiguous.
 
     Attributes:
         array: The number of the array.
         column: The first column.
-        columns: How many.
+        columns: The number of columns.
     """
 
     array: int
@@ -28,11 +28,11 @@ class Piece(NamedTuple):
 
 
 class ArrayLayout(NamedTuple):
-    """Arrays whose columns are a flat vector.
+    """Arrays whose columns make up a flat vector.
 
     Attributes:
-        shapes: The shapes of the arrays: matrices, or vectors, whose elements are columns of one row.
-        pieces: Their columns in the order of the vector: each column of each array once.
+        shapes: The shapes of the arrays, which are matrices or vectors; a vector counts as a matrix of one row.
+        pieces: All columns of all arrays, each once, in the order of the vector.
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -45,11 +45,11 @@ class ArrayLayout(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Elements of the vector."""
+        """The number of elements of the vector."""
         return sum(rows * shape[-1] for rows, shape in zip(self.rows, self.shapes, strict=True))
 
     def to_vector(self, dtype: str) -> tuple[Block, ...]:
-        """The transposes of the arrays, buffers 0, 1, ..., into the vector, the buffer behind them."""
+        """The transposes from the arrays, which are buffers 0, 1, ..., to the vector, which is the last buffer."""
         item, vector = np.dtype(dtype).itemsize, len(self.shapes)
         return tuple(
             Block(
@@ -59,7 +59,7 @@ class ArrayLayout(NamedTuple):
         )  # fmt: skip
 
     def from_vector(self, dtype: str) -> tuple[Block, ...]:
-        """The transposes of the vector, buffer 0, into the arrays, the buffers behind it."""
+        """The transposes from the vector, which is buffer 0, to the arrays, which are the buffers after it."""
         item = np.dtype(dtype).itemsize
         return tuple(
             Block(
@@ -69,7 +69,7 @@ class ArrayLayout(NamedTuple):
         )  # fmt: skip
 
     def _places(self, item: int) -> Iterator[tuple[Piece, int, int]]:
-        """Each piece, the rows of its array, and where it begins in the vector, in bytes."""
+        """Each piece, the number of rows of its array, and its offset in the vector in bytes."""
         begin, all_rows = 0, self.rows
         for piece in self.pieces:
             rows = all_rows[piece.array]

@@ -1,4 +1,4 @@
-"""What ``vmap`` makes of the operator's primitives."""
+"""The rules by which ``vmap`` maps the operator's primitives."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def join_batches(
 ) -> tuple[list[Array], list[int]]:
     """Join the mapped axis with the batch: one call.
 
-    One call after the other if the parameters are mapped, or with dropout, whose masks depend on the place in a batch.
+    Mapped parameters need one call after the other, and so does dropout, whose masks depend on the index in a batch.
     """
     by_name = dict(zip(call.operand_names, dims, strict=True))
     if any(by_name[name] is not None for name in call.param_names) or "seed" in call.options:
         return call_one_by_one(primitive, operands, dims, call=call)
     size = next(operand.shape[dim] for operand, dim in zip(operands, dims, strict=True) if dim is not None)
     x_axis = 0 if call.batch_first else 1
-    axes = {"x": x_axis, "lengths": 0}  # of others, states and resets, the second one is the batch
+    axes = {"x": x_axis, "lengths": 0}  # the batch is the second axis of all others: states and resets
     joined = [
         operand if name in call.param_names else _join(operand, dim, axes.get(name, 1), size)
         for (name, dim), operand in zip(by_name.items(), operands, strict=True)
@@ -41,7 +41,7 @@ def join_batches(
 
 
 def _join(operand: Array, dim: int | None, axis: int, size: int) -> Array:
-    """Join the mapped axis with the batch axis, which is that number without it."""
+    """Join the mapped axis with the batch axis; ``axis`` is the number of the latter without the mapped axis."""
     moved = jnp.expand_dims(operand, axis) if dim is None else jnp.moveaxis(operand, dim, axis)
     shape = moved.shape
     moved = jnp.broadcast_to(moved, (*shape[:axis], size, *shape[axis + 1 :]))

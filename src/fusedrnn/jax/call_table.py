@@ -1,4 +1,4 @@
-"""The calls that are prepared for XLA: made at the first call of a job and a shape, then found by machine code."""
+"""The prepared calls for XLA. The first call of a job with a shape makes one; later calls find it by machine code."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from fusedrnn.runtime.thread_pool import process_num_threads
 from fusedrnn.spec import RNNSpec
 
 TARGET_NAME = "fusedrnn_call"
-# Prepared calls to keep. One takes some ten kilobytes.
+# The number of prepared calls to keep. Each takes about ten kilobytes.
 _MAX_CALLS = 256
 _MESSAGES = {
     BAD_LENGTH: b"fusedrnn: each of lengths must be from 0 to the number of steps",
@@ -55,7 +55,7 @@ class CallTable:
         self._lock = Lock()
         self._calls: OrderedDict[tuple[int, ...], tuple[Any, BufferCall | TransposeCall]] = OrderedDict()
         self._prepare = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 4)(self._prepare_or_explain)
-        # XLA copies a message while the lock is not held: those of the past must stay in place.
+        # XLA copies a message without holding the lock, so earlier messages must stay in memory.
         self._texts: list[ctypes.Array[ctypes.c_char]] = []
         self._messages = np.zeros(max(OTHER_VERSION, NOT_PREPARED) + 1, np.int64)
         for status, text in _MESSAGES.items():
@@ -74,10 +74,10 @@ class CallTable:
         self._messages[status] = ctypes.addressof(self._texts[-1])
 
     def _prepare_or_explain(self, frame: int, key: int, rows: int, columns: int) -> int:
-        """Prepare a call for the frame that XLA has called with; 0 and a message if that fails."""
+        """Prepare a call for the frame of XLA's call; if that fails, set a message and return 0."""
         try:
             self._prepare_call(key, _description(frame), rows, columns)
-        except BaseException as error:  # the caller is machine code
+        except BaseException as error:  # machine code calls this, and cannot handle an exception
             text = "".join(traceback.format_exception_only(error)).strip()
             self._set_message(NOT_PREPARED, f"fusedrnn: {text}".encode())
             return 0
@@ -107,7 +107,7 @@ class CallTable:
 
 
 def prepare(job: Job, rows: int, columns: int, threads: int) -> tuple[int, BufferCall | TransposeCall]:
-    """The address of the function that runs a job, and what it runs; see :data:`ENTRY`."""
+    """The address of the function that runs a job, and its argument, the call; see :data:`ENTRY`."""
     if isinstance(job, NetworkJob):
         return address(load_run_buffers()), _buffer_call(job, *job.call.sizes((rows, columns)), threads)
     if any(max(block.source, block.dest) >= MAX_BUFFERS for block in job.blocks):
@@ -136,7 +136,7 @@ def _gathered_params(layout: ArrayLayout, dtype: str) -> GatheredParams:
 
 @lru_cache(maxsize=256)
 def executor_of(spec: RNNSpec) -> Executor:
-    """What runs a spec."""
+    """The executor of a spec."""
     return Executor(spec)
 
 
@@ -146,7 +146,7 @@ def reserve_size(call: Call, steps: int, batch: int) -> int:
 
 
 def _description(frame: int) -> str:
-    """The description of the job among the attributes of a frame, whose first is its key."""
+    """The description of the job, from the attributes of a frame; the first attribute is the key."""
 
     def integer(at: int) -> int:
         return ctypes.c_int64.from_address(at).value

@@ -1,4 +1,4 @@
-"""What XLA is to run: a call of the operator with its optional operands and the order of its buffers, or transposes."""
+"""The jobs for XLA: a call of the operator, with its optional operands and the order of its buffers, or transposes."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from fusedrnn.spec import RNNSpec
 
 JobKind = Literal["forward", "training", "backward"]
 OPTIONAL = "states", "lengths", "resets", "seed"
-"""Operands that a call may have, behind x and params, in this order."""
+"""Optional operands of a call; they follow x and params in this order."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """A call: which network, and which of the optional operands there are.
+    """A call: its network, and which optional operands it has.
 
     Attributes:
         spec: The network.
-        options: Those of :data:`OPTIONAL` that are given, in that order.
+        options: The members of :data:`OPTIONAL` that are given, in that order.
         batch_first: Whether input and output are (N, T, features); else they are (T, N, features).
         arrays: The layout of the arrays of parameters; None if they are the flat vector.
     """
@@ -40,7 +40,7 @@ class Call:
 
     @property
     def num_states(self) -> int:
-        """States of the cell."""
+        """The number of states of the cell."""
         return len(self.spec.state_names)
 
     def sizes(self, shape: Sequence[int]) -> tuple[int, int]:
@@ -64,15 +64,15 @@ class Call:
 
     @property
     def num_floats(self) -> int:
-        """Operands that have gradients, the first ones: input, parameters, initial states."""
+        """The number of operands that have gradients. They come first: input, parameters, initial states."""
         return 1 + len(self.param_names) + len(self.initial_names)
 
     def _state_buffers(self, form: str) -> list[str]:
-        """The names of arrays of the states, such as those of the form ``"{}0"``."""
+        """The names of one array for each state, in a form such as ``"{}0"``."""
         return state_symbols(state_letters(self.num_states)[: self.num_states], form)
 
     def pieces(self, operands: Any) -> dict[str, Any]:
-        """The operands by name; the parameters and the states as tuples, None if there are no states."""
+        """The operands by name. Parameters and states are tuples; the states are None if none are given."""
         by_name = dict(zip(self.operand_names, operands, strict=True))
         params, states = (tuple(map(by_name.__getitem__, names)) for names in (self.param_names, self.initial_names))
         return {
@@ -81,7 +81,7 @@ class Call:
         }  # fmt: skip
 
     def buffers(self, kind: JobKind, needs: Needs | None = None) -> list[str]:
-        """The name of each buffer of a job, operands before results; "" for those that it does not use."""
+        """The name of each buffer of a job, operands before results; "" for a buffer that it does not use."""
         params = dict(zip(self.param_names, ["params", *[""] * (len(self.param_names) - 1)], strict=True))
         operands = [params.get(name, name) for name in self.operand_names]
         if kind != "backward":
@@ -105,7 +105,7 @@ class Needs:
 
 
 class NetworkJob(NamedTuple):
-    """A call of the operator, forward or backward; ``needs`` is of backward."""
+    """A call of the operator, forward or backward; only backward has ``needs``."""
 
     call: Call
     kind: JobKind
@@ -113,7 +113,7 @@ class NetworkJob(NamedTuple):
 
 
 class TransposeJob(NamedTuple):
-    """Transposes of blocks of buffers, operands before results, of elements of a dtype."""
+    """Transposes of blocks of buffers, with elements of one dtype. Operands come before results."""
 
     dtype: str
     blocks: tuple[Block, ...]
@@ -124,7 +124,7 @@ Job = NetworkJob | TransposeJob
 
 @lru_cache(maxsize=1024)
 def describe(job: Job) -> tuple[int, str]:
-    """The key of a job, and its description, from which :func:`restore` makes it again in another process."""
+    """The key of a job and its description. From these, :func:`restore` makes the job again in another process."""
     text = json.dumps(_network_values(job) if isinstance(job, NetworkJob) else {"job": "transpose", **job._asdict()})
     key = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
     _known[key] = job
@@ -153,7 +153,7 @@ def restore(key: int, text: str) -> Job:
     """The job with that key and description.
 
     Raises:
-        LookupError: If it is of a cell of a user's that this process has not used yet.
+        LookupError: If its network has a user cell that this process has not used yet.
     """
     if key in _known:
         return _known[key]

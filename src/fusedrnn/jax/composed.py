@@ -1,6 +1,6 @@
-"""A call of the operator by JAX's own operations, a scan over the steps: on any device, differentiable at will.
+"""A call of the operator by JAX's own operations, a scan over the steps, for any device and any order of derivatives.
 
-The equations come from the cell definition that the kernels are compiled from.
+The equations come from the same definition of the cell as the kernels.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _ARRAYS = ArrayArithmetic(
 
 
 class _Steps(NamedTuple):
-    """What a scan reads at each step: the input, its pre-activations, which sequences are valid, resets, masks."""
+    """What a scan reads at each step: the input, its pre-activations, which sequences are active, resets, masks."""
 
     x: Array
     x_gates: Array
@@ -62,14 +62,14 @@ def forward(
         seed: The words of the seed of dropout, uint32 (2,); None for no dropout.
 
     Raises:
-        NotImplementedError: If the format of operands is for inference only.
+        NotImplementedError: If the format of GEMM operands is for inference only.
     """
     if not spec.is_trainable:
         raise NotImplementedError(f"compute={spec.compute!r} runs on the CPU alone, and has no gradients")
     steps, batch = x.shape[:2]
     valid = None if lengths is None else jnp.arange(steps)[:, None] < lengths
     if valid is not None:
-        # NaN in the padding would turn its zero derivative into NaN.
+        # NaN in the padding would turn the padding's zero derivative into NaN.
         x = jnp.where(valid[:, :, None], x, 0)
         resets = None if resets is None else resets & valid
     if states is None:
@@ -96,7 +96,7 @@ def forward(
 
 
 def _weights(spec: RNNSpec, params: Array, layer: int, direction: int) -> dict[str, Array]:
-    """The parameters of a layer-direction by kind, matrices rounded as the format of operands says."""
+    """The parameters of a layer-direction by kind, with matrices rounded to the format of GEMM operands."""
     weights: dict[str, Array] = {}
     for kind in spec.layout.kinds:
         entry = spec.layout.entry(layer, direction, kind)
@@ -117,7 +117,7 @@ def _full(blocks: Array, heads: int) -> Array:
 def _masks(
     spec: RNNSpec, seed: Array | None, layer_dir: int, steps: int, batch: int, dtype: Any
 ) -> dict[Leaf, Array]:
-    """The masks inside the steps of a cell, (T, N, H) each; without a seed their expectations, (T, 1, 1)."""
+    """The masks inside the steps of a cell, each (T, N, H); without a seed their expectations, each (T, 1, 1)."""
     masks: dict[Leaf, Array] = {}
     for number, mask in enumerate(traced_cell(spec.variant).masks):
         if seed is None:
@@ -136,7 +136,8 @@ def _scan(
     """One direction of one layer: the output of every step, and the final states."""
     x_gates = _linear(_rounding(spec)(x), weights["i2h_weight"], weights.get("i2h_bias"))
     if resets is not None and reverse:
-        # A piece ends before the mark of the next one: backwards the states become zero behind that step.
+        # A piece ends before the mark of the next piece, so a reverse run sets the states to zero one step earlier in
+        # time.
         resets = jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])
 
     def body(states: tuple[Array, ...], step: _Steps) -> tuple[tuple[Array, ...], Array]:
@@ -146,7 +147,8 @@ def _scan(
             output, after = _step(spec, step, states, weights)
             return after, output
         is_valid = step.valid[:, None]
-        # The results of padding are unused but differentiated: states that may be infinite must not get there.
+        # The results of padding are unused, but they are differentiated, so states that may be infinite must not enter
+        # them.
         before = tuple(jnp.where(is_valid, state, 0) for state in states)
         output, after = _step(spec, step, before, weights)
         kept = tuple(jnp.where(is_valid, new, old) for new, old in zip(after, states, strict=True))
@@ -167,14 +169,14 @@ def _rounding(spec: RNNSpec) -> Callable[[Array], Array]:
 
 
 def _to_bfloat16(operand: Array) -> Array:
-    # Both differences and sums are exact. An infinity would make NaN of them.
+    # Both the difference and the sum are exact. With an infinity, they would be NaN.
     own = jax.lax.stop_gradient(operand)
     change = jax.lax.reduce_precision(own, exponent_bits=8, mantissa_bits=7) - own
     return jnp.where(jnp.isfinite(change), operand + change, operand)
 
 
 def _in_rows(value: Array | float, like: Array) -> Array:
-    """A value (N, H) as ``like`` is: also a number, a mean, and what depends on parameters alone."""
+    """A value in the shape (N, H) of ``like``; it may be a number, a mean, or depend on parameters alone."""
     return jnp.broadcast_to(jnp.asarray(value, like.dtype), like.shape)
 
 
@@ -209,7 +211,7 @@ def _step(
         if not stage.multiplies:
             continue
         (operand,) = evaluate([stage.operand], values, _ARRAYS)
-        if spec.projection_size is None:  # else it is of the built-in LSTM, and of another size than the output
+        if spec.projection_size is None:  # with a projection, an operand may be wider than h
             operand = _in_rows(operand, states[0])
         if stage.projects:
             values[Projected()] = _linear(rounded(operand), weights["h2r_weight"], None)

@@ -10,16 +10,16 @@ from fusedrnn.conversion_report import LayerReport, Report
 from fusedrnn.jax.nnx import RNN, Bidirectional, refusal, refusal_of_pair
 
 OURS: dict[type, type] = {nnx.RNN: RNN, nnx.Bidirectional: Bidirectional}
-"""flax's classes, and ours."""
+"""From flax's classes to ours."""
 FLAXS = {ours: flaxs for flaxs, ours in OURS.items()}
-"""Our classes, and flax's."""
+"""From our classes to flax's."""
 
 
 def accelerate(model: Any) -> Report:
     """Make every recurrent layer of a model of flax.nnx run on the fused operator, in place.
 
-    Layers of the classes ``nnx.RNN`` and ``nnx.Bidirectional`` become ours by a change of their class: the layers,
-    their cells, parameters and random state stay the same objects, so that optimizers and checkpoints go on. Layers
+    Layers of the classes ``nnx.RNN`` and ``nnx.Bidirectional`` become ours by a change of their class. The layers,
+    their cells, parameters and random state stay the same objects, so optimizers and checkpoints still work. Layers
     that the operator does not support stay unchanged; the report gives the reason. A second call changes nothing.
 
     Functions made by ``nnx.jit`` compile the model again at their next call. ``nnx.split`` gives a ``GraphDef`` of the
@@ -29,10 +29,10 @@ def accelerate(model: Any) -> Report:
         model: A module of flax.nnx; it may be a recurrent layer itself.
 
     Returns:
-        What was replaced, and what was left.
+        What was replaced, and what was left unchanged.
 
     Raises:
-        TypeError: ``model`` is not a module of flax.nnx.
+        TypeError: If ``model`` is no module of flax.nnx.
 
     Example:
         >>> from flax import nnx
@@ -46,16 +46,16 @@ def accelerate(model: Any) -> Report:
 
 
 def restore(model: Any) -> Report:
-    """Make every recurrent layer of ours in a model flax's again, in place: undo :func:`accelerate`.
+    """Undo :func:`accelerate`: turn our recurrent layers of a model into flax's again, in place.
 
     Args:
         model: A module of flax.nnx; layers from our own constructors become flax's as well.
 
     Returns:
-        What was replaced; subclasses of ours are left.
+        What was replaced. Subclasses of our layers stay unchanged.
 
     Raises:
-        TypeError: ``model`` is not a module of flax.nnx.
+        TypeError: If ``model`` is no module of flax.nnx.
     """
     return _convert_all(model, FLAXS)
 
@@ -63,7 +63,7 @@ def restore(model: Any) -> Report:
 def _convert_all(model: Any, classes: dict[type, type]) -> Report:
     if not isinstance(model, nnx.Module):
         raise TypeError(f"model must be a flax.nnx.Module; got {type(model).__name__}")
-    # flax yields the parts of a module before the module. Keys of a path are names and indices.
+    # Sorted, because flax yields the parts of a module before the module. Keys of a path are names and indices.
     named = sorted(nnx.iter_modules(model), key=lambda item: [(isinstance(key, str), key) for key in item[0]])
     return Report.of(_convert(module, ".".join(map(str, path)), classes) for path, module in named)
 

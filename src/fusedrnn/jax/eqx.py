@@ -24,8 +24,8 @@ _FIELDS = *_ARRAYS, "input_size", "hidden_size", "use_bias"
 class LSTM(eqx.Module):
     """``eqx.nn.LSTMCell`` over a sequence.
 
-    The constructor, the fields and the initial values are those of the cell. A call takes one sequence, as is the rule
-    in Equinox; ``jax.vmap`` of it is one call of the operator for all of them.
+    The constructor, the fields and the initial values are those of the cell. A call takes one sequence, as is usual in
+    Equinox; ``jax.vmap`` of a call is one call of the operator for all sequences.
 
     Attributes:
         weight_ih: (4·H, I).
@@ -59,7 +59,7 @@ class LSTM(eqx.Module):
         """The layer with the arrays of an ``eqx.nn.LSTMCell``.
 
         Raises:
-            TypeError: ``cell`` is not one.
+            TypeError: If ``cell`` has another class.
         """
         _check_cell(cell, eqx.nn.LSTMCell)
         layer: LSTM = _copy_fields(cell, object.__new__(cls))
@@ -82,8 +82,8 @@ class LSTM(eqx.Module):
 
         Args:
             x: (T, I).
-            state: (h, c) before the first step, (H,) each, as the cell takes them; None for zeros.
-            length: How many steps are valid, an integer from 0 to T; None for T. The output is zero behind them.
+            state: (h, c) before the first step, each (H,), as the cell takes them; None for zeros.
+            length: The number of valid steps, an integer from 0 to T; None for T. The output is zero after these.
             reverse: Whether to run from the end to the beginning.
             key: Has no effect, as in Equinox's cells.
 
@@ -91,8 +91,9 @@ class LSTM(eqx.Module):
             The output (T, H), and the final (h, c).
 
         Raises:
-            TypeError: The parameters and the input do not give float32 or float64, or ``state`` is not a pair.
-            ValueError: An operand has a wrong shape.
+            TypeError: If the common dtype of parameters and input is not float32 or float64, or ``state`` is not a
+                pair.
+            ValueError: If an operand has the wrong shape.
         """
         if state is not None and not (isinstance(state, (tuple, list)) and len(state) == 2):
             raise TypeError(f"state must be (h, c); got {type(state).__name__}")
@@ -107,7 +108,7 @@ class GRU(eqx.Module):
         weight_ih: (3·H, I).
         weight_hh: (3·H, H).
         bias: (3·H,); None with ``use_bias=False``.
-        bias_n: The bias of the recurrent product of n, (H,); None likewise.
+        bias_n: The bias of the recurrent product of n, (H,); None with ``use_bias=False``.
         input_size: I.
         hidden_size: H.
         use_bias: Whether there are biases.
@@ -129,7 +130,7 @@ class GRU(eqx.Module):
         """The layer with the arrays of an ``eqx.nn.GRUCell``.
 
         Raises:
-            TypeError: ``cell`` is not one.
+            TypeError: If ``cell`` has another class.
         """
         _check_cell(cell, eqx.nn.GRUCell)
         layer: GRU = _copy_fields(cell, object.__new__(cls))
@@ -153,7 +154,7 @@ class GRU(eqx.Module):
         Args:
             x: (T, I).
             state: h before the first step, (H,); None for zeros.
-            length: How many steps are valid, an integer from 0 to T; None for T. The output is zero behind them.
+            length: The number of valid steps, an integer from 0 to T; None for T. The output is zero after these.
             reverse: Whether to run from the end to the beginning.
             key: Has no effect, as in Equinox's cells.
 
@@ -161,8 +162,8 @@ class GRU(eqx.Module):
             The output (T, H), and the final h.
 
         Raises:
-            TypeError: The parameters and the input do not give float32 or float64.
-            ValueError: An operand has a wrong shape.
+            TypeError: If the common dtype of parameters and input is not float32 or float64.
+            ValueError: If an operand has the wrong shape.
         """
         y, (h,) = _run(self, "gru", x, None if state is None else (state,), length, reverse)
         return y, h
@@ -183,7 +184,7 @@ def _copy_fields(source: Any, module: Any) -> Any:
 def _run(
     layer: Any, mode: str, x: Array, states: Sequence[Array] | None, length: Array | None, reverse: bool
 ) -> tuple[Array, list[Array]]:
-    """The output and the final states, of one sequence."""
+    """The output and the final states of one sequence."""
     x = jnp.asarray(x)
     if x.ndim != 2 or x.shape[1] != layer.input_size:
         raise ValueError(f"x must have shape (T, {layer.input_size}); got {x.shape}: map over more axes with jax.vmap")
@@ -212,6 +213,6 @@ def _params(spec: RNNSpec, arrays: Sequence[Array]) -> ParamArrays:
     by_kind: dict[str, Array] = dict(zip(("i2h_weight", "h2h_weight", "i2h_bias"), arrays, strict=False))
     if spec.bias == "double":  # a GRU's recurrent bias, which Equinox has for n only
         by_kind["h2h_bias"] = jnp.concatenate([jnp.zeros_like(arrays[2][: -spec.hidden_size]), arrays[3]])
-    # In the order of the vector, as all their elements are.
+    # The arrays in the order of the vector. The elements of each are in that order already.
     vectors = [by_kind[entry.kind].reshape(-1).astype(spec.dtype) for entry in spec.layout]
     return ParamArrays.of(vectors, [Piece(number, 0, vector.size) for number, vector in enumerate(vectors)])

@@ -1,24 +1,25 @@
-"""Where XLA's foreign function interface keeps what a handler reads: byte offsets in the structs of its C API.
+"""Byte offsets of what a handler reads in the structs of XLA's foreign function interface, by its C API.
 
-From ``xla/ffi/api/c_api.h``, which jaxlib ships. Fields have been added to the ends of structs since; those here have
-not moved. :mod:`fusedrnn.jax.handler_kernel` compares the sizes that a call carries before it reads.
+They are from ``xla/ffi/api/c_api.h``, which jaxlib ships. Later versions have added fields to the ends of structs, but
+have not moved these. :mod:`fusedrnn.jax.handler_kernel` checks the sizes of the structs of a call before it reads them.
 """
 
 from __future__ import annotations
 
 STRUCT_SIZE, EXTENSION = 0, 8
-"""Every struct begins with its size in the version that wrote it, and the address of an extension."""
+"""Every struct begins with its size, in the version of the library that wrote it, and the address of an extension."""
 
-# XLA_FFI_CallFrame, with XLA_FFI_Args, _Rets and _Attrs inside: numbers of items and addresses of their addresses.
+# XLA_FFI_CallFrame, with XLA_FFI_Args, _Rets and _Attrs inside; each holds a count and the address of an array of
+# addresses.
 FRAME_API, FRAME_STAGE = 16, 32
 NUM_ARGS, ARGS, NUM_RETS, RETS, NUM_ATTRS, ATTR_TYPES, ATTR_NAMES, ATTRS = 56, 72, 96, 112, 136, 144, 152, 160
 MIN_FRAME_SIZE = 168
 
-# XLA_FFI_Extension_Base and XLA_FFI_Metadata_Extension: a call that asks for the version of the handler.
+# XLA_FFI_Extension_Base and XLA_FFI_Metadata_Extension, in a call that asks for the version of the handler.
 EXTENSION_TYPE, METADATA_EXTENSION, EXTENSION_METADATA = 8, 1, 24
 METADATA_MAJOR, METADATA_MINOR, METADATA_TRAITS = 24, 28, 32
 API_VERSION = 0, 1
-"""The oldest version that the handler needs; XLA accepts all up to its own."""
+"""The oldest version that the handler works with; XLA accepts every version up to its own."""
 
 # XLA_FFI_Buffer, XLA_FFI_Scalar, XLA_FFI_ByteSpan.
 BUFFER_DATA, BUFFER_RANK, BUFFER_DIMS, MIN_BUFFER_SIZE = 24, 32, 40, 48

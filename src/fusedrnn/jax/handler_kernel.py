@@ -1,6 +1,6 @@
-"""The machine code that XLA calls: it finds the prepared call for an operation and its shape, and runs it.
+"""The machine code that XLA calls. It finds the prepared call for an operation and its shape, and runs that call.
 
-The calling thread holds no lock of the interpreter. Python is entered only for a shape that is not prepared yet.
+The calling thread does not hold the interpreter's lock. The code calls Python only for a shape that is not prepared.
 """
 
 from __future__ import annotations
@@ -13,25 +13,26 @@ from fusedrnn.jit.struct import Struct
 from fusedrnn.jit.sync import atomic_add, lock, unlock
 
 TABLE = Struct("lock", "first", "num_threads", "prepare", "messages")
-"""The prepared calls of the process: a list, and the lock that is held while it is read or changed.
+"""The prepared calls of the process: a linked list, and the lock that is held while it is read or changed.
 
-``num_threads`` is where the number of threads of calls is. ``prepare`` is a function of (frame, key, rows, columns)
-that adds a call, and returns 0 if it could not. ``messages`` is the address of the addresses of messages, by status.
+``num_threads`` is the address of the number of threads for calls. ``prepare`` is a function of (frame, key, rows,
+columns) that adds a call, and returns 0 if that fails. ``messages`` is the address of an array of addresses of
+messages, by status.
 """
 ENTRY = Struct("next", "key", "rows", "columns", "threads", "users", "run", "call")
-"""A prepared call: which one it is, how many threads run it now, and how to run it: ``run(call, buffers)``.
+"""A prepared call. It holds its key, the number of threads that run it now, and how to run it: ``run(call, buffers)``.
 
-``rows`` and ``columns`` are the first two axes of its first operand: T and N of a network's, or N and T.
+``rows`` and ``columns`` are the first two axes of its first operand; for a network, these are T and N, or N and T.
 """
 NOT_PREPARED, OTHER_VERSION = NO_MEMORY + 2, NO_MEMORY + 3
-"""Beside the statuses of :func:`fusedrnn.engines.cpu.launch.buffer_kernel.emit_run_buffers`, which ``run`` returns."""
+"""After the statuses of :func:`fusedrnn.engines.cpu.launch.buffer_kernel.emit_run_buffers`, which ``run`` returns."""
 MAX_BUFFERS = 64
 
 
 def build_handler() -> Module:
     """The module of ``handler(frame)``, ``set_table(table)``, ``insert(table, entry)`` and ``remove(table, entry)``.
 
-    The handler uses the :data:`TABLE` at the address that ``set_table`` was called with.
+    The handler uses the :data:`TABLE` at the address given to ``set_table``.
     """
     module = Module("jax_handler")
     table = Global(module, "table")
@@ -73,7 +74,7 @@ def _emit_handler(module: Module, table: Global) -> None:
                 with f.forever() as loop:
                     entry.set(f.call(find, table_at, key, rows, columns.get()))
                     f.break_if(loop, entry.get().is_set)
-                    # Meanwhile the number of threads may change, or others may push the call out: then once more.
+                    # Try again if the number of threads changes meanwhile, or other calls displace the new one.
                     prepared = f.call_address(t.prepare, frame, key, rows, columns.get(), returns=I64)
                     f.break_if(loop, prepared.is_zero)
                 status.set(NOT_PREPARED)
@@ -104,7 +105,7 @@ def _write_metadata(f: Function, metadata: Value) -> None:
 
 
 def _is_known_version(f: Function, frame: Value) -> Value:
-    """Whether the structs of the call have at least the fields that are read."""
+    """Whether the structs of the call have at least the fields that the handler reads."""
     known = f.var((f.load(frame + ffi.STRUCT_SIZE) >= ffi.MIN_FRAME_SIZE).zext(I64))
     with f.if_(known.get().is_set):
         x = f.load(f.load(frame + ffi.ARGS))
@@ -146,7 +147,7 @@ def _emit_make_error(module: Module) -> Function:
 
 
 def _emit_find(module: Module) -> Function:
-    """A function of (table, key, rows, columns): the prepared call, with one user more; 0 if there is none."""
+    """A function of (table, key, rows, columns): find the prepared call and add 1 to its users; 0 if there is none."""
     f = Function(module, "find", ["table", "key", "rows", "columns"], returns=True)
     table, key, rows, columns = f.arguments
     t = TABLE.read(f, table)
@@ -178,13 +179,13 @@ def _emit_insert(module: Module) -> None:
 
 
 def _emit_remove(module: Module) -> None:
-    """``remove(table, entry)``: remove a prepared call; returns 1, or 0 if someone runs it now."""
+    """``remove(table, entry)``: remove a prepared call and return 1, or return 0 if a thread runs it now."""
     f = Function(module, "remove", ["table", "entry"], exported=True, returns=True)
     table, entry = f.arguments
     removed = f.var(0)
     lock(f, table)
     with f.if_(ENTRY.read(f, entry).users.is_zero):
-        # The place of the address of the next entry: in the table, or in an entry.
+        # The address of the link to the next entry; the link is in the table or in an entry.
         place = f.var(table + TABLE.offset("first"))
         with f.forever() as loop:
             f.break_if(loop, f.load(place.get()).equals(entry))

@@ -1,4 +1,4 @@
-"""How primitives run: on the CPU as calls of the handler, elsewhere and under transforms as other functions of JAX."""
+"""How primitives run: on the CPU as calls of the handler, elsewhere and under transforms by operations of JAX."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jax.interpreters import batching, mlir
 from fusedrnn.jax.call_table import register
 from fusedrnn.jax.calls import Job, describe
 
-# At import: a function that another process has exported calls the handler too.
+# At import, because a function that another process has exported calls the handler too.
 _lower_to_handler = register()
 
 
@@ -35,9 +35,9 @@ def define(
 
     Args:
         primitive: The primitive.
-        shapes: What it returns, by its operands.
+        shapes: The shapes of its results, from its operands.
         batch: Its rule for ``vmap``.
-        anywhere: The same in operations of JAX, for all devices.
+        anywhere: The same computation in operations of JAX, for all devices.
         multiple_results: Whether it returns a list.
     """
     primitive.multiple_results = multiple_results

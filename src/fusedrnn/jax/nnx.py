@@ -23,14 +23,14 @@ Carry = Any
 
 
 class RNN(nnx.RNN):
-    """``nnx.RNN`` whose cell the fused operator runs for the whole sequence.
+    """``nnx.RNN`` that runs its cell by the fused operator, for the whole sequence.
 
     The constructor, the call, the parameters and the random state are those of ``nnx.RNN``. The operator runs
     ``LSTMCell``, ``OptimizedLSTMCell``, ``GRUCell`` and ``SimpleCell`` that compute in float32 or float64, with
-    activations that :class:`fusedrnn.RNNSpec` has. Everything else runs flax's scan; :attr:`refusal` says why.
+    activations that :class:`fusedrnn.RNNSpec` has. All other cells run by flax's scan; :attr:`refusal` says why.
 
-    With ``seq_lengths`` two things differ from ``nnx.RNN``: outputs behind the end of a sequence are zero, and a
-    sequence of length 0 has its initial carry as the final one.
+    With ``seq_lengths`` two things differ from ``nnx.RNN``: outputs after the end of a sequence are zero, and the final
+    carry of a sequence of length 0 is its initial carry.
 
     Example:
         >>> import jax.numpy as jnp
@@ -43,7 +43,7 @@ class RNN(nnx.RNN):
 
     @property
     def refusal(self) -> str:
-        """Why calls run flax's scan, whatever the input is; empty if they run the operator."""
+        """Why calls run flax's scan with any input; empty if they run the operator."""
         return refusal(self)
 
     def __call__(
@@ -62,7 +62,7 @@ class RNN(nnx.RNN):
 
         Args:
             inputs: (..., T, I), or (T, ..., I) if time-major; the dots stand for any number of axes.
-            initial_carry: What the cell's ``initialize_carry`` returns, which is the default.
+            initial_carry: A carry such as the cell's ``initialize_carry`` returns, which is the default.
             seq_lengths: The valid steps of each sequence, integers from 0 to T of the shape of the batch axes.
             return_carry: Whether to return the final carry too.
             time_major: Whether the first axis is the time.
@@ -71,8 +71,8 @@ class RNN(nnx.RNN):
             rngs: Random numbers for the initial carry.
 
         Returns:
-            The output, (..., T, H) or (T, ..., H), or the final carry and the output. None among the last options
-            stands for the option of the constructor.
+            The output, (..., T, H) or (T, ..., H), or the final carry and the output. None for one of the options from
+            ``return_carry`` to ``keep_order`` stands for the constructor's.
         """
         return_carry = self.return_carry if return_carry is None else return_carry
         time_major = self.time_major if time_major is None else time_major
@@ -98,13 +98,13 @@ class RNN(nnx.RNN):
 class Bidirectional(nnx.Bidirectional):
     """``nnx.Bidirectional`` that runs both directions in one call of the fused operator.
 
-    It does so if both directions are of the class ``nnx.RNN`` or ours, and have cells that the operator runs, of one
-    class, size and dtype. Otherwise each runs by itself; :attr:`refusal` says why.
+    It does so if both directions are of the class ``nnx.RNN`` or ours, and have cells that the operator runs, of the
+    same class, size and dtype. Otherwise each direction runs by itself; :attr:`refusal` says why.
     """
 
     @property
     def refusal(self) -> str:
-        """Why the directions run one after the other, whatever the input is; empty if one call runs both."""
+        """Why the directions run one after the other with any input; empty if one call runs both."""
         return refusal_of_pair(self)
 
     def __call__(
@@ -123,13 +123,13 @@ class Bidirectional(nnx.Bidirectional):
 
         Args:
             inputs: (..., T, I), or (T, ..., I) if time-major.
-            initial_carry: That of each direction.
+            initial_carry: The initial carry of each direction.
             rngs: Random numbers for the initial carries.
             seq_lengths: The valid steps of each sequence.
             return_carry: Whether to return the final carries too.
             time_major: Whether the first axis is the time.
             reverse: Has no effect, as in flax.
-            keep_order: Likewise.
+            keep_order: Has no effect, as in flax.
 
         Returns:
             The merged output, or the final carry of each direction and the merged output.
@@ -177,7 +177,7 @@ def refusal_of_pair(layer: Any) -> str:
 
 
 def refusal(layer: Any) -> str:
-    """Why the operator does not run a layer of the class ``nnx.RNN``, whatever the input is; empty if it does."""
+    """Why the operator does not run a layer of the class ``nnx.RNN`` with any input; empty if it runs it."""
     if layer.broadcast_rngs is not None:
         return "it splits random numbers for its cell (broadcast_rngs)"
     if any(axes not in (None, nnx.Carry) for axes in layer.state_axes.values()):
@@ -186,7 +186,7 @@ def refusal(layer: Any) -> str:
 
 
 def _initial_carry(layer: Any, inputs: Array, time_major: bool, rngs: Any) -> Carry:
-    """The carry that ``nnx.RNN`` begins with; takes the same random numbers."""
+    """The carry with which ``nnx.RNN`` begins, from the same random numbers."""
     rngs = layer.rngs if rngs is None else rngs
     if isinstance(rngs, nnx.Rngs):
         rngs = rngs.carry.fork()
@@ -202,7 +202,7 @@ def fused_call(
     time_major: bool,
     reverse: bool,
 ) -> tuple[list[Carry], Array] | None:
-    """Run the operator with a cell for each direction; None if flax is to run, or to say what is wrong.
+    """Run the operator with a cell for each direction; None if flax is to run, or to raise its error.
 
     Returns:
         The final carry of each direction, and the output of both, in the order of the input.
@@ -210,7 +210,7 @@ def fused_call(
     if inputs.ndim < 2 or 0 in inputs.shape or inputs.shape[-1] != cells[0].in_features:
         return None
     if inputs.shape[0 if time_major else -2] == 1 and isinstance(inputs, jax.core.Tracer):
-        return None  # in a graph, seeing whether the parameters have changed takes as long as a step
+        return None  # in a graph, the check whether the parameters have changed takes as long as a step
     states = [_states(cell, carry) for cell, carry in zip(cells, carries, strict=True)]
     batch_dims = inputs.shape[1:-1] if time_major else inputs.shape[:-2]
     shape = (*batch_dims, cells[0].hidden_features)

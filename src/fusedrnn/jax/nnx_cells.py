@@ -31,19 +31,19 @@ ACTIVATIONS: dict[Callable[..., Any], Activation] = {
     jax.nn.soft_sign: Activation("softsign"),
     jax.nn.softplus: Activation("softplus"),
 }
-"""JAX's functions, which flax exports too, and the activations that they are."""
+"""The activations that JAX's functions compute. Flax exports the same functions."""
 
 
 @dataclass(frozen=True)
 class CellForm:
-    """Where a cell of flax has what a spec describes.
+    """The attributes of a cell of flax that hold what a spec describes.
 
     Attributes:
-        mode: The mode; that of a simple cell depends on its activation.
-        inputs: Its linear layers of the input, in the order of the gates.
-        recurrent: Those of the state.
-        bias_is_recurrent: Whether the layers of the state have the biases; else those of the input.
-        functions: Its attributes that are the spec's activations.
+        mode: The mode of the spec; for a simple cell, it depends on the activation.
+        inputs: The linear layers that read the input, in the order of the gates.
+        recurrent: The linear layers that read the state, likewise.
+        bias_is_recurrent: Whether the recurrent layers have the biases; else those of the input have them.
+        functions: The attributes that hold the activations.
     """
 
     mode: str
@@ -64,7 +64,7 @@ _NAMES = ", ".join(cls.__name__ for cls in FORMS)
 
 
 def refusal(cell: Any) -> str:
-    """Why the operator does not run a cell, whatever it is called with; empty if it does."""
+    """Why the operator does not run a cell with any arguments; empty if it runs it."""
     form = FORMS.get(type(cell))
     if form is None:
         base = next((cls.__name__ for cls in FORMS if isinstance(cell, cls)), "")
@@ -80,7 +80,7 @@ def refusal(cell: Any) -> str:
 
 
 def _refused_linear(form: CellForm, cell: Any) -> str:
-    """Why the operator does not compute a linear layer of a cell; empty if it computes all."""
+    """Why the operator does not compute some linear layer of a cell; empty if it computes all."""
     for name, is_recurrent in _linears(form):
         linear = getattr(cell, name)
         if type(linear) is not nnx.Linear:
@@ -90,7 +90,7 @@ def _refused_linear(form: CellForm, cell: Any) -> str:
         unchanged = is_plain and linear.precision is None and linear.preferred_element_type is None
         if not unchanged or has_bias != (linear.bias is not None):
             return f"its cell's {name} is not the linear layer that flax makes there by default"
-        # Of a model without numbers too, from nnx.eval_shape.
+        # This also works for a model from nnx.eval_shape, whose parameters have no values.
         dtype = jnp.dtype(linear.kernel.get_value().dtype if linear.dtype is None else linear.dtype).name
         if dtype not in DTYPES:
             return f"its cell computes in {dtype}, with sums rounded to it; the operator has {' and '.join(DTYPES)}"
@@ -98,7 +98,7 @@ def _refused_linear(form: CellForm, cell: Any) -> str:
 
 
 def _linears(form: CellForm) -> Iterator[tuple[str, bool]]:
-    """The names of the linear layers, and whether they are of the state: in the order of their arrays."""
+    """The names of the linear layers, and whether each reads the state, in the order of their arrays."""
     yield from ((name, False) for name in form.inputs)
     yield from ((name, True) for name in form.recurrent)
 
@@ -111,7 +111,7 @@ def _activation(function: Any) -> Activation | None:
 
 
 def spec_of(cell: Any, dtype: str, *, reverse: bool = False, bidirectional: bool = False) -> RNNSpec:
-    """The network of one layer of a cell that the operator has."""
+    """The spec of one layer of a cell that the operator supports."""
     functions = tuple(ACTIVATIONS[getattr(cell, name)] for name in FORMS[type(cell)].functions)
     mode = FORMS[type(cell)].mode
     return _spec(mode, cell.in_features, cell.hidden_features, dtype, functions, reverse, bidirectional)
@@ -129,10 +129,10 @@ def _spec(
 
 
 def dtype_of(cell: Any, inputs: Array, states: Sequence[Array]) -> str | None:
-    """The dtype in which a cell computes, as flax's rules say; None if it is not the same everywhere or not ours.
+    """The dtype in which a cell computes by flax's rules; None if it is not the same everywhere or not supported.
 
     Args:
-        cell: One that the operator has.
+        cell: A cell that the operator supports.
         inputs: The input.
         states: The states before the first step, h first.
     """
@@ -149,7 +149,7 @@ def dtype_of(cell: Any, inputs: Array, states: Sequence[Array]) -> str | None:
 
 
 def has_its_sizes(cell: Any) -> bool:
-    """Whether the parameters have the shapes that the cell's sizes say; a mapped cell, seen outside, has others."""
+    """Whether the parameters' shapes match the cell's sizes; outside its ``vmap``, a mapped cell has other shapes."""
     form, I, H = FORMS[type(cell)], cell.in_features, cell.hidden_features
     for name, is_recurrent in _linears(form):
         linear = getattr(cell, name)
@@ -170,7 +170,7 @@ def _arrays_of(linear: Any) -> list[Array]:
 
 
 def params_of(spec: RNNSpec, cells: Sequence[Any]) -> ParamArrays:
-    """The parameters of the cells of a layer, one for each direction, all of one class."""
+    """The parameters of the cells of a layer, one cell for each direction, all of the same class."""
     form = FORMS[type(cells[0])]
     arrays: list[Array] = []
     numbers: list[dict[Kind, list[int]]] = []

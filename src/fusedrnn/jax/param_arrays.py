@@ -21,13 +21,13 @@ flatten_p, unflatten_p = map(Primitive, ("fusedrnn_flatten", "fusedrnn_unflatten
 
 
 class ParamArrays(NamedTuple):
-    """The parameters of a network as arrays of another layout, which :func:`fusedrnn.jax.rnn` takes for a vector.
+    """The parameters of a network as arrays of another layout; :func:`fusedrnn.jax.rnn` takes them instead of a vector.
 
-    The vector is made where packed weights are, and only if the content of the arrays has changed.
+    The vector is made together with packed weights, and only if the content of the arrays has changed.
 
     Attributes:
-        arrays: All of the dtype of the network.
-        layout: How the vector lies in them; None if the only array is the vector.
+        arrays: The arrays, all of the dtype of the network.
+        layout: The layout of the vector in the arrays; None if the only array is the vector.
     """
 
     arrays: tuple[Array, ...]
@@ -35,7 +35,7 @@ class ParamArrays(NamedTuple):
 
     @classmethod
     def of(cls, arrays: Sequence[Array], pieces: Sequence[Piece]) -> ParamArrays:
-        """The arrays, and which columns of them follow one another in the vector."""
+        """Make it from arrays and the pieces of them that follow one another in the vector."""
         return cls(tuple(arrays), ArrayLayout(tuple(array.shape for array in arrays), tuple(pieces)))
 
 

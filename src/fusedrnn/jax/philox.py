@@ -13,7 +13,7 @@ Array = Any
 
 
 def input_mask(seed: Array, p: float, layer: int, steps: int, batch: int, size: int) -> Array:
-    """:func:`fusedrnn.dropout.mask` for the input of a layer; ``seed`` has its low and its high word, uint32 (2,)."""
+    """:func:`fusedrnn.dropout.mask` for the input of a layer; ``seed`` is its low and its high word, uint32 (2,)."""
     time = jnp.arange(steps, dtype=jnp.uint32)[:, None, None]
     return _mask(seed, p, time, dropout.input_stream(layer), batch, size)
 
@@ -50,7 +50,7 @@ def _philox(counter: Sequence[Array], key: Sequence[Array]) -> tuple[Array, ...]
 
 
 def _multiply(words: Array, factor: int) -> tuple[Array, Array]:
-    """The high and the low words of the products, by halves: JAX has no integers of 64 bits unless asked for."""
+    """The high and the low words of the products, computed by halves: JAX has 64-bit integers only on request."""
     half, low = jnp.uint32(16), jnp.uint32(0xFFFF)
     word_high, word_low = words >> half, words & low
     factor_high, factor_low = jnp.uint32(factor >> 16), jnp.uint32(factor & 0xFFFF)

@@ -127,7 +127,7 @@ def _lower_backward(ctx: Any, *operands: Any, call: Call, needs: Needs) -> Any:
 
 @jax.tree_util.register_static
 class _Static:
-    """A value among residuals that is no array."""
+    """A value among the residuals that is not an array."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -141,14 +141,14 @@ class _Static:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _differentiable(call: Call, *operands: Array) -> Any:
-    # Only training draws random numbers; it cannot do without a reserve.
+    # Only training draws random numbers, and training always makes a reserve.
     drops = "seed" in call.options
     results = forward_p.bind(*operands, call=call, saves=drops)
     return results[:-1] if drops else results
 
 
 def _save(call: Call, *operands: Any) -> tuple[list[Array], Any]:
-    """Forward, and what backward needs; operands come with whether a gradient of theirs is needed."""
+    """Forward, and what backward needs. Each operand comes with a flag that tells whether its gradient is needed."""
     if not call.spec.is_trainable:
         raise NotImplementedError(f"compute={call.spec.compute!r} is for inference: it has no gradients")
     values = [operand.value for operand in operands]
@@ -228,7 +228,7 @@ def _jvp(primals: Sequence[Array], tangents: Sequence[Any], *, call: Call) -> tu
 def _jvp_forward(
     primals: Sequence[Array], tangents: Sequence[Any], *, call: Call, saves: bool
 ) -> tuple[list[Array], list[Any]]:
-    """The derivative of a forward call inside the derivative of another: that of its results, none of the reserve."""
+    """The derivative of a forward call inside another derivative: of its results, but not of its reserve."""
     results, dresults = _jvp(primals, tangents, call=call)
     if not saves:
         return results, dresults

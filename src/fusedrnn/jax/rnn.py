@@ -33,32 +33,32 @@ def rnn(
 ) -> tuple[Array, tuple[Array, ...]]:
     """Run a recurrent network on a batch of sequences.
 
-    It may be jitted, differentiated in reverse mode any number of times with respect to ``params``, ``x`` and
-    ``states``, mapped by ``vmap``, scanned, and exported. On the CPU it runs fusedrnn's kernels, without the
-    interpreter; on other devices a scan of the same cell. The kernels use the threads that
+    It may be jitted, mapped by ``vmap``, scanned and exported. It may be differentiated in reverse mode any number of
+    times, with respect to ``params``, ``x`` and ``states``. On the CPU it runs fusedrnn's kernels, without the
+    interpreter; on other devices it runs a scan of the same cell. The kernels use the threads that
     :func:`fusedrnn.set_num_threads` allows at the time of the call.
 
     Args:
-        spec: The network. It is static: a function that is jitted closes over it.
-        params: The flat parameter vector, of ``spec.dtype`` (``spec.layout.size``,); or the arrays of a framework that
-            it consists of, as layers pass them.
+        spec: The network. It is static: a jitted function must close over it.
+        params: The flat parameter vector (``spec.layout.size``,) of ``spec.dtype``; or the arrays of a framework that
+            make up the vector, as layers pass them.
         x: Input (T, N, I), or (N, T, I) if ``batch_first``, T and N at least 1, of ``spec.dtype``.
         states: The initial states, each (L·D, N, size), as in :meth:`RNNOp.forward`; None for zeros.
         lengths: The valid steps of each sequence, integers (N,) from 0 to T; None for T everywhere. The output is zero
-            behind them.
-        resets: Where sequences begin anew, bools (T, N), or (N, T) if ``batch_first``: at such a step the states
-            become zero first.
-        key: A random key of JAX. With it, elements are dropped as ``spec.dropout`` and masks inside the cell say;
-            without it nothing is, as in inference.
-        batch_first: Whether the batch is the first axis of input, output and resets. No array is transposed for it.
+            after these.
+        resets: Where sequences begin anew, bools (T, N), or (N, T) if ``batch_first``: the states become zero before
+            such a step.
+        key: A random key of JAX. With a key, elements are dropped by ``spec.dropout`` and by the masks inside the cell;
+            without one, nothing is dropped, as in inference.
+        batch_first: Whether the batch is the first axis of input, output and resets. This needs no transposition.
 
     Returns:
         The output (T, N, D·S), or (N, T, D·S) if ``batch_first``, and the final states as a tuple, each (L·D, N, size).
 
     Raises:
-        TypeError: Naming the argument, what was given and what was expected.
-        ValueError: Likewise.
-        NotImplementedError: If gradients are asked of a format for inference, such as int8, or that runs on a device
+        TypeError: If an argument has the wrong type; the message names it, what was given and what was expected.
+        ValueError: If an argument has the wrong shape or value; the message is of the same form.
+        NotImplementedError: If a format that is for inference, such as int8, is to give gradients or to run on a device
             other than the CPU.
 
     Example:
@@ -98,7 +98,7 @@ def rnn(
 
 @lru_cache(maxsize=256)
 def _without_masks(spec: RNNSpec) -> RNNSpec:
-    """The network in inference: it drops nothing, and has the expectations of its cell's masks."""
+    """The network in inference: it drops nothing, and its cell's masks are their expectations."""
     mode = spec.mode.expectation if isinstance(spec.mode, UserCell) else spec.mode
     return replace(spec, mode=mode, dropout=0.0, input_dropout=0.0)
 
@@ -123,7 +123,7 @@ def _array(name: str, value: Any, dtype: np.dtype[Any], shape: Sequence[int | No
 
 
 def _states(spec: RNNSpec, states: Any, batch: Any, dtype: np.dtype[Any]) -> list[Array]:
-    """The initial states, all of them; none if all are zeros."""
+    """The initial states; either all of them, or none if all are zeros."""
     names, shapes = spec.state_names, spec.state_shape(batch)
     if states is None:
         return []
@@ -148,7 +148,7 @@ def _lengths(lengths: Any, batch: Any, steps: Any) -> list[Array]:
     if array.shape != (batch,):
         raise ValueError(f"lengths must have shape ({batch},); got {array.shape}")
     if not isinstance(array, jax.core.Tracer):
-        values = np.asarray(array)  # operations of JAX on a constant are traced inside of jit
+        values = np.asarray(array)  # with NumPy, because inside of jit, JAX traces operations even on a constant
         if not ((values >= 0) & (values <= steps)).all():
             raise ValueError(f"each of lengths must be from 0 to {steps}; got {values}")
     return [array.astype(jnp.int32)]

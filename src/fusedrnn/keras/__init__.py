@@ -2,7 +2,7 @@
 
 ``from fusedrnn.keras import LSTM`` replaces ``keras.layers.LSTM``; :func:`accelerate` replaces the layers of an
 existing model. Keras must run on PyTorch or JAX. What the operator does not support (other activations, dropout of
-states, other devices) runs Keras's own loop.
+states, other devices) runs by Keras's own loop.
 """
 
 try:

@@ -26,14 +26,14 @@ class Backend(Protocol):
             spec: The network.
             x: The input (T, N, I).
             states: The initial states, each (D, N, H).
-            parameters: Those of each direction.
-            lengths: Steps of each sequence, integers (N,); None for T everywhere.
+            parameters: The parameters of each direction.
+            lengths: Valid steps of each sequence, integers (N,); None for T everywhere.
         """
 
     def padding_of(self, mask: Any) -> bool | None:
-        """Whether masked steps are all behind the others; None if the mask leaves out none.
+        """Whether all masked steps come after the others; None if no step is masked.
 
-        A mask whose values are not known, because a graph is being traced, may have them anywhere.
+        While a graph is traced, the values of the mask are not known, and masked steps may be anywhere.
 
         Args:
             mask: Bools (T, N).
@@ -50,8 +50,8 @@ BACKEND: Backend | None = _loaded()
 
 
 def carries_initial_output(unroll: bool) -> bool:
-    """Whether a masked step that precedes all others has the initial state as its output, and not zeros.
+    """Whether the output of masked steps at the beginning is the initial state rather than zeros.
 
-    Keras on JAX takes the state, but not where it unrolls the loop.
+    Keras on JAX takes the initial state, except where it unrolls the loop.
     """
     return bool(keras.backend.backend() == "jax" and not unroll)

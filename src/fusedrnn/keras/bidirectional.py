@@ -23,8 +23,8 @@ _MERGES = {
 class Bidirectional(keras.layers.Bidirectional):
     """:class:`keras.layers.Bidirectional` on the fused operator: constructor, weights and results are Keras's.
 
-    Two layers of ours that differ in direction only run in one call of the operator. Otherwise each direction runs as
-    its own layer does.
+    Two of our layers that differ only in their direction run in one call of the operator. Otherwise each direction runs
+    as its own layer does.
 
     Example:
         >>> layer = Bidirectional(LSTM(16, return_sequences=True))
@@ -63,7 +63,7 @@ def differ_in_direction_only(layer: Any) -> bool:
 
 
 def _run(layer: Bidirectional, sequences: Any, initial_state: Any, mask: Any, training: Any) -> Any:
-    """The results of a call; None if each direction is to run by itself."""
+    """The results of one call of the operator; None if each direction is to run by itself."""
     backend, forward, backward = backends.BACKEND, layer.forward_layer, layer.backward_layer
     if backend is None or not differ_in_direction_only(layer) or not can_read(forward, sequences, mask):
         return None
@@ -106,7 +106,7 @@ def _merged(mode: str | None, forward: Any, backward: Any) -> Any:
 
 
 def _initial_states(layer: Bidirectional, initial_state: Any, x: Any) -> list[Any] | None:
-    """The initial states, each (2, N, H); None if there are others than the cells have."""
+    """The initial states, each (2, N, H); None if their number or shape does not fit the cells."""
     cell, batch = layer.forward_layer.cell, x.shape[1]
     count = len(cell.state_size) if isinstance(cell.state_size, NESTED) else 1
     if initial_state is None:

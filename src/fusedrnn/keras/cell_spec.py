@@ -1,4 +1,4 @@
-"""What a Keras cell is in the operator's terms: its spec, or why it has none."""
+"""The spec of a Keras cell, or the reason why it has none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fusedrnn.cell.activations import Activation
 from fusedrnn.spec import RNNSpec
 
 _MODES = {keras.layers.LSTMCell: "lstm", keras.layers.GRUCell: "gru", keras.layers.SimpleRNNCell: "rnn_tanh"}
-"""The cells, and the mode of each with its default activations."""
+"""Keras's cells, with the mode and the default activations of each."""
 ACTIVATIONS = {
     keras.activations.tanh: Activation("tanh"),
     keras.activations.sigmoid: Activation("sigmoid"),
@@ -24,11 +24,11 @@ ACTIVATIONS = {
     keras.activations.elu: Activation("elu"),
     keras.activations.leaky_relu: Activation("leaky_relu", 0.2),
 }
-"""Keras's functions with their default arguments, and ours."""
+"""Our activations for Keras's functions with their default arguments."""
 FORMATS = {"float32": ("float32", None), "float64": ("float64", None), "bfloat16": ("float32", "bfloat16")}
 """The dtype and the format of GEMM operands for each dtype in which a Keras layer computes."""
 _GRU_ORDER = (1, 0, 2)
-"""Keras's index of each gate r z n of ours, which is also our index of each gate z r h of Keras's."""
+"""Keras's index of each of our gates r z n. It is also our index of each of Keras's gates z r h."""
 
 
 def cells_of(cell: Any) -> Sequence[Any]:
@@ -37,7 +37,7 @@ def cells_of(cell: Any) -> Sequence[Any]:
 
 
 def refusal(cell: Any) -> str:
-    """Why the operator does not run a cell, or one of a stack; empty if it does."""
+    """Why the operator does not run a cell, or a cell of a stack; empty if it runs it."""
     cells = cells_of(cell)
     if len(cells) == 1 and cells[0] is not cell:
         return "its cell is a stack of one, whose states Keras nests in a way of their own"
@@ -54,21 +54,21 @@ def refusal(cell: Any) -> str:
 
 
 def note(cell: Any) -> str:
-    """What part of training a supported cell leaves to Keras; empty for none."""
+    """The part of training that Keras runs for a supported cell; empty for none."""
     if any(each.recurrent_dropout > 0 for each in cells_of(cell)):
         return "with recurrent_dropout training runs Keras's own loop"
     return ""
 
 
 def draws_masks_of_ours(cell: Any) -> bool:
-    """Whether the dropout of a cell in training is one mask of the input, which can be applied before the operator."""
+    """Whether dropout of a cell in training is a single mask of the input, which can be applied before the operator."""
     return bool(cell.recurrent_dropout == 0 and cell.dropout < 1 and getattr(cell, "implementation", 2) != 1)
 
 
 def spec_of(cell: Any, compute_dtype: str, bidirectional: bool = False) -> RNNSpec:
     """The spec of a built cell that has no :func:`refusal`, for tensors of that dtype.
 
-    It has two biases; those that a Keras cell lacks are zeros.
+    The spec has two biases; a bias that the Keras cell lacks is zero.
     """
     names = ("recurrent_activation", "activation", "activation") if hasattr(cell, "unit_forget_bias") else (
         ("recurrent_activation", "activation") if hasattr(cell, "reset_after") else ("activation",)

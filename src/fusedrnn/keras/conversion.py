@@ -20,27 +20,27 @@ OURS: dict[type, type] = {
     keras.layers.SimpleRNN: SimpleRNN,
     keras.layers.Bidirectional: Bidirectional,
 }
-"""Keras's classes, and ours."""
+"""From Keras's classes to ours."""
 KERASS = {ours: theirs for theirs, ours in OURS.items()}
-"""Our classes, and Keras's."""
+"""From our classes to Keras's."""
 
 
 def accelerate(model: Any) -> Report:
     """Make every recurrent layer of a model run on the fused operator, in place.
 
     Layers of Keras's five classes become ours by a change of their class: the layers, their weights and the state of
-    the optimizer stay the same objects. Other layers stay unchanged; the report gives the reason. Functions that Keras
-    has compiled for ``fit``, ``evaluate`` and ``predict`` of the model are made anew at their next call. A second call
+    the optimizer stay the same objects. Other recurrent layers stay unchanged; the report gives the reason. Keras
+    compiles the model's functions for ``fit``, ``evaluate`` and ``predict`` again at their next call. A second call
     changes nothing.
 
     Args:
         model: A Keras model or layer, which may be recurrent itself.
 
     Returns:
-        What was replaced, with a note where a part of the calls still runs Keras's own loop, and what was left.
+        What was replaced, with a note where some calls still run Keras's own loop, and what was left unchanged.
 
     Raises:
-        TypeError: ``model`` is no Keras layer.
+        TypeError: If ``model`` is no Keras layer.
 
     Example:
         >>> model = keras.Sequential([keras.Input((30, 5)), keras.layers.LSTM(16)])
@@ -52,16 +52,16 @@ def accelerate(model: Any) -> Report:
 
 
 def restore(model: Any) -> Report:
-    """Make every recurrent layer of ours in a model Keras's again, in place: undo :func:`accelerate`.
+    """Undo :func:`accelerate`: turn our recurrent layers of a model into Keras's again, in place.
 
     Args:
         model: A Keras model or layer; layers from our own constructors become Keras's as well.
 
     Returns:
-        What was replaced; subclasses of ours are left.
+        What was replaced. Subclasses of our layers stay unchanged.
 
     Raises:
-        TypeError: ``model`` is no Keras layer.
+        TypeError: If ``model`` is no Keras layer.
     """
     return _convert_all(model, KERASS)
 
@@ -79,7 +79,7 @@ def _convert_all(model: Any, classes: dict[type, type]) -> Report:
 
 
 def _named_layers(model: Any) -> Iterator[tuple[str, Any]]:
-    """Every layer of a model once, with the names on the way to it; that of the model itself is empty."""
+    """Every layer of a model once, with its path of names; the path of the model itself is empty."""
     remaining, seen = [("", model)], set()
     while remaining:
         name, layer = remaining.pop()
@@ -102,7 +102,7 @@ def _convert(layer: Any, name: str, classes: dict[type, type]) -> LayerReport | 
     reason = "" if classes is KERASS else _why_unsupported(layer, is_wrapper)
     if reason:
         return LayerReport(name, former.__name__, reason)
-    # Keras tracks what it sees set, and a class is nothing to track.
+    # Keras tracks attributes that are set by its own __setattr__, and must not track a class.
     object.__setattr__(layer, "__class__", cls)
     return LayerReport(name, former.__name__, note="" if is_wrapper or classes is KERASS else note(layer.cell))
 
@@ -114,7 +114,7 @@ def _why_unsupported(layer: Any, is_wrapper: bool) -> str:
     if is_wrapper:
         return ""
     if layer.cell.compute_dtype != layer.compute_dtype:
-        return f"its cell computes in {layer.cell.compute_dtype}, and it in {layer.compute_dtype}"
+        return f"its cell computes in {layer.cell.compute_dtype}, but the layer in {layer.compute_dtype}"
     return refusal(layer.cell)
 
 

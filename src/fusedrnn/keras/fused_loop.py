@@ -1,4 +1,4 @@
-"""The loop of a Keras layer over the steps of its input, on the fused operator."""
+"""The loop of a Keras layer over the steps of its input, run by the fused operator."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NESTED = list, tuple
 class FusedLoop:
     """A mixin for :class:`keras.layers.RNN` and its subclasses.
 
-    A call that the operator does not support runs the loop of the class behind it.
+    A call that the operator does not support runs the loop of the next class in the method resolution order.
     """
 
     activity_regularizer: Any
@@ -32,7 +32,7 @@ class FusedLoop:
     zero_output_for_mask: bool
 
     def inner_loop(self, sequences: Any, initial_state: Any, mask: Any, training: Any = False) -> Any:
-        """The last output (N, H), the output of each step and the final states, as Keras's ``inner_loop``."""
+        """The last output (N, H), the output of each step and the final states, like Keras's ``inner_loop``."""
         results = _run(self, sequences, initial_state, mask, training)
         if results is not None:
             return results
@@ -67,7 +67,7 @@ def _run(layer: FusedLoop, sequences: Any, initial_state: Any, mask: Any, traini
 
 
 def can_read(layer: Any, sequences: Any, mask: Any) -> bool:
-    """Whether the operator takes input and a mask of these shapes."""
+    """Whether the operator supports an input and a mask of these shapes."""
     shape = () if isinstance(sequences, (dict, *NESTED)) else tuple(sequences.shape)
     if len(shape) != 3 or None in shape or 0 in shape:
         return False
@@ -77,7 +77,7 @@ def can_read(layer: Any, sequences: Any, mask: Any) -> bool:
 
 
 def first_of(mask: Any) -> Any:
-    """The mask of the input, where Keras passes one for each state too."""
+    """The mask of the input. Keras may pass a list that also has a mask for each state."""
     return mask[0] if isinstance(mask, NESTED) else mask
 
 
@@ -91,7 +91,7 @@ def _can_run(layer: FusedLoop, cells: Any, training: Any) -> bool:
 
 
 def read_steps(backend: Backend, layer: Any, sequences: Any, mask: Any) -> tuple[Any, MaskedSteps | None]:
-    """The input (T, N, I) in the order in which a layer reads it, and what its mask leaves out."""
+    """The input (T, N, I) in the order in which a layer reads it, and its masked steps, None if there are none."""
     mask = first_of(mask)
     x = sequences.swapaxes(0, 1)
     mask = None if mask is None else ops.cast(ops.swapaxes(mask, 0, 1), "bool")
@@ -118,14 +118,14 @@ def _flat_states(initial_state: Any, cells: Any, batch: int) -> list[list[Any]] 
 
 
 def _as_nested(final: list[list[Any]], initial_state: Any) -> Any:
-    """The final states as the initial ones are nested."""
+    """The final states, nested as the initial states are."""
     if len(final) == 1:
         return final[0]
     return [own if isinstance(before, NESTED) else own[0] for own, before in zip(final, initial_state, strict=True)]
 
 
 def _outputs(layer: FusedLoop, steps: MaskedSteps | None, y: Any, h: Any, before: Any) -> tuple[Any, Any]:
-    """The output of the last step (N, H), and of all (N, T, H) if the layer returns them."""
+    """The output of the last step (N, H), and the outputs of all steps (N, T, H) if the layer returns them."""
     if steps is None:
         return h, y.swapaxes(0, 1) if layer.return_sequences else h
     last = steps.last_output(h, before, layer.zero_output_for_mask)

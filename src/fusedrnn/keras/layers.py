@@ -10,7 +10,7 @@ from fusedrnn.keras.fused_loop import FusedLoop
 class RNN(FusedLoop, keras.layers.RNN):
     """:class:`keras.layers.RNN` on the fused operator, for Keras's three cells and for stacks of them.
 
-    The constructor, the weights and the results are Keras's. With other cells it is Keras's layer.
+    The constructor, the weights and the results are Keras's. With other cells it runs as Keras's layer.
 
     Example:
         >>> layer = RNN([keras.layers.GRUCell(16), keras.layers.GRUCell(8)], return_sequences=True)

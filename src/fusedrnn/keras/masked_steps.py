@@ -1,9 +1,9 @@
-"""The steps that a mask leaves: moved to the front for the operator, and their outputs moved back.
+"""Steps that are not masked: moved to the front for the operator, and their outputs moved back.
 
-At a masked step Keras carries the states over. That is what the operator does behind the length of a sequence, so that
-a batch with any mask is one of right-padded sequences whose masked steps have been moved behind the others.
+At a masked step Keras keeps the states. The operator does the same in the padding after the end of a sequence. So a
+batch with any mask is a batch of right-padded sequences, once masked steps have been moved behind the others.
 
-Everything is in the order in which the layer reads the steps: reversed with ``go_backwards``.
+All steps here are in the order in which the layer reads them: reversed with ``go_backwards``.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from keras import ops
 
 
 class MaskedSteps:
-    """A mask and what follows from it.
+    """A mask, with the operations that it requires.
 
     Args:
         mask: Bools (T, N), False for steps to leave out.
-        is_padding: Whether masked steps are known to be behind the others.
+        is_padding: Whether all masked steps are known to come after the others.
 
     Attributes:
-        lengths: The steps that are left of each sequence, integers (N,).
+        lengths: The number of steps of each sequence that are not masked, integers (N,).
     """
 
     def __init__(self, mask: Any, is_padding: bool) -> None:
@@ -37,12 +37,12 @@ class MaskedSteps:
         return _steps_of(x, ops.argsort(keys, axis=0))
 
     def outputs(self, y: Any, before: Any, are_zero: bool) -> Any:
-        """The output (T, N, H) of every step, from that of the steps at the front.
+        """The output (T, N, H) of every step, from the output of the operator.
 
         Args:
-            y: The output of the operator, zero behind the lengths.
-            before: What masked steps have that precede all others, (N, H); None for zeros.
-            are_zero: Whether all masked steps have zeros, else what the step before them has.
+            y: The output of the operator, zero in the padding.
+            before: The output of masked steps that precede all others, (N, H); None for zeros.
+            are_zero: Whether the output of masked steps is zero; else it is that of the last step that is not masked.
         """
         if are_zero and self._is_padding:
             return y

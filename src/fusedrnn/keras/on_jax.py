@@ -29,11 +29,11 @@ def run(
     if jax.default_backend() != "cpu":
         return None
     if len(x) == 1 and isinstance(x, jax.core.Tracer):
-        return None  # in a graph, seeing whether the parameters have changed takes as long as a step
+        return None  # in a graph, the check whether the parameters have changed takes as long as a step
     spec = _available(spec, jax.dtypes.canonicalize_dtype(spec.dtype).name)
     x_spec, *initial = [operand.astype(spec.dtype) for operand in (x, *states)]
     params = _params(spec, parameters)
-    # Keras's arrays are (N, T, features): in a graph XLA removes what transposes them to and fro.
+    # Keras's arrays are (N, T, features). In a graph, XLA removes the two transpositions, which cancel.
     y, final = rnn(spec, params, x_spec.swapaxes(0, 1), tuple(initial), lengths, batch_first=True)
     y = y.swapaxes(0, 1)
     dtype = parameters[0].kernel.dtype
@@ -42,7 +42,7 @@ def run(
 
 @lru_cache(maxsize=256)
 def _available(spec: RNNSpec, dtype: str) -> RNNSpec:
-    """The spec in the dtype that arrays have: without jax_enable_x64 JAX makes float32 of float64, as Keras does."""
+    """The spec in the dtype of arrays: without jax_enable_x64, JAX turns float64 into float32, as Keras does."""
     return replace(spec, dtype=dtype)
 
 

@@ -22,10 +22,10 @@ from fusedrnn.torch.weight_copies import WeightCopies
 Order = tuple[int, ...]
 
 _ONE_STEP = "lstm", "gru"
-"""Keras has functions for these, which take as long for a single step as it takes to see that no weight has changed."""
+"""Keras has functions for these. For a single step, they take as long as the check whether a weight has changed."""
 
 
-# torch.compile takes the spec as it is, and does not trace how it is found.
+# torch.compile treats the spec as a constant, and does not trace how it is found.
 after_import("torch._dynamo", lambda dynamo: dynamo.assume_constant_result(cell_spec.named_spec))
 
 
@@ -90,7 +90,7 @@ def _kept(tensors: Tensors, order: Order) -> Tensors:
     copies = _COPIES.of(tensors, order)
     if not torch.is_grad_enabled() or not any(tensor is not None and tensor.requires_grad for tensor in tensors):
         return copies
-    # Other calls use the same copies: these must stay without history.
+    # Other calls use the same copies, so these must not get a history of autograd.
     aliases = [copy if copy is None else copy.data for copy in copies]
     present = [copy for copy in aliases if copy is not None]
     recorded = iter(_Arrangement.apply(present, order, *tensors))
@@ -117,7 +117,7 @@ class _Arrangement(torch.autograd.Function):
 
 
 def _by_columns(grad: Tensor | None, order: Order) -> Tensor | None:
-    """The gradient of a kernel from that of what :func:`_by_rows` makes of it."""
+    """The gradient of a kernel, from the gradient of the result of :func:`_by_rows`."""
     if grad is None:
         return None
     # Swapping two gates is its own inverse.
@@ -129,6 +129,6 @@ def _reordered_if(grad: Tensor | None, order: Order) -> Tensor | None:
 
 
 def _stacked(grads: Sequence[Tensor | None]) -> Tensor | None:
-    """The gradient of both rows of a bias; a row without one has zeros."""
+    """The gradient of both rows of a bias; zeros in a row that has no gradient."""
     like = next((grad for grad in grads if grad is not None), None)
     return None if like is None else torch.stack([torch.zeros_like(like) if grad is None else grad for grad in grads])

@@ -23,6 +23,6 @@ class Parameters(NamedTuple):
 
     @classmethod
     def of(cls, cell: Any) -> Parameters:
-        """Those that a cell has now, in the dtype in which the calling layer computes."""
+        """The current tensors of a cell, in the dtype in which the calling layer computes."""
         bias = None if cell.bias is None else cell.bias.value
         return cls(cell.kernel.value, cell.recurrent_kernel.value, bias)

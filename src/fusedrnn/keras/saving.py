@@ -1,9 +1,10 @@
-"""How our layers are named in saved models: as Keras's own, which they become where fusedrnn is not imported.
+"""The names of our layers in saved models. They are Keras's, so that files load where fusedrnn is not imported.
 
 A saved layer names a module, a class and a registered name. Keras looks for the registered name first, then for the
-class in the module. Ours write Keras's module and class, and that class's name as the registered one, which Keras's own
-layers do not write. So a file with our layers gives ours in a process that has imported :mod:`fusedrnn.keras`, and
-Keras's in any other; a file with Keras's layers gives Keras's everywhere.
+class in the module. Our layers write Keras's module and class, and the name of that class as the registered name;
+Keras's own layers write no registered name. So a file with our layers loads as our layers in a process that has
+imported :mod:`fusedrnn.keras`, and as Keras's layers in any other process. A file with Keras's layers loads as Keras's
+layers everywhere.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import keras
 
 
 def register(*classes: type[keras.layers.Layer]) -> None:
-    """Let Keras find these classes, whose names are those of classes in ``keras.layers``, and save them as such."""
+    """Register classes by the names of their counterparts in ``keras.layers``, for saving and for loading."""
     for cls in classes:
         cls.__module__ = "keras.layers"
         keras.saving.get_custom_objects()[cls.__name__] = cls

@@ -21,7 +21,7 @@ _STATES = {"h": "state", "c": "state_cell"}
 
 
 class Backward:
-    """Computes the gradients of one training call; it may be called any number of times.
+    """Computes the gradients of one training call. It may be called any number of times.
 
     Attributes:
         arguments: The arguments that have gradients, in MXNet's order: data, parameters, state, state_cell (LSTM).
@@ -33,7 +33,7 @@ class Backward:
         self._state_names = tuple(_STATES[name] for name in op.spec.state_names)
         self.arguments = ("data", "parameters", *self._state_names)
         self.seed = reserve.seed
-        # The arguments that errors of RNNOp.backward name, and what MXNet calls them.
+        # From the names of arguments in errors of RNNOp.backward to MXNet's names.
         self._names = {"out: dx": "args_grad: data", "out: dparams": "args_grad: parameters", "dstates": "out_grads"}
         self._names["dy"] = "out_grads[0]" if with_states else "out_grads"
         for index, name in enumerate(op.spec.state_names, 1):
@@ -49,22 +49,22 @@ class Backward:
         """The gradients of the call's arguments.
 
         Args:
-            out_grads: The gradient of the output (T, N, D·S); if the call returned states, a sequence of one for each
-                of what it returned. None stands for zeros.
-            grad_req: ``"write"``, ``"add"`` (to what the buffer in ``args_grad`` holds) or ``"null"`` (not computed):
-                one for all, a list of one for each of ``arguments``, or a dict by name, where a missing name means
-                ``"null"``.
+            out_grads: The gradient of the output (T, N, D·S); if the call returned states, a sequence with a gradient
+                for each returned array. None stands for zeros.
+            grad_req: ``"write"``, ``"add"`` (to what the buffer in ``args_grad`` holds) or ``"null"`` (not computed).
+                Give one for all, a list with one for each of ``arguments``, or a dict by name, where a missing name
+                means ``"null"``.
             args_grad: Buffers to write or add to instead of new arrays: a list or a dict, with None or a missing name
-                for a new array. They must be aligned; data's must have its last axis contiguous, the others must be
-                contiguous as a whole; none may share memory with another, nor with ``out_grads``.
+                for a new array. Buffers must be aligned. The buffer of data must have its last axis contiguous; the
+                others must be contiguous as a whole. No buffer may share memory with another, or with ``out_grads``.
 
         Returns:
-            The computed gradients by name. In padding, the gradient of data is zero with ``"write"`` and untouched
-            with ``"add"``.
+            The computed gradients by name. In padding, the gradient of data is zero with ``"write"`` and unchanged with
+            ``"add"``.
 
         Raises:
-            TypeError: Naming the argument, what was given and what was expected.
-            ValueError: Likewise.
+            TypeError: If an argument has the wrong type; the message names it, what was given and what was expected.
+            ValueError: If an argument has the wrong shape or value; the message is of the same form.
         """
         dy, dstates = self._split(out_grads)
         grad_reqs = self._grad_reqs(grad_req)
@@ -88,7 +88,7 @@ class Backward:
         return {name: array for name, array in gradients.items() if array is not None}
 
     def _check_buffers(self, dy: Any, dstates: Any, requests: dict[str, GradReq], out: tuple[Any, ...]) -> None:
-        """Check all buffers, those of states among them, which the op does not see if their requests differ."""
+        """Check all buffers, including those of states, which the op does not get if the states' requests differ."""
         spec, reserve = self._op.spec, self._reserve
         pairs = zip(out[2], spec.state_shape(reserve.batch), strict=True)
         states = tuple(np.empty(shape, spec.dtype) if buffer is None else buffer for buffer, shape in pairs)
@@ -143,7 +143,7 @@ def check_sequence(name: str, value: object, length: int, expected: str) -> Sequ
 
 
 def by_name(name: str, value: object, keys: Sequence[str], other: str) -> Mapping[str, Any]:
-    """A list or dict with one entry for each of ``keys``, as a mapping; ``other`` names what else is accepted."""
+    """A list or dict with one entry for each of ``keys``, as a mapping; errors name ``other`` as accepted too."""
     if isinstance(value, Mapping):
         if unknown := [key for key in value if key not in keys]:
             raise ValueError(f"{name} must have keys among {', '.join(keys)}; got {unknown[0]!r}")

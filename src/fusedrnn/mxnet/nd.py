@@ -1,4 +1,4 @@
-"""MXNet's RNN operator on NumPy arrays: ``RNN``, also called ``rnn``, in inference; ``train_rnn`` with gradients."""
+"""MXNet's RNN operator on NumPy arrays: ``RNN`` or ``rnn`` for inference, ``train_rnn`` for training."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from fusedrnn.scalars import as_bool
 from fusedrnn.spec import DTYPES, Array, RNNSpec
 
 Lengths = Array | Sequence[int] | None
-# The fields of RNNSpec, and what MXNet's operator calls them.
+# From the fields of RNNSpec to the names in MXNet's operator.
 _OPTIONS = {
     "mode": "mode", "hidden_size": "state_size", "num_layers": "num_layers", "bidirectional": "bidirectional",
     "dropout": "p", "projection_size": "projection_size",
     **{f"state_clip_{end}": f"lstm_state_clip_{end}" for end in ("min", "max", "nan")},
 }  # fmt: skip
-# The arguments that errors of RNNSpec and RNNOp.forward name, and what MXNet's operator calls them.
+# From the names of arguments in errors of RNNSpec and RNNOp.forward to the names in MXNet's operator.
 _NAMES = {
     "x": "data", "params": "parameters", "states: h0": "state", "states: c0": "state_cell",
     "lengths": "sequence_length", **_OPTIONS,
@@ -54,9 +54,10 @@ def rnn(
         data: Input (T, N, I), float32 or float64; the other arrays have its dtype.
         parameters: The flat parameter vector: all weights, then all biases, as in ``RNNSpec.layout``.
         state: Initial h (L·D, N, S); S is ``projection_size`` if given, else H.
-        state_cell: Initial c (L·D, N, H), for an LSTM and only for it.
-        sequence_length: Valid steps of each sequence, integers (N,) from 0 to T, with ``use_sequence_length=True``
-            and only then. The output is zero in padding, and final states are those of the last valid step.
+        state_cell: Initial c (L·D, N, H). An LSTM requires it; other modes do not allow it.
+        sequence_length: Valid steps of each sequence, integers (N,) from 0 to T. It is required with
+            ``use_sequence_length=True``, and only allowed then. The output is zero in padding, and final states are
+            those of the last valid step.
         state_size: H.
         num_layers: L.
         mode: ``"rnn_relu"``, ``"rnn_tanh"``, ``"lstm"`` or ``"gru"``.
@@ -65,18 +66,18 @@ def rnn(
         state_outputs: Whether to return the final states too.
         projection_size: P, below H: the size to which an LSTM's output is projected; None for no projection.
         lstm_state_clip_min: Lower bound of an LSTM's cell state after each step. Give both bounds or neither.
-        lstm_state_clip_max: Upper bound.
+        lstm_state_clip_max: Upper bound of the cell state.
         lstm_state_clip_nan: Whether clipping also replaces NaN in the cell state, by the lower bound.
         use_sequence_length: Whether ``sequence_length`` is given.
         backend: The engine, as in :class:`RNNOp`; None for the first that supports the call.
 
     Returns:
-        The output (T, N, D·S), or with ``state_outputs`` the tuple (output, h_n) or, for an LSTM, (output, h_n, c_n).
+        The output (T, N, D·S); with ``state_outputs`` the tuple (output, h_n), or for an LSTM (output, h_n, c_n).
 
     Raises:
-        TypeError: Naming the argument, what was given and what was expected.
-        ValueError: Likewise.
-        NotImplementedError: Naming what the call needs and no engine supports.
+        TypeError: If an argument has the wrong type; the message names it, what was given and what was expected.
+        ValueError: If an argument has the wrong shape or value; the message is of the same form.
+        NotImplementedError: If no engine supports what the call needs; the message says what.
     """
     return _run(**locals(), training=False)[0]
 
@@ -107,9 +108,10 @@ def train_rnn(
 ) -> tuple[Array | tuple[Array, ...], Backward]:
     """MXNet's RNN operator in training: what :func:`rnn` returns, and a function that computes the gradients.
 
-    The errors and all arguments but ``seed`` are those of :func:`rnn`. Later changes of the arrays do not affect the
-    gradients. Where clipping changed an LSTM's cell state or replaced NaN in it, no gradient passes. ``seed``, from 0
-    to 2**64 - 1, determines which elements training drops; None for a new one, which is in ``backward.seed``.
+    The errors and all arguments except ``seed`` are those of :func:`rnn`. Later changes of the arrays do not affect the
+    gradients. Where clipping has changed an LSTM's cell state or replaced NaN in it, no gradient flows through it.
+    ``seed``, from 0 to 2**64 - 1, determines which elements training drops; None for a new seed. ``backward.seed`` is
+    the seed that was used.
 
     Returns:
         What :func:`rnn` returns, and a :class:`Backward`.
@@ -140,7 +142,7 @@ def _run(
         raise ValueError(f"data must have shape (T, N, I), each at least 1; got {data.shape}")
     if data.dtype not in DTYPES:
         raise TypeError(f"data must have dtype {' or '.join(DTYPES)}; got {data.dtype}")
-    if state is None:  # RNNOp takes None for zeros, MXNet does not
+    if state is None:  # RNNOp accepts None for zeros, MXNet does not
         raise TypeError("state must be a NumPy array; got NoneType")
     use_lengths = as_bool("use_sequence_length", use_sequence_length)
     with_states = as_bool("state_outputs", state_outputs)
@@ -161,7 +163,7 @@ def _run(
 
 
 def check_lengths(used: bool, sequence_length: Lengths) -> None:
-    """Raise an error unless lengths are given exactly if they are used. MXNet ignores them silently."""
+    """Raise an error if lengths are given but not used, which MXNet ignores silently, or used but not given."""
     if used != (sequence_length is not None):
         raise ValueError(
             "sequence_length must be given if, and only if, use_sequence_length is True; "

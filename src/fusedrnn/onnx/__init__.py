@@ -1,8 +1,8 @@
-"""ONNX's LSTM, GRU and RNN on the fused operator: runs models, and reads and writes their weights.
+"""ONNX's LSTM, GRU and RNN on the fused operator. This package runs models, and reads and writes their weights.
 
-This module implements the interface of onnx backends: :func:`prepare`, :func:`run_model`, :func:`run_node`,
+It implements the interface of onnx backends: :func:`prepare`, :func:`run_model`, :func:`run_node`,
 :func:`supports_device` and :func:`is_compatible`. :func:`read` returns the recurrent layers of a model as specs and
-flat parameter vectors, :func:`write` writes parameters back.
+flat parameter vectors; :func:`write` writes parameters into a model.
 """
 
 try:

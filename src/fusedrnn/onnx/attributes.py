@@ -1,4 +1,4 @@
-"""The attributes of recurrent nodes, in every version of the three operators, and of a DynamicQuantizeLSTM."""
+"""The attributes of recurrent nodes: of every version of the three operators, and of DynamicQuantizeLSTM."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from fusedrnn.onnx.quantized import LSTM_VERSION, as_lstm, is_quantized
 
 KINDS = ("LSTM", "GRU", "RNN")
 VERSIONS = (1, 3, 7, 14, 22)
-"""The supported versions of the three operators together."""
+"""The supported versions of the three operators, in one tuple."""
 DIRECTIONS = ("forward", "reverse", "bidirectional")
 
 _DEFAULT_ACTIVATIONS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
 # Names of activations in fusedrnn, by ONNX's names for them.
 _ACTIVATIONS = {name.title().replace("_", ""): name for name in ACTIVATIONS}
-# ONNX has no operators of these names any more, hence no defaults for their parameters.
+# ONNX no longer has operators with these names, so their parameters have no defaults.
 _WITHOUT_DEFAULT = ("Affine", "ScaledTanh")
 
 
@@ -33,7 +33,7 @@ class Settings:
         kind: ``"LSTM"``, ``"GRU"`` or ``"RNN"``.
         direction: One of :data:`DIRECTIONS`.
         activations: The activations of each direction, in the order of fusedrnn's cells.
-        hidden_size: H; None if only the shape of R tells it.
+        hidden_size: H; None if the node has no such attribute, so that H follows from the shape of R.
         clip: Bound on the absolute value of pre-activations; None for no bound.
         input_forget: Whether an LSTM's f is 1 - i.
         linear_before_reset: Whether a GRU's r multiplies the recurrent product.
@@ -58,10 +58,10 @@ class Settings:
 
 
 def parse(node: onnx.NodeProto, opset: int, ir_version: int, versions: Sequence[int] = VERSIONS) -> Settings:
-    """Check a recurrent node's attributes under this opset; ``versions`` are the supported ones of the operator.
+    """Check a recurrent node's attributes under this opset; ``versions`` are the supported versions of its operator.
 
     Raises:
-        ValueError: Naming the invalid attribute, or if there is no such opset.
+        ValueError: If an attribute is invalid, which the message names, or there is no such opset.
         NotImplementedError: If the version of the operator is not supported.
         onnx.checker.ValidationError: If the node does not match its schema.
     """
@@ -109,7 +109,7 @@ def checker_context(opset: int, ir_version: int) -> CheckerContext:
 
 def _direction(values: Mapping[str, Any], kind: str, version: int) -> str:
     direction: str = values.get("direction", b"forward").decode(errors="replace")
-    if (kind, version, direction) == ("GRU", 1, "foward"):  # the default as the schema of GRU-1 misspells it
+    if (kind, version, direction) == ("GRU", 1, "foward"):  # the default value, which the schema of GRU-1 misspells
         return "forward"
     if direction not in DIRECTIONS:
         raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}; got {direction!r}")
@@ -136,7 +136,7 @@ def _activation_names(kind: str, num_directions: int, values: Mapping[str, Any])
     """The names in the node's list, which may be in any case; the defaults if it has none."""
     defaults = _DEFAULT_ACTIVATIONS[kind] * num_directions
     names = [name.decode(errors="replace") for name in values.get("activations", ())]
-    if not names or (kind == "RNN" and names == ["Tanh", "Tanh"]):  # RNN's default, whatever the direction
+    if not names or (kind == "RNN" and names == ["Tanh", "Tanh"]):  # RNN's default for any direction
         return defaults
     if len(names) != len(defaults):
         raise ValueError(f"activations must be a list of {len(defaults)}; got {len(names)}: {', '.join(names)}")
@@ -148,7 +148,7 @@ def _activation_names(kind: str, num_directions: int, values: Mapping[str, Any])
 
 
 def _parameters(parameter: str, names: Sequence[str], values: Mapping[str, Any]) -> list[float | None]:
-    """The value of alpha or beta for each activation; None for its default. Values go to activations that take one."""
+    """The value of alpha or beta for each activation; None for its default. Only some activations take a value."""
     listed = values.get(f"activation_{parameter}", ())
     takers = [name for name in names if getattr(ACTIVATIONS[_ACTIVATIONS[name]], parameter) is not None]
     if len(listed) > len(takers):

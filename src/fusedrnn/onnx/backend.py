@@ -1,4 +1,4 @@
-"""The onnx backend: runs models of LSTM, GRU, RNN and DynamicQuantizeLSTM nodes on the fused operator, one by one."""
+"""The onnx backend: runs LSTM, GRU, RNN and DynamicQuantizeLSTM nodes of a model, one by one, on the fused operator."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ class PreparedModel(onnx.backend.base.BackendRep):  # type: ignore[misc,unused-i
         """Compute the model's outputs, a tuple that can also be indexed by name.
 
         Args:
-            inputs: NumPy arrays: one for each of :attr:`inputs`, in order or by name; by name they may also replace
-                initializers that the graph lists among its inputs.
-            unknown: There are no other arguments.
+            inputs: NumPy arrays, one for each of :attr:`inputs`, in order or by name. A mapping by name may also
+                replace initializers that the graph lists among its inputs.
+            unknown: Any other argument is an error.
 
         Raises:
-            TypeError: Naming the input, what it got and what it expected.
-            ValueError: Likewise.
-            NotImplementedError: Naming the node and the option that no engine supports.
+            TypeError: If an input has the wrong type; the message names it, what was given and what was expected.
+            ValueError: If an input has the wrong shape or value, or is missing; the message is of the same form.
+            NotImplementedError: If no engine supports an option of a node; the message names both.
         """
         _reject_options(unknown)
         values = self._constants | _by_name(inputs, self.inputs, self._replaceable)
@@ -92,7 +92,7 @@ class PreparedModel(onnx.backend.base.BackendRep):  # type: ignore[misc,unused-i
 class Backend(onnx.backend.base.Backend):  # type: ignore[misc,unused-ignore]
     """ONNX's backend interface for LSTM, GRU, RNN, ``com.microsoft.DynamicQuantizeLSTM`` and constants.
 
-    An error names any other node.
+    For any other node, an error names it.
 
     Example:
     >>> import numpy as np
@@ -111,7 +111,7 @@ class Backend(onnx.backend.base.Backend):  # type: ignore[misc,unused-ignore]
 
     @classmethod
     def is_compatible(cls, model: ModelProto, device: str = "CPU", **options: Any) -> bool:
-        """Whether :meth:`prepare` accepts the model. Weights that are inputs are checked only when it runs."""
+        """Whether :meth:`prepare` accepts the model. Weights that are inputs are checked only when the model runs."""
         try:
             cls.prepare(model, device, **options)
         except (TypeError, ValueError, NotImplementedError):
@@ -128,12 +128,12 @@ class Backend(onnx.backend.base.Backend):  # type: ignore[misc,unused-ignore]
             model: The model.
             device: ``"CPU"``.
             backend: The engine, as in :class:`fusedrnn.RNNOp`; None for the first that supports the model.
-            unknown: There are no other options.
+            unknown: Any other option is an error.
 
         Raises:
             TypeError: If an argument is of the wrong type.
             ValueError: If the model is invalid, or there is no such device or engine.
-            NotImplementedError: Naming a node with an operator or an option that is not supported.
+            NotImplementedError: If an operator or an option of a node is not supported; the message names the node.
         """
         if not isinstance(model, ModelProto):
             raise TypeError(f"model must be an onnx.ModelProto; got {type(model).__name__}")
@@ -141,7 +141,7 @@ class Backend(onnx.backend.base.Backend):  # type: ignore[misc,unused-ignore]
 
     @classmethod
     def _checked_backend(cls, device: str, backend: str | None = None, **unknown: Any) -> str | None:
-        """The engine's name; checks it, the device and the options."""
+        """The engine's name, after a check of the name, the device and the options."""
         _reject_options(unknown)
         if not cls.supports_device(device):
             raise ValueError(f"device must be 'CPU'; got {device!r}")
@@ -173,7 +173,7 @@ class Backend(onnx.backend.base.Backend):  # type: ignore[misc,unused-ignore]
             node: The node.
             inputs: An array for each input that the node names, in order or by name.
             device: ``"CPU"``.
-            outputs_info: The number format and shape that each output must have; None for no check.
+            outputs_info: The number format and shape that each output must have; None to check nothing.
             opset_version: The version of ONNX's operators; None for the newest of this onnx package.
             options: As in :meth:`prepare`.
 
@@ -214,7 +214,7 @@ def _identity(node: NodeProto, values: Mapping[str, Array]) -> Mapping[str, Arra
 
 
 def _by_name(inputs: object, names: Sequence[str], optional: Collection[str] = ()) -> dict[str, Array]:
-    """Inputs as a dict of arrays, checked: all of ``names``; a mapping may also hold any of ``optional``."""
+    """Inputs as a dict of arrays, checked. It has all of ``names``; a mapping may also have any of ``optional``."""
     expected = f"{len(names)} NumPy arrays: {', '.join(names)}"
     if isinstance(inputs, Mapping):
         arrays = dict(inputs)

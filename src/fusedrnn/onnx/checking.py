@@ -15,10 +15,11 @@ from fusedrnn.onnx.quantized import LSTM_VERSION, as_lstm, is_quantized
 def checked(model: ModelProto) -> ModelProto:
     """A checked copy of the model, with ONNX's domain always named ``""``.
 
-    The graph may lack a name, and its inputs and outputs a type or a shape: the copy has placeholders for them.
+    The graph may lack a name, and its inputs and outputs may lack a type or a shape: the copy has placeholders for
+    these.
 
     Raises:
-        ValueError: If the model is invalid; names the node if a node is.
+        ValueError: If the model is invalid; if a node is invalid, the message names it.
     """
     model = deepcopy(model)
     opset = opset_of(model)
@@ -43,13 +44,13 @@ def checked(model: ModelProto) -> ModelProto:
 
 
 def _check_nodes(model: ModelProto, opset: int) -> None:
-    """Check each node with errors that name it; onnx's check of a whole model does not name every node."""
+    """Check each node, with errors that name it; onnx's check of a whole model does not always name the node."""
     graph = model.graph
     defined = {entry.name for entry in graph.input} | {tensor.name for tensor in graph.initializer}
     defined |= {tensor.values.name for tensor in graph.sparse_initializer}
     for node in graph.node:
         with errors_name_node(label(node)):
-            if is_quantized(node):  # which the checker does not know
+            if is_quantized(node):  # the checker does not know this operator
                 onnx.checker.check_node(as_lstm(node), checker_context(LSTM_VERSION, model.ir_version))
             else:
                 onnx.checker.check_node(node, checker_context(opset, model.ir_version))

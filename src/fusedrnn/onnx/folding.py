@@ -1,7 +1,7 @@
 """Constant folding: computes values that depend on constants alone.
 
-onnx's ReferenceEvaluator evaluates the nodes one by one. Models are not trusted: only operators whose time and memory
-are linear in their inputs and outputs are evaluated, sizes of outputs are inferred beforehand, and a budget
+onnx's ReferenceEvaluator evaluates the nodes one by one. Models are not trusted, so only operators whose time and
+memory are linear in their inputs and outputs are evaluated. The sizes of outputs are inferred beforehand, and a budget
 proportional to the model's constants bounds the memory.
 """
 
@@ -33,9 +33,9 @@ FOLDED = frozenset({
 # The budget for results, in bytes: a fixed part, and a multiple of the constants' size.
 _FREE_BYTES = 1 << 28
 _BYTES_PER_CONSTANT_BYTE = 16
-# The first opset in which the evaluator has the operator; it accepts what earlier versions do.
+# The first opset in which the evaluator has the operator; that version accepts what earlier versions accept.
 _FIRST_EVALUATED_OPSET = {"DequantizeLinear": 19}
-# The largest input that shape inference sees: axes, shapes and the like are smaller.
+# The most elements of an input that is passed to shape inference: axes, shapes and the like are smaller.
 _MAX_SHAPE_ELEMENTS = 1024
 
 
@@ -44,7 +44,7 @@ class NotConstantError(ValueError):
 
 
 class Folder:
-    """Computes values of one model, each once."""
+    """Computes values of one model, each of them once."""
 
     def __init__(self) -> None:
         self._values: dict[tuple[int, str], Array] = {}
@@ -55,8 +55,8 @@ class Folder:
 
         Raises:
             NotConstantError: If it depends on an input, or on an operator that is not evaluated.
-            NotImplementedError: Naming a constant that is sparse or text.
-            ValueError: Naming the node that cannot be evaluated, or the constant whose data do not fit its shape.
+            NotImplementedError: If a constant is sparse or text; the message names it.
+            ValueError: If a node cannot be evaluated, or a constant's data do not fit its shape; the message names it.
         """
         target = _origin(scope, name)
         stack, expanded = [target], set()
@@ -74,7 +74,7 @@ class Folder:
         return self._values[target.key]
 
     def _missing(self, origin: Origin) -> list[Origin]:
-        """The values that this one depends on and that are not computed yet."""
+        """The values on which this value depends and which are not computed yet."""
         node = origin.node
         if node is None:
             return []
@@ -106,8 +106,8 @@ class Folder:
         self._values[origin.key] = array
 
     def _evaluate(self, node: NodeProto, opset: int, inputs: Sequence[Array | None]) -> list[Array]:
-        """All outputs of the node, those without a name included."""
-        # The evaluator and shape inference know values by name, so that unnamed and repeated ones need names.
+        """All outputs of the node, including those without a name."""
+        # The evaluator and shape inference identify values by name, so unnamed and repeated values need new names.
         node = deepcopy(node)
         node.domain = ""
         node.input[:] = ["" if value is None else f"input{index}" for index, value in enumerate(inputs)]
@@ -117,13 +117,13 @@ class Folder:
         if self._budget < 0:
             limit = f"{_FREE_BYTES >> 20} MiB and {_BYTES_PER_CONSTANT_BYTE} times their size"
             raise ValueError(f"results computed from constants must take at most {limit}; got more")
-        # A function, since the evaluator runs a single node in the newest opset only.
+        # The node is put into a function, since the evaluator runs a single node only in the newest opset.
         imports = [helper.make_opsetid("", max(opset, _FIRST_EVALUATED_OPSET.get(node.op_type, opset)))]
         function = helper.make_function("", "node", list(arrays), list(node.output), [node], imports)
         try:
             with np.errstate(all="ignore"):
                 results = ReferenceEvaluator(function).run(None, arrays, attributes={})
-        except Exception as error:  # the evaluator raises any kind of error for inputs that do not fit
+        except Exception as error:  # the evaluator raises any kind of error for invalid inputs
             raise ValueError(f"cannot be evaluated: {type(error).__name__}: {error}") from error
         return [_read_only(np.asarray(result)) for result in results]
 
@@ -150,7 +150,7 @@ def _bytes_of_outputs(node: NodeProto, opset: int, arrays: Mapping[str, Array]) 
         if not minimum <= len(names) <= maximum:
             raise ValueError(f"a node of this kind must have from {minimum} to {maximum} {noun}; got {len(names)}")
     counts = [attribute.i for attribute in node.attribute if attribute.name == "num_outputs"]
-    if counts and counts != [len(node.output)]:  # shape inference would create that many shapes
+    if counts and counts != [len(node.output)]:  # shape inference would make as many shapes as this number says
         raise ValueError(f"num_outputs must be the number of outputs, {len(node.output)}; got {counts[0]}")
     types = {
         name: helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)

@@ -1,4 +1,4 @@
-"""Nodes, graphs and functions by themselves: names in errors, kind of operator, inputs, subgraphs, opset, calls."""
+"""Properties of single nodes, graphs and functions: names in errors, operators, inputs, subgraphs, opsets, calls."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from fusedrnn.onnx.quantized import QUANTIZATION, is_quantized
 DOMAINS = ("", "ai.onnx")
 """Both names of the domain of ONNX's own operators."""
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P", *QUANTIZATION)
-"""The inputs of an LSTM, of which a GRU and an RNN have the first, and behind them those of a DynamicQuantizeLSTM."""
+"""The inputs of an LSTM, then those that only DynamicQuantizeLSTM has. A GRU and an RNN have the first of these."""
 
 _ERRORS = (TypeError, NotImplementedError, ValueError)
 _ONNX_ERRORS = (onnx.checker.ValidationError, onnx.defs.SchemaError, onnx.shape_inference.InferenceError)
 _RECURRENT = re.compile("|".join(KINDS))
-# Domain, name and overload of an operator.
+# The domain, the name and the overload of an operator.
 _Key = tuple[str, str, str]
 
 # ---- errors
@@ -30,7 +30,7 @@ _Key = tuple[str, str, str]
 
 @contextmanager
 def errors_name_node(label: str) -> Iterator[None]:
-    """Put the node's label before errors raised inside; errors of the onnx package become a ValueError."""
+    """Put the node's label before errors that are raised inside. Errors of the onnx package become a ValueError."""
     try:
         yield
     except _ERRORS as error:
@@ -41,7 +41,7 @@ def errors_name_node(label: str) -> Iterator[None]:
 
 
 def label(node: NodeProto) -> str:
-    """The node in an error: its name, or its first output if it has no name, and its operator."""
+    """The text for a node in errors: its name, or its first output if it has no name, and its operator."""
     name = f"node {node.name!r}" if node.name else f"the node of {first_output(node)!r}"
     return f"{name} ({operator_name(node)})"
 
@@ -60,7 +60,7 @@ def operator_name(node: NodeProto) -> str:
 
 
 def first_output(node: NodeProto) -> str:
-    """The name of the first output that has one."""
+    """The name of the first output that has a name."""
     return next(filter(None, node.output), "")
 
 
@@ -70,7 +70,7 @@ def is_recurrent(node: NodeProto) -> bool:
 
 
 def has_recurrent_name(node: NodeProto) -> bool:
-    """Whether the operator's name contains LSTM, GRU or RNN, like those of quantised models in other domains."""
+    """Whether the operator's name contains LSTM, GRU or RNN, as in quantized models with operators of other domains."""
     return _RECURRENT.search(node.op_type) is not None
 
 
@@ -94,14 +94,14 @@ def subgraphs(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
 def _nodes_within(body: GraphProto | FunctionProto) -> list[NodeProto]:
     """The nodes of the graph or function and of all subgraphs in it."""
     nodes = list(body.node)
-    for node in nodes:  # the list grows
+    for node in nodes:  # the loop appends to the list
         for _, graph in subgraphs(node):
             nodes += graph.node
     return nodes
 
 
 def uses(graph: GraphProto) -> Counter[str]:
-    """How many inputs of nodes and outputs of graphs read each name, subgraphs included."""
+    """How many inputs of nodes and outputs of graphs read each name, including subgraphs."""
     count = Counter(output.name for output in graph.output)
     for node in _nodes_within(graph):
         count.update(node.input)
@@ -111,7 +111,7 @@ def uses(graph: GraphProto) -> Counter[str]:
 
 
 def opset_of(owner: ModelProto | FunctionProto) -> int:
-    """The last version of ONNX's own operators that a model or function imports; a ValueError if there is none."""
+    """The last version of ONNX's own operators that a model or function imports; if there is none, a ValueError."""
     versions = [int(entry.version) for entry in owner.opset_import if entry.domain in DOMAINS]
     if not versions:
         kind = "model" if isinstance(owner, ModelProto) else f"function {owner.name!r}"

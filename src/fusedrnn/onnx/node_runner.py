@@ -17,12 +17,12 @@ from fusedrnn.op.rnn_op import RNNOp
 from fusedrnn.quantized_params import QuantizedParams
 
 _OUTPUTS = ("Y", "Y_h", "Y_c")
-# Ops with their parameters: one, or one for each direction.
+# Ops with their parameters: one for the whole layer, or one for each direction.
 _BoundOps = Sequence[tuple[RNNOp, Any]]
 
 
 class NodeRunner:
-    """A recurrent node; parses its attributes once, and packs its weights once if they are ``constants``.
+    """A recurrent node. Its attributes are parsed once, and its weights are packed once if they are ``constants``.
 
     ``opset`` and ``ir_version`` are the model's versions of ONNX's operators and of the format.
     """
@@ -39,12 +39,12 @@ class NodeRunner:
             weights = {name: value for name, value in self._inputs.items() if name in WEIGHTS}
             if constants.keys() >= set(weights.values()):
                 self._constant_weights = {name: constants[value] for name, value in weights.items()}
-                # New ops, since an op caches its packed weights.
+                # New ops rather than shared ones, since an op caches its packed weights.
                 parts = from_onnx(self._settings, self._constant_weights)
                 self._packed = [(RNNOp(part.spec, backend), _frozen(part.params)) for part in parts]
 
     def __call__(self, values: Mapping[str, Array]) -> dict[str, Array]:
-        """Compute the node's outputs, by name, from the model's values so far; errors as of ``PreparedModel.run``."""
+        """Compute the node's outputs, by name, from the model's values so far; errors as in ``PreparedModel.run``."""
         with errors_name_node(label(self._node)):
             inputs = {name: values[value] for name, value in self._inputs.items()}
             weights = {name: value for name, value in inputs.items() if name in WEIGHTS}
@@ -56,7 +56,7 @@ class NodeRunner:
         return {value: output for value, output in zip(self._node.output, outputs, strict=False) if value}
 
     def _run(self, bound_ops: _BoundOps, inputs: Mapping[str, Array]) -> list[Array]:
-        """Y, Y_h and of an LSTM Y_c, in the node's layout and number format."""
+        """Y, Y_h and for an LSTM Y_c, in the node's layout and number format."""
         spec = bound_ops[0][0].spec
         x = self._time_major_x(inputs, spec.input_size)
         T, N = x.shape[:2]
@@ -94,7 +94,7 @@ class NodeRunner:
 
 
 def _frozen(params: Any) -> Any:
-    """Parameters that an op need not check for changes."""
+    """The parameters in a form that an op need not check for changes."""
     return params if isinstance(params, QuantizedParams) else frozen(params)
 
 
@@ -106,5 +106,5 @@ def _rounded(value: Array, dtype: str) -> Array:
     """The value as a contiguous array in the node's number format."""
     if value.dtype.name == dtype:
         return np.ascontiguousarray(value)
-    with np.errstate(over="ignore"):  # ONNX's Cast makes infinity of an overflow, too
+    with np.errstate(over="ignore"):  # ONNX's Cast also turns an overflow into infinity
         return np.ascontiguousarray(value).astype(dtype)

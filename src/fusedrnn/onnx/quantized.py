@@ -1,8 +1,8 @@
 """ONNX Runtime's ``com.microsoft.DynamicQuantizeLSTM``: an LSTM whose W and R are integers with scales.
 
 A weight is (integer - zero point) · scale. The node is read as an LSTM whose GEMM operands are int8. W is (D, I, 4·H)
-and R (D, H, 4·H), transposed against those of LSTM; scales and zero points are one for each direction, (D,), or one for
-each gate element, (D, 4·H). The attributes are those of LSTM-7.
+and R is (D, H, 4·H), the transposes of those of LSTM. There is one scale and one zero point for each direction, (D,),
+or for each gate element, (D, 4·H). The attributes are those of LSTM-7.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ OPERATOR = "DynamicQuantizeLSTM"
 LSTM_VERSION = 7
 """The version of LSTM whose attributes the operator has."""
 QUANTIZATION = ("W_scale", "W_zero_point", "R_scale", "R_zero_point")
-"""The inputs behind those of an LSTM."""
+"""The inputs that follow those of an LSTM."""
 _LSTM_INPUTS = 8
 _INTEGERS = ("int8", "uint8")
 
@@ -34,7 +34,7 @@ def is_quantized(node: NodeProto) -> bool:
 
 
 def as_lstm(node: NodeProto) -> NodeProto:
-    """The LSTM node with the attributes, and the inputs that an LSTM has too."""
+    """An LSTM node with the same attributes, and with those inputs that an LSTM also has."""
     lstm = NodeProto()
     lstm.CopyFrom(node)
     lstm.domain, lstm.op_type = "", "LSTM"
@@ -45,12 +45,12 @@ def as_lstm(node: NodeProto) -> NodeProto:
 
 
 class QuantizedWeight(NamedTuple):
-    """A weight as an LSTM has it, in integers.
+    """A weight in integers, in the layout of an LSTM's.
 
     Attributes:
         integers: int8 or uint8 (D, 4·H, K).
         scales: float32 (D, 4·H).
-        zero_points: Of the integers' type, (D, 4·H).
+        zero_points: (D, 4·H), of the same type as the integers.
     """
 
     integers: Array
@@ -65,7 +65,7 @@ class QuantizedWeight(NamedTuple):
 
     @property
     def is_symmetric(self) -> bool:
-        """Whether the integers are those of a symmetric format: int8 from -127 on, all zero points zero."""
+        """Whether the format is symmetric: int8 without -128, and all zero points are 0."""
         return bool(self.integers.dtype == np.int8 and self.integers.min() > -128 and not self.zero_points.any())
 
 

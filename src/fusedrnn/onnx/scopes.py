@@ -1,7 +1,7 @@
 """Resolves names of values: in a model's graph, in the bodies of If, Loop and Scan, and in functions.
 
-A body sees the values of the graph around it, unless one of its own has the same name. A function sees its arguments
-only. A function has a scope for each call, since each call may pass other weights.
+A body sees the values of the graph around it, unless it has a value of the same name. A function sees only its
+arguments. A function has one scope for each call, since each call may pass other weights.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 
 from fusedrnn.onnx.graph import Functions, first_output, operator_name, opset_of, subgraphs
 
-# Far above what models need; a malicious model cannot exhaust time or memory.
+# Far above what models need. The limits keep a malicious model from exhausting time or memory.
 _MAX_DEPTH = 100
 _MAX_FUNCTION_NODES = 10_000
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The scope that defines a value, and its node or initializer; neither if the value is an input of a graph."""
+    """The scope that defines a value, and the node or initializer of the value; neither for an input of a graph."""
 
     scope: Scope
     name: str
@@ -32,23 +32,24 @@ class Origin:
 
     @property
     def key(self) -> tuple[int, str]:
-        """Identifies the value while the scope is alive."""
+        """A key that identifies the value while the scope exists."""
         return id(self.scope), self.name
 
 
 class Scope:
-    """The nodes of one graph, or of a function for one of its calls, and the values that they see.
+    """The nodes of one graph, or of one call of a function, and the values that they see.
 
     Args:
         model: The model.
         body: Its graph, a graph in a node's attribute, or a function.
         path: The prefix of the nodes' names: empty in the model's graph, else it ends in ``/``.
         outer: The scope of the node that holds the body or calls the function.
-        call: The node that calls the function, its attributes bound.
+        call: The node that calls the function, with its attributes bound.
 
     Attributes:
         root: The scope of the model's graph.
-        owner: The scope of the function, or else of the model's graph, that the nodes belong to, directly or in bodies.
+        owner: The scope of the function to which the nodes belong, directly or in bodies; else that of the model's
+            graph.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Scope:
 
     @cached_property
     def _name_counts(self) -> Counter[str]:
-        """How many nodes have each name as their own or as that of an output."""
+        """For each name, how many nodes have it as their own name or as the name of an output."""
         return Counter(name for node in self.nodes for name in {node.name, *node.output})
 
     def path_of(self, node: NodeProto) -> str:
@@ -92,7 +93,7 @@ class Scope:
         return {self.path + name for name in (node.name, *node.output) if name}
 
     def label(self, node: NodeProto) -> str:
-        """The node in an error."""
+        """The text for the node in errors."""
         noun = "node" if self._has_unique_name(node) else "the node of"
         return f"{noun} {self.path_of(node)!r} ({operator_name(node)})"
 
@@ -100,12 +101,12 @@ class Scope:
 
     @cached_property
     def opset(self) -> int:
-        """The version of ONNX's own operators that the nodes use; errors as of :func:`opset_of`."""
+        """The version of ONNX's own operators that the nodes use; errors are those of :func:`opset_of`."""
         return opset_of(self.owner.body if self.in_function else self.model)
 
     @cached_property
     def _attributes(self) -> Mapping[str, AttributeProto]:
-        """The attributes of the function for this call, by name, defaults included."""
+        """The attributes of the function in this call, by name, including defaults."""
         entries = () if self.call is None else (*self.body.attribute_proto, *self.call.attribute)
         return {entry.name: entry for entry in entries}
 
@@ -132,8 +133,8 @@ class Scope:
         """The scopes of the graphs that the node holds, or of the function that it calls.
 
         Raises:
-            ValueError: If bodies are nested too deep, for example in a function that calls itself, or if functions
-                have too many nodes, counted once for each call.
+            ValueError: If bodies are nested too deeply, for example in a function that calls itself, or if functions
+                have too many nodes, where each call counts.
         """
         if id(node) not in self._bodies:
             self._bodies[id(node)] = tuple(self._body_scopes(node))
@@ -157,7 +158,10 @@ class Scope:
             yield scope
 
     def walk(self) -> Iterator[tuple[Scope, NodeProto]]:
-        """All nodes here and in bodies, in order, each before its bodies; skips functions without recurrent nodes."""
+        """All nodes of this scope and its bodies, in order, each node before its bodies.
+
+        Functions without recurrent nodes are skipped.
+        """
         for node in self.nodes:
             yield self, node
             function = self.functions.called_by(node)
@@ -170,7 +174,7 @@ class Scope:
     @cached_property
     def _definitions(self) -> Mapping[str, list[Origin]]:
         """The nodes and initializers that define each value; more than one is an error where the value is read."""
-        # A node passes the inputs of its body, so initializers of these names would be mere defaults.
+        # A node passes the inputs of its body, so initializers with these names are only defaults.
         defaults = self._inputs if self.outer is not None else ()
         definitions: defaultdict[str, list[Origin]] = defaultdict(list)
         for node in self.nodes:
@@ -183,14 +187,14 @@ class Scope:
 
     @cached_property
     def _arguments(self) -> Mapping[str, str]:
-        """The caller's names of the function's arguments, by the function's names; empty for an omitted one."""
+        """The caller's name of each argument of the function, by the function's name; empty if it is omitted."""
         if self.call is None:
             return {}
         values = (*self.call.input, *[""] * len(self.body.input))
         return dict(zip(self.body.input, values, strict=False))
 
     def origin(self, name: str) -> Origin | None:
-        """The origin of the value with this name here; None for an argument that the caller omits.
+        """The origin of the value with this name in this scope; None for an argument that the caller omits.
 
         Raises:
             ValueError: If there is no such value, it has two origins, or it depends on itself.

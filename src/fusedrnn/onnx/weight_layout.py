@@ -19,14 +19,14 @@ Array = NDArray[Any]
 
 WEIGHTS = ("W", "R", "B", "P", *QUANTIZATION)
 COMPUTED = {"float32": "float32", "float64": "float64", "float16": "float32", "bfloat16": "float32"}
-"""The number formats of a node, and the dtype of the spec that computes each."""
+"""The number formats of a node, and for each the dtype of the spec that computes it."""
 _COMPUTE = {"bfloat16": "bfloat16"}
 """The format of GEMM operands of a node in this number format, if it is not the spec's dtype."""
 
-# ONNX's order of gates and of peepholes, in fusedrnn's names for gates.
+# ONNX's order of gates and of peepholes, by fusedrnn's names of the gates.
 _GATES = {"LSTM": "iofg", "GRU": "zrn", "RNN": "a"}
 _PEEPHOLES = "iof"
-# The input that holds a kind of parameter, and the index of its block of gates there.
+# The input that holds a kind of parameter, and the index of its block of gates in that input.
 _SOURCES: dict[Kind, tuple[str, int]] = {
     "i2h_weight": ("W", 0),
     "h2h_weight": ("R", 0),
@@ -38,11 +38,11 @@ _SOURCES: dict[Kind, tuple[str, int]] = {
 
 @dataclass(frozen=True)
 class Part:
-    """A spec and its parameters: a whole layer, or one direction of it if the directions' activations differ.
+    """A spec and its parameters, for a whole layer, or for one direction if the directions' activations differ.
 
     Attributes:
         spec: The spec of one layer with one direction or two.
-        params: The flat vector of ``spec.layout``, a copy; of a node with quantised weights :class:`QuantizedParams`.
+        params: The flat vector of ``spec.layout``, a copy; for a node with quantized weights, :class:`QuantizedParams`.
     """
 
     spec: RNNSpec
@@ -53,7 +53,7 @@ def from_onnx(settings: Settings, weights: Mapping[str, Array]) -> tuple[Part, .
     """The parts that run a node with these weights: one, or one per direction if their activations differ.
 
     Raises:
-        TypeError: If a node cannot have the weights' number format, or they have several.
+        TypeError: If a node cannot have weights in that number format, or their formats differ.
         ValueError: If shapes contradict one another or the attributes.
     """
     if settings.quantized:
@@ -65,7 +65,7 @@ def from_onnx(settings: Settings, weights: Mapping[str, Array]) -> tuple[Part, .
 
 
 def _from_quantized(settings: Settings, weights: Mapping[str, Array]) -> tuple[Part, ...]:
-    """:func:`from_onnx` of a DynamicQuantizeLSTM; symmetric integers and their scales are taken as they are."""
+    """:func:`from_onnx` for a DynamicQuantizeLSTM. Symmetric integers and their scales are used without change."""
     matrices = quantized_weights(weights, settings.num_directions)
     floats = {name: value for name, value in weights.items() if name not in QUANTIZATION}
     floats |= {name: matrix.dequantize() for name, matrix in matrices.items()}
@@ -89,10 +89,10 @@ def _from_quantized(settings: Settings, weights: Mapping[str, Array]) -> tuple[P
 
 
 def to_onnx(kind: str, parts: Sequence[Part], weights: Mapping[str, Array]) -> None:
-    """Write the parts into the node's weights; what the specs do not use, such as a coupled f, does not change.
+    """Write the parts into the node's weights. Weights that no spec uses, such as of a coupled f, do not change.
 
     Raises:
-        ValueError: Naming the weight whose number format has no finite number near a finite parameter.
+        ValueError: If a finite parameter is too large for the number format of a weight; the message names the weight.
     """
     for name, params, weight, rows in _blocks(kind, parts, weights):
         with np.errstate(over="ignore"):  # an error says more than NumPy's warning
@@ -105,7 +105,7 @@ def to_onnx(kind: str, parts: Sequence[Part], weights: Mapping[str, Array]) -> N
 def _blocks(
     kind: str, parts: Sequence[Part], weights: Mapping[str, Array]
 ) -> Iterator[tuple[str, Array, Array, NDArray[np.intp]]]:
-    """The name of a weight, views of a parameter and of the weight for one direction, and its rows in our order."""
+    """For each parameter: the name of its weight, views of it and of the weight, and the weight's rows in our order."""
     for first_direction, part in enumerate(parts):
         for entry, name, rows in _sources(kind, part.spec):
             yield name, entry.view(part.params), weights[name][first_direction + entry.direction], rows
@@ -169,7 +169,7 @@ def _sizes(settings: Settings, weights: Mapping[str, Array]) -> tuple[int, int]:
 
 
 def check_same_format(name: str, value: Array, dtype: str) -> None:
-    """Reject an array whose number format is not W's."""
+    """Reject an array whose number format differs from W's."""
     if value.dtype.name != dtype:
         raise TypeError(f"{name} must be {dtype}, as W is; got {value.dtype}")
 
@@ -184,7 +184,7 @@ def state_of(
 ) -> Array:
     """A node's initial state as (D, N, H) in the number format of the computation.
 
-    Checks that its number format is that of W, and that its shape fits H and N, if ``batch`` tells N.
+    Checks that its number format is that of W, and that its shape fits H, and N if ``batch`` gives it.
     """
     state, dtype = inputs[name], format_of(settings, inputs)
     check_same_format(name, state, dtype)

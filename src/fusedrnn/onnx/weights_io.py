@@ -23,16 +23,16 @@ class Layer:
     """An LSTM, GRU or RNN node, or a DynamicQuantizeLSTM, which is an LSTM whose spec has ``compute="int8"``.
 
     Attributes:
-        name: The node's name, or its first output if it has none or shares it with another. In the body of another
-            node a path: ``If_0/then_branch/LSTM_3``; in a function ``call/function/LSTM_3``.
+        name: The node's name, or its first output if the name is missing or not unique. In the body of another node it
+            is a path, ``If_0/then_branch/LSTM_3``; in a function it is ``call/function/LSTM_3``.
         kind: ``"LSTM"``, ``"GRU"`` or ``"RNN"``.
-        parts: The specs and parameters that run the layer: one part; or one for each direction, the second with
-            ``reverse=True``, if their activations differ.
+        parts: The specs and parameters that run the layer. It is one part; if the activations of the directions differ,
+            it is one part for each direction, the second with ``reverse=True``.
         states: The initial states h0 and, of an LSTM, c0, each (D, N, H) in the parts' number format, as
             :meth:`fusedrnn.RNNOp.forward` takes them. None for a state that the node omits (zeros) or that is not
-            constant; ``inputs`` tells which. None instead of the tuple if all are None.
+            constant; ``inputs`` shows which is the case. None instead of the tuple if all are None.
         lengths: The lengths of the sequences, int32 (N,), as :meth:`fusedrnn.RNNOp.forward` takes them; None if the
-            node omits them or they are not constant; ``inputs`` tells which.
+            node omits them or they are not constant; ``inputs`` shows which is the case.
         batch_first: Whether X is (N, T, I) (layout 1), not (T, N, I).
         inputs: The values that the node reads, by the names of inputs in ONNX's schema.
         outputs: The names of its outputs Y, Y_h and Y_c, empty for an omitted one.
@@ -49,12 +49,12 @@ class Layer:
 
     @property
     def spec(self) -> RNNSpec:
-        """The spec of the layer's one part; a ValueError if it has two."""
+        """The spec of the layer's only part; a ValueError if it has two."""
         return self._only_part().spec
 
     @property
     def params(self) -> Any:
-        """The parameters of the layer's one part; a ValueError if it has two."""
+        """The parameters of the layer's only part; a ValueError if it has two."""
         return self._only_part().params
 
     def _only_part(self) -> Part:
@@ -80,19 +80,21 @@ def read(model: ModelProto, names: Iterable[str] | None = None) -> dict[str, Lay
     :data:`fusedrnn.onnx.folding.FOLDED`.
 
     Args:
-        model: The model, with its weights inside. It does not change, and the result shares no memory with it.
+        model: The model, with its weights in the same object. It does not change, and the result shares no memory with
+            it.
         names: The layers to read, each by :attr:`Layer.name` or the name of one of its outputs with the same path;
             None for all.
 
     Returns:
         Layers by :attr:`Layer.name`; empty if the model has no recurrent nodes. Parameters in float16 and bfloat16
-        become float32; the spec of bfloat16 ones has ``compute="bfloat16"``.
+        become float32; for bfloat16, the spec has ``compute="bfloat16"``.
 
     Raises:
         TypeError: If ``model`` is not a model, or a weight has a number format that a node cannot have.
-        ValueError: Naming the node and why it cannot be read: weights that are not constants, shapes or attributes;
-            or if no recurrent node has one of ``names``.
-        NotImplementedError: Naming the recurrent nodes of other operators, among those to read.
+        ValueError: If a node cannot be read, because of weights that are not constants, of shapes or of attributes; the
+            message names the node and the reason. Or if no recurrent node has one of ``names``.
+        NotImplementedError: If some of the nodes to read are recurrent nodes of other operators; the message names
+            them.
 
     Example:
     >>> from onnx.parser import parse_model
@@ -111,7 +113,7 @@ def read(model: ModelProto, names: Iterable[str] | None = None) -> dict[str, Lay
 
 
 def select_nodes(model: ModelProto, names: Iterable[str] | None) -> list[LayerNode]:
-    """The recurrent nodes with these names, or all; errors as of :func:`read`."""
+    """The recurrent nodes with these names, or all; errors are those of :func:`read`."""
     if not isinstance(model, ModelProto):
         raise TypeError(f"model must be an onnx.ModelProto; got {type(model).__name__}")
     nodes = [
@@ -135,7 +137,7 @@ def select_nodes(model: ModelProto, names: Iterable[str] | None) -> list[LayerNo
 
 
 def _node_with_name(nodes: Sequence[LayerNode], name: object) -> LayerNode:
-    """The only node with this name, or else with an output of this name."""
+    """The only node with this name, or else the only node with an output of this name."""
     if not isinstance(name, str):
         raise TypeError(f"name must be that of a node or of an output; got {type(name).__name__}")
     matches = [layer_node for layer_node in nodes if layer_node.name == name]
@@ -147,13 +149,13 @@ def _node_with_name(nodes: Sequence[LayerNode], name: object) -> LayerNode:
 
 
 def read_layer(layer_node: LayerNode, folder: Folder) -> Layer:
-    """The layer of a node; errors as of :func:`read`."""
+    """The layer of a node; errors are those of :func:`read`."""
     scope = layer_node.scope
     with errors_name_node(layer_node.label):
         node = scope.bound(layer_node.node)
         settings = parse(node, scope.opset, scope.model.ir_version)
         inputs = inputs_of(node)
-        if scope.in_function:  # its caller may omit some
+        if scope.in_function:  # its caller may omit some arguments
             inputs = {name: value for name, value in inputs.items() if scope.origin(value) is not None}
         for name in ("W", "R"):
             if name not in inputs:
@@ -179,7 +181,7 @@ def read_layer(layer_node: LayerNode, folder: Folder) -> Layer:
 
 
 def _constants(inputs: Mapping[str, str], scope: Scope, folder: Folder) -> dict[str, Array]:
-    """The inputs that are constants, which weights must be."""
+    """The inputs that are constants; an error if a weight is not."""
     constants = {}
     for name in (*WEIGHTS, "initial_h", "initial_c", "sequence_lens"):
         if name in inputs:

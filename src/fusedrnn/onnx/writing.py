@@ -21,31 +21,32 @@ from fusedrnn.onnx.weights_io import Layer, LayerNode, read_layer, select_nodes
 def write(model: ModelProto, name: str, params: Array | Sequence[Array]) -> ModelProto:
     """A copy of the model with new parameters in one layer.
 
-    The weights stay where the model holds them, in initializers or Constant nodes, and keep their number format:
-    float16 and bfloat16 are rounded. Weights that the layer does not use, those of f with coupled gates, do not change.
-    A weight that the model computes from constants becomes a Constant node before the layer's node; the nodes that
-    computed it are removed if nothing else reads them.
+    The weights stay where the model holds them, in initializers or Constant nodes. They keep their number format;
+    parameters are rounded to float16 or bfloat16. Weights that the layer does not use, such as those of f with coupled
+    gates, do not change. A weight that the model computes from constants becomes a Constant node before the layer's
+    node; the nodes that computed it are removed if nothing else reads them.
 
     Args:
         model: The model, which does not change.
         name: The layer, by :attr:`Layer.name` or the name of one of its outputs with the same path.
-        params: The flat vector of the layer's spec, in the spec's dtype; one vector for each part if it has two.
+        params: The flat vector of the layer's spec, in the spec's dtype; if the layer has two parts, a vector for each.
 
     Returns:
         The new model.
 
     Raises:
-        TypeError: Naming the argument, what it got and what it expected.
-        ValueError: Likewise; or naming the node and its input if the weights of that input are not constants, if
-            something else reads them too, or if their number format has no finite number near a finite parameter.
-        NotImplementedError: If the layer is in a function or quantised, or its operator is not supported.
+        TypeError: If an argument has the wrong type; the message names it, what was given and what was expected.
+        ValueError: If an argument has the wrong shape or value. Also if the weights of an input are not constants, if
+            something else reads them too, or if a finite parameter is too large for their number format; in these
+            cases the message names the node and the input.
+        NotImplementedError: If the layer is in a function or quantized, or its operator is not supported.
     """
-    select_nodes(model, [name])  # checks both before the model is copied
+    select_nodes(model, [name])  # checks both arguments before the model is copied
     copy = deepcopy(model)
     (layer_node,) = select_nodes(copy, [name])
     if is_quantized(layer_node.node):
         raise NotImplementedError(
-            f"{layer_node.label}: a layer with quantised weights cannot be written; write it before quantisation"
+            f"{layer_node.label}: a layer with quantized weights cannot be written; write it before quantization"
         )
     folder = Folder()
     layer = read_layer(layer_node, folder)
@@ -98,7 +99,7 @@ def _store(layer_node: LayerNode, layer: Layer, parts: Sequence[Part], folder: F
 
 
 def _sources(scope: Scope, name: str) -> list[Origin]:
-    """The origins of a weight: those of the Identity nodes that it passes, then that of its value."""
+    """The origins of a weight: first those of the Identity nodes that it passes, then that of its value."""
     origins: list[Origin] = []
     origin = scope.origin(name)
     while origin is not None:
@@ -140,12 +141,12 @@ def _reads(root: Scope) -> Iterator[tuple[Scope, str]]:
 
 
 def _replace_data(tensor: TensorProto, array: Array) -> None:
-    """Replace the tensor's data with the array; its other fields stay."""
+    """Replace the tensor's data with the array; its other fields do not change."""
     new = numpy_helper.from_array(array)
     if new.data_type != tensor.data_type:
         kind = TensorProto.DataType.Name(tensor.data_type)
         raise NotImplementedError(f"{tensor.name!r} is {kind}, which this onnx package cannot make of an array")
-    for field in ("raw_data", "float_data", "double_data", "int32_data"):  # those that may hold floating-point numbers
+    for field in ("raw_data", "float_data", "double_data", "int32_data"):  # the fields for floating-point data
         tensor.ClearField(field)
     tensor.raw_data = new.raw_data
 
@@ -187,5 +188,5 @@ def remove_unread(root: Scope, replaced: Sequence[Origin]) -> None:
 
 
 def _index(elements: Sequence[Any], element: object) -> int | None:
-    """The index of this very element, not of an equal one."""
+    """The index of this object itself, not of an equal one."""
     return next((index for index, other in enumerate(elements) if other is element), None)

@@ -1,8 +1,8 @@
-"""Calls on NumPy arrays of bfloat16, the type of the package ml_dtypes: converted around calls on float32.
+"""Calls on NumPy arrays of bfloat16, the type of the package ml_dtypes, by calls on float32.
 
-To float32 the conversion is exact. Results are rounded to nearest even, once. A result has the dtype of its argument: y
-and dx of x, dparams of params, final states and the gradients of initial ones of the initial states, or of x if there
-are none. Buffers may be of either type.
+The conversion of arguments to float32 is exact; results are rounded to nearest even, once. A result has the dtype of
+its argument: y and dx that of x, dparams that of params, final states and the gradients of initial states that of the
+initial states, or of x if none are given. Buffers may be of either type.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fusedrnn.spec import Array
 
 @dataclass(frozen=True, eq=False, repr=False)
 class MixedReserve(Reserve):
-    """The reserve of a call with arrays of bfloat16: that of the call in float32, and the dtypes of the gradients."""
+    """The reserve of a call with arrays of bfloat16: the reserve of the call in float32, and the gradients' dtypes."""
 
     _plain: Reserve
     _dtypes: tuple[Any, Any, tuple[Any, ...], tuple[Any, ...]]
@@ -35,7 +35,7 @@ def are_given(x: object, params: object, states: object, out: object, reset_stat
 def forward(
     run: Callable[..., Any], x: Any, params: Any, states: Any, out: Any, reset_states: Any, **options: Any
 ) -> tuple[Any, tuple[Array, ...], Reserve | None]:
-    """:meth:`RNNOp.forward` with arguments of which some are of bfloat16; ``run`` is that of the op."""
+    """:meth:`RNNOp.forward` with some arguments of bfloat16; ``run`` is the op's."""
     _check_writable(out)
     arguments = (_as_float32(argument) for argument in (x, params, states))
     reset_rows = _as_float32(reset_states)
@@ -61,7 +61,7 @@ def backward(
     grad_req: GradReq | Mapping[str, GradReq],
     out: Any,
 ) -> tuple[Any, ...]:
-    """:meth:`RNNOp.backward` after :func:`forward`; ``run`` is that of the op. Gradients may be of either type."""
+    """:meth:`RNNOp.backward` after :func:`forward`; ``run`` is the op's. Gradients may be of either type."""
     _check_writable(out)
     gradients = run(_as_float32(dy), _as_float32(dstates), reserve._plain, grad_req=grad_req, out=_as_float32(out))
     results: tuple[Any, ...] = _result(gradients, reserve._dtypes[: len(gradients)], out)

@@ -20,13 +20,13 @@ from fusedrnn.spec import RNNSpec
 
 
 class CallCache:
-    """The cached calls of one op; None for a kind of call that has not come twice in a row.
+    """The cached calls of one op; None for a kind of call that has not been made twice in a row.
 
     Attributes:
-        inference: Of forward.
-        training: Of forward in training.
-        backward: Of backward.
-        has_forward: Whether there is one of forward.
+        inference: The cached call of forward.
+        training: The cached call of forward in training.
+        backward: The cached call of backward.
+        has_forward: Whether there is a cached call of forward, in inference or in training.
         trainer: The name and the engine of the last training call that may be cached.
     """
 
@@ -43,7 +43,7 @@ class CallCache:
     def forward(
         self, spec: RNNSpec | NetworkSpec, x: Any, params: Any, states: Any, training: bool, out: Any, resets: Any
     ) -> tuple[Any, tuple[Any, ...], Reserve | None] | None:
-        """What forward returns, by a cached call; None if there is none, or the arguments differ from its."""
+        """What forward returns, by a cached call; None if there is none, or it does not accept the arguments."""
         # Another thread may replace a cached call at any time.
         if training is False and (infer := self.inference) is not None:
             result = infer(x, params, states, out, 0, resets)
@@ -99,13 +99,13 @@ class CallCache:
             self.backward = engine.cache_backward(reserve._residuals, operands, grad_req)
 
     def _is_repeated(self, kind: str, key: object) -> bool:
-        """Whether the checked call before of that kind had the same key."""
+        """Whether the previous checked call of that kind had the same key."""
         last, self._last_keys[kind] = self._last_keys.get(kind), key
         return bool(last == key)
 
 
 def _are_uncopied(arguments: Sequence[Any] | None, checked: Sequence[Any] | None) -> bool:
-    """Whether checked arrays are the caller's, not copies; None stands for zeros, for an entry or for all.
+    """Whether checked arrays are the caller's, not copies; None instead of an array, or of all, stands for zeros.
 
     Entries of networks are tuples of arrays.
     """

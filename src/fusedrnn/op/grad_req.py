@@ -79,7 +79,7 @@ def parse_grad_req(grad_req: object, gradients: Mapping[str, str]) -> dict[str, 
 
 
 def check_out(grad_reqs: Mapping[str, GradReq], gradients: Mapping[str, str], out: object) -> dict[str, object]:
-    """The buffer of each gradient, or None, where the requests allow it."""
+    """The buffer of each gradient, or None; raises an error if a request does not allow it."""
     names = tuple(gradients.values())
     buffers = (None,) * len(names) if out is None else check_tuple("out", out, dict.fromkeys(names, ""), "None or ")
     index = misplaced_buffer(tuple(grad_reqs.values()), buffers)
@@ -98,7 +98,7 @@ def check_buffers(
     spec: RNNSpec,
     unshared: dict[str, Sequence[Array]],
 ) -> tuple[Array, ...]:
-    """The buffers of one gradient, if they can be written and share no memory; adds each to ``unshared``."""
+    """The buffers of one gradient, checked: writable, sharing no memory. Adds each to ``unshared``."""
     checked = []
     for (name, shape), value in zip(shapes.items(), check_tuple(f"out: {gradient}", buffers, shapes), strict=True):
         buffer = check_buffer(f"out: {name}", value, spec, shape)

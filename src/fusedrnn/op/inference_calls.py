@@ -1,8 +1,9 @@
 """Inference calls of one op whose shapes change from call to call.
 
-An op caches the call of one shape, and plans each other shape anew, which takes longer than a short call does. Here the
-cached calls of several shapes are kept. So that few shapes are enough, a batch may have more rows than it needs: a
-number of rows from a short list, at most an eighth above. The bits of a sequence do not depend on the others.
+An op caches the call of one shape, and plans each other shape anew, which takes longer than a short call does. This
+module keeps the cached calls of several shapes. To need few shapes, a batch may have more rows than sequences: the
+number of rows comes from a short list and is at most an eighth larger. The bits of a sequence do not depend on the
+others.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from fusedrnn.runtime.thread_pool import get_num_threads, thread_limits
 from fusedrnn.spec import Array
 
 MAX_SHAPES = 64
-"""Shapes that are kept: all batches up to 1,024 of one number of steps. The oldest goes first."""
+"""Shapes that are kept, enough for all batches up to 1,024 of one number of steps. The oldest is dropped first."""
 _MAX_IDLE = 4
-"""Arrays for states of a small batch that wait for the next call: as many as calls at a time, within reason."""
+"""Arrays for states that a small batch keeps for later calls: one for each of several calls at the same time."""
 _EXACT = 16
-"""Up to so many rows a batch has no more than it needs. Above, eight sizes are between a power of two and the next."""
+"""Up to so many sequences, a batch has no additional rows. Above, eight sizes lie between two powers of two."""
 
 
 class SelectsEngine(ForwardOp, Protocol):
@@ -43,8 +44,8 @@ class Batch:
         is_small: Whether they are few.
         x_strides: The strides of the input as the calls take it.
         calls: The cached call of each number of threads.
-        idle: Arrays for initial states that a call may use, and then return if the batch is small: to make new ones
-            takes a noticeable part of a call of one step.
+        idle: Arrays for initial states that a call may use. It puts them back if the batch is small, because making new
+            ones takes a noticeable part of a call of one step.
     """
 
     __slots__ = ("_dtype", "_state_shapes", "calls", "idle", "is_small", "rows", "x_strides")
@@ -61,14 +62,14 @@ class Batch:
 
 
 class InferenceCalls:
-    """Calls of an op without lengths, resets and buffers for the output.
+    """Calls of an op without lengths, without resets and without a buffer for the output.
 
     Args:
         op: The op.
         params: Its parameters, frozen or quantized.
 
     Attributes:
-        batches: The calls by the shape of their input; for other shapes and strides there is :meth:`padded`.
+        batches: The calls, by the shape of their input. :meth:`padded` copies inputs of other shapes and strides.
     """
 
     def __init__(self, op: SelectsEngine, params: Params) -> None:
@@ -79,7 +80,7 @@ class InferenceCalls:
         self._lock = Lock()
 
     def padded(self, x: Array) -> tuple[Array, Batch]:
-        """A copy of the input (T, N, I) with as many rows as calls have, zeros behind those of x, and their batch."""
+        """A copy of the input (T, N, I), padded with rows of zeros to the size of a batch; and that batch."""
         spec, (steps, count, size) = self._op.spec, x.shape
         copy = np.zeros((steps, self._num_rows(count), size), spec.dtype)
         copy[:, :count] = x
@@ -100,7 +101,7 @@ class InferenceCalls:
         return -(-count // unit) * unit
 
     def run(self, batch: Batch, x: Array, states: tuple[Array, ...]) -> tuple[Array, tuple[Array, ...], None]:
-        """The output and the final states, contiguous, and None, of operands with the batch's shapes and strides."""
+        """The output, the final states, contiguous, and None; the operands have the batch's shapes and strides."""
         threads = get_num_threads()
         call = batch.calls.get(threads)
         if call is not None:

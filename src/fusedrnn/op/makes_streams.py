@@ -1,4 +1,4 @@
-"""The methods of an op that make streams: of a batch that stays, and of sequences that come and go."""
+"""The methods of an op that make streams: one for a fixed batch, one for sequences that come and go."""
 
 from __future__ import annotations
 
@@ -19,37 +19,39 @@ class MakesStreams:
     """An operator with the methods :meth:`stream` and :meth:`streams`."""
 
     def stream(self: ForwardOp, params: Params, batch: int = 1, states: Sequence[Array | None] | None = None) -> Stream:
-        """Sequences that arrive in chunks: the state is carried from one to the next.
+        """Make a stream of sequences that arrive in chunks: the state is carried from one chunk to the next.
 
         Args:
-            params: The flat parameter vector, which is copied; or frozen or quantized ones, which many streams share.
+            params: The flat parameter vector, which is copied; or frozen or quantized parameters, which streams share.
             batch: N.
             states: Initial states as in :meth:`forward`, which are copied.
 
         Raises:
-            TypeError: Naming the argument, what was given and what was expected.
-            ValueError: Likewise; also if the network has a reverse direction, which starts at a sequence's end.
+            TypeError: If an argument has the wrong type; the message names it, what was given and what was expected.
+            ValueError: If an argument has the wrong shape or value, or the network has a reverse direction, which
+                starts at a sequence's end.
         """
         batch = _checked_size("batch", batch, self.spec)
         return Stream(self, _checked_params(params, self.spec), batch, states)
 
     def streams(self: SelectsEngine, params: Params, capacity: int) -> Streams:
-        """Streams that come and go, up to a number of them: each call advances any of them.
+        """Make a set of streams that come and go: each call advances any of them.
 
         Args:
-            params: The flat parameter vector, which is copied; or frozen or quantized ones.
+            params: The flat parameter vector, which is copied; or frozen or quantized parameters.
             capacity: How many streams there may be at a time. Memory for the states of all is allocated now.
 
         Raises:
-            TypeError: Naming the argument, what was given and what was expected.
-            ValueError: Likewise; also if the network has a reverse direction, which starts at a sequence's end.
+            TypeError: If an argument has the wrong type; the message names it, what was given and what was expected.
+            ValueError: If an argument has the wrong shape or value, or the network has a reverse direction, which
+                starts at a sequence's end.
         """
         capacity = _checked_size("capacity", capacity, self.spec)
         return Streams(self, _checked_params(params, self.spec), capacity)
 
 
 def _checked_size(name: str, size: object, spec: RNNSpec) -> int:
-    """A number of sequences, of a network that can be streamed."""
+    """A number of sequences, checked; the network must run forward alone."""
     for direction in ("bidirectional", "reverse"):
         if getattr(spec, direction):
             raise ValueError(f"a stream must be of a network that runs forward alone; got {direction}=True")

@@ -1,4 +1,4 @@
-"""The operator of a network whose layers differ: created once for its spec, called with arrays."""
+"""The operator of a network whose layers differ: created once for a spec, called with arrays."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ LayerStates = tuple[tuple[Array, ...], ...]
 class NetworkOp(Operator):
     """A network of layers that differ, ready to run.
 
-    A call has the bits of :class:`RNNOp` called layer after layer, the output of one being the input of the next. On
-    the engine ``cpu`` it is one job of the thread pool. Sizes are those of :class:`RNNOp`: I is the input of the first
-    layer, S, H and D those of the last one where outputs are concerned.
+    A call has the bits of :class:`RNNOp` called layer after layer, where each layer's output is the next one's input.
+    On the engine ``cpu`` it is one job of the thread pool. Sizes are those of :class:`RNNOp`: I is that of the first
+    layer; for outputs, S, H and D are those of the last layer.
 
     Any number of threads may call the same op at once.
 
     Args:
         spec: The network.
-        backend: The engine, one of :func:`fusedrnn.engines.registry.names`; None for the first that can run all layers,
-            and for each call the first that supports what the call needs.
+        backend: The engine, one of :func:`fusedrnn.engines.registry.names`; None for the first that can run all layers;
+            then each call uses the first that supports what it needs.
 
     Attributes:
         spec: The network.
@@ -42,7 +42,7 @@ class NetworkOp(Operator):
     Raises:
         TypeError: If ``spec`` is not a :class:`NetworkSpec`, or ``backend`` not a string.
         ValueError: If ``backend`` names no engine.
-        NotImplementedError: Naming the layer, and what it requires and no engine supports.
+        NotImplementedError: If no engine supports a layer; the message names the layer and what the engines lack.
 
     Example:
     >>> import numpy as np
@@ -107,26 +107,27 @@ class NetworkOp(Operator):
             params: The flat parameter vector of ``spec.layout``, of the spec's dtype; quantized parameters are not
                 supported.
             states: Initial states, a tuple with an entry for each entry of ``spec.layers``: what :meth:`RNNOp.forward`
-                takes for it, or None for zeros; None if all are.
-            training: As in :meth:`RNNOp.forward`, and so ``lengths``, ``out``, ``reserve`` and ``resets``.
+                takes for it, or None for zeros. None instead of the tuple stands for zeros in all.
+            training: As in :meth:`RNNOp.forward`; ``lengths``, ``out``, ``reserve`` and ``resets`` are also as there.
             lengths: Valid steps of each sequence, integers (N,) from 0 to T; None for T everywhere.
             out: Where to write the output instead of a new array, (T, N, D·S).
             reserve: What training saves: ``"gates"`` and states, or ``"states"`` alone.
-            seed: From 0 to 2**64 - 1; determines what training drops, by :meth:`NetworkSpec.layer_seeds`. None for a
-                new one if a layer drops anything, else 0.
+            seed: From 0 to 2**64 - 1; determines what training drops, by :meth:`NetworkSpec.layer_seeds`. None stands
+                for a new seed if a layer drops anything, else for 0.
             resets: Where sequences begin anew in all layers, bools (T, N).
             reset_states: The states after resets, a tuple like ``states``; None for zeros.
             all_states: Whether to return every state of every step of the last layer.
 
         Returns:
-            The triple (y, states, reserve): the output (T, N, D·S) of the last layer, with ``all_states`` a tuple as
-            :meth:`RNNOp.forward` returns; a tuple with the final states of each entry of ``spec.layers``; and a
+            The triple (y, states, reserve): the output (T, N, D·S) of the last layer, or with ``all_states`` the tuple
+            that :meth:`RNNOp.forward` describes; a tuple with the final states of each entry of ``spec.layers``; and a
             :class:`Reserve` for :meth:`backward`, or None without ``training``.
 
         Raises:
-            TypeError: Naming the argument and the layer, what was given and what was expected.
-            ValueError: Likewise.
-            NotImplementedError: Naming the layer, and what the call needs and no engine supports.
+            TypeError: If an argument has the wrong type. The message names the argument and the layer, what was given
+                and what was expected.
+            ValueError: If an argument has the wrong shape or value. The message is of the same form.
+            NotImplementedError: If no engine supports what the call needs; the message names the layer and the need.
         """
         has_options = lengths is not None or seed is not None or reset_states is not None or all_states is not False
         if reserve == "gates" and not has_options and self._call_cache.has_forward:
@@ -167,23 +168,24 @@ class NetworkOp(Operator):
         """The gradients of a forward call's input, parameters and initial states.
 
         Args:
-            dy: Gradient of the output (T, N, D·S), any strides, never written to; None for zero. With ``all_states`` a
-                tuple, as in :meth:`RNNOp.backward`.
-            dstates: Gradients of the final states, a tuple with an entry for each entry of ``spec.layers``, each None
-                for zero; None if all are.
+            dy: Gradient of the output (T, N, D·S), any strides, never written to; None for zero. With ``all_states``, a
+                tuple as in :meth:`RNNOp.backward`.
+            dstates: Gradients of the final states, a tuple with an entry for each entry of ``spec.layers``, or None for
+                zero. None instead of the tuple stands for zero in all.
             reserve: What forward returned. It stays as it is, for further calls.
-            grad_req: ``"write"``, ``"add"`` or ``"null"``, as in :meth:`RNNOp.backward`: for all layers alike.
-            out: Where to write or add instead of new arrays, as in :meth:`RNNOp.backward`; dstates is a tuple with a
-                tuple for each entry of ``spec.layers``.
+            grad_req: ``"write"``, ``"add"`` or ``"null"``, as in :meth:`RNNOp.backward`; the same for all layers.
+            out: Buffers to write or add to instead of new arrays, as in :meth:`RNNOp.backward`; those of dstates are a
+                tuple with a tuple for each entry of ``spec.layers``.
 
         Returns:
-            The triple (dx, dparams, dstates): (T, N, I); the flat vector; a tuple with those of each entry of
-            ``spec.layers``. If forward took ``reset_states``, a fourth for these. None for what is not computed.
+            The triple (dx, dparams, dstates): dx is (T, N, I), dparams a flat vector, and dstates a tuple with the
+            gradients of the initial states of each entry of ``spec.layers``. If forward took ``reset_states``, a fourth
+            entry holds their gradients. None stands for what is not computed.
 
         Raises:
-            TypeError: Naming the argument, what was given and what was expected.
-            ValueError: Likewise; also if ``reserve`` comes from another spec, or from an engine that this op never
-                uses.
+            TypeError: If an argument has the wrong type; the message names it, what was given and what was expected.
+            ValueError: If an argument has the wrong shape or value, or ``reserve`` comes from another spec, or from an
+                engine that this op never uses.
         """
         cached = self._call_cache.backward
         if cached is not None and type(reserve) is Reserve and reserve._engine is self._call_cache.trainer[1]:

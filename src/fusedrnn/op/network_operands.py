@@ -1,7 +1,7 @@
 """Checks of what callers pass to a network, before any memory is touched.
 
-They are those of :mod:`fusedrnn.op.validation` layer by layer. What belongs to an entry of the chain is named after it:
-``states[1]``.
+They are the checks of :mod:`fusedrnn.op.validation`, layer by layer. Errors name an argument of one entry of the chain
+by its index: ``states[1]``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from fusedrnn.scalars import as_bool
 from fusedrnn.spec import Array
 
 LayerArrays = Sequence[Sequence[Array | None] | None]
-"""What a caller gives for each entry of the chain: arrays of its states, each None for zeros; None if all are."""
+"""What a caller gives for each entry of the chain: arrays of its states. None instead of any of these is for zeros."""
 
 
 def check_network(spec: object) -> NetworkSpec:

@@ -1,4 +1,4 @@
-"""What the operators of a spec and of a network have in common beside forward calls."""
+"""What the operators of a spec and of a network have in common, apart from forward calls."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class Operator:
 
     def __init__(self, spec: Any, backend: str | None, selector: Any) -> None:
         self.spec, self._requested_backend, self._selector = spec, backend, selector
-        # Those whose reserves backward takes.
+        # # The engines whose reserves backward takes.
         self._backends: tuple[str, ...] = selector.names
         self.backend: str
         self.backend, self._engine = selector.select()
-        # By whether a call trains, and whether it has lengths, resets and all states.
+        # # The key: whether a call trains, has lengths, has resets, and returns all states.
         self._selected: dict[tuple[bool, ...], tuple[str, Any]] = {(False,) * 4: (self.backend, self._engine)}
         self._call_cache = CallCache()
 
     def compile(self: Op, training: bool = False) -> Op:
-        """Compile the kernels of inference, with ``training`` those of training too, rather than at the first call.
+        """Compile the kernels now rather than at the first call: of inference, with ``training`` also of training.
 
         Raises:
             TypeError: If ``training`` is not a truth value.
@@ -47,7 +47,7 @@ class Operator:
         return self
 
     def reserve_size(self, steps: int, batch: int, reserve: SavePolicy = "gates") -> int:
-        """Bytes of the reserve of a forward call of that size without resets, its ``nbytes``.
+        """The ``nbytes`` of the reserve of a forward call of that size without resets.
 
         Args:
             steps: T.
@@ -55,8 +55,8 @@ class Operator:
             reserve: As in :meth:`forward`.
 
         Raises:
-            TypeError: Naming the argument, what was given and what was expected.
-            ValueError: Likewise.
+            TypeError: If an argument has the wrong type; the message names it, what was given and what was expected.
+            ValueError: If an argument has the wrong shape or value; the message is of the same form.
             NotImplementedError: If no engine trains the spec.
         """
         steps, batch = positive_int("steps", steps), positive_int("batch", batch)

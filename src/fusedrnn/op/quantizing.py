@@ -20,21 +20,21 @@ class QuantizesParams:
     def quantize(self, params: Params, calibration: Array | Iterable[Array] | None = None) -> QuantizedParams:
         """Parameters with int8 matrices, for an op whose ``compute`` is ``"int8"`` or ``"int8_weights"``.
 
-        They take about a quarter of the bytes. Without ``calibration``, calls with them have the bits of calls with
-        ``params``.
+        Quantized parameters take about a quarter of the bytes. Without ``calibration``, calls with them have the bits
+        of calls with ``params``.
 
         Args:
             params: The flat parameter vector.
             calibration: For ``"int8"``, typical inputs: x (T, N, I) as in :meth:`RNNOp.forward`, or an iterable of
-                them. The network runs over each of them in float32, from zero states, and the largest magnitude of
-                each operand is kept: of the input, of h and of the operand of a projection or a reset-before GRU, in
-                each layer and direction. Calls with the result have one scale for each operand, and what is beyond the
-                largest magnitude saturates. None for scales of each row and step.
+                them. The network runs over each of them in float32, from zero states, and keeps the largest magnitude
+                of each operand in each layer and direction: of the input, of h, and of the operand of a projection or a
+                reset-before GRU. Calls with the result have one scale for each operand; values beyond its largest
+                magnitude saturate. Without calibration, each row of each step has its own scale.
 
         Raises:
-            TypeError: Naming the argument, what was given and what was expected.
-            ValueError: Likewise; also if the spec's ``compute`` is another, or a matrix or an input of the calibration
-                is not finite, or an operand of the network that runs over the calibration.
+            TypeError: If an argument has the wrong type; the message names it, what was given and what was expected.
+            ValueError: If an argument has the wrong shape or value; if the spec's ``compute`` is another; or if a
+                matrix, an input of the calibration or an operand that the network computes from it is not finite.
         """
         spec = self.spec
         check_quantized(spec)

@@ -1,4 +1,4 @@
-"""What one training call saved for its backward, as callers hold it."""
+"""The reserve: what one training call saved for its backward calls, in the form that callers hold."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fusedrnn.spec import Array, RNNSpec
 
 
 class CallKind(NamedTuple):
-    """Which arguments a forward call had that backward must know of.
+    """The arguments of a forward call that its backward must know of.
 
     Attributes:
-        resets: Whether sequences begin anew inside.
-        reset_states: Whether they do so from given states, which have gradients.
+        resets: Whether sequences begin anew inside the call.
+        reset_states: Whether they then start from given states, which have gradients.
         all_states: Whether it returned every state of every step.
     """
 
@@ -36,10 +36,10 @@ CACHEABLE = PLAIN_CALL, RESETS_CALL
 class Reserve:
     """What one forward call in training saved for its backward: from :meth:`RNNOp.forward` to :meth:`RNNOp.backward`.
 
-    It is likewise that of a :class:`NetworkOp`.
+    The methods of :class:`NetworkOp` use the same class.
 
-    It belongs to that call alone: no later change to the call's arrays or the op affects it. Backward leaves it as it
-    is, so that any number of backward calls may use it, also at once. Its memory is freed with it.
+    It belongs to that call alone: no later change to the call's arrays or the op affects it. Backward does not change
+    it, so any number of backward calls may use it, also at the same time. Its memory is freed with it.
 
     Attributes:
         steps: T.
@@ -47,7 +47,7 @@ class Reserve:
         keep: ``"gates"`` or ``"states"``, the call's ``reserve`` argument.
         seed: Determines which elements dropout drops.
         spec: The network.
-        backend: The name of the engine that ran it.
+        backend: The name of the engine that ran the call.
     """
 
     steps: int

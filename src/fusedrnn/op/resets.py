@@ -1,4 +1,4 @@
-"""Resets inside sequences, and every state of every step: the checks of what only such calls have."""
+"""The checks of arguments that few calls have: resets inside sequences, and every state of every step."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def check_resets(resets: object, steps: int, batch: int, lengths: Array | None) 
 def with_options(
     operands: ForwardOperands, spec: RNNSpec, resets: object, reset_states: object, all_states: object
 ) -> tuple[ForwardOperands, CallKind]:
-    """The operands of a call that also has these arguments of :meth:`RNNOp.forward`, and its kind."""
+    """The operands with these further arguments of :meth:`RNNOp.forward`, and the kind of the call."""
     steps, batch = operands.x.shape[:2]
     if resets is None and reset_states is not None:
         raise ValueError("reset_states must be None without resets")
@@ -51,7 +51,7 @@ def with_options(
 
 
 def restarted(states: tuple[Array, ...], batch: int, resets: object) -> tuple[Array, ...]:
-    """The states that a single step starts from: a call with these needs no resets, so it may be cached."""
+    """The states that a single step starts from, zero where it is reset: the call then needs no resets."""
     marked = np.flatnonzero(check_resets(resets, 1, batch, None)[0])
     if not marked.size:
         return states
@@ -62,9 +62,9 @@ def restarted(states: tuple[Array, ...], batch: int, resets: object) -> tuple[Ar
 
 
 def split_cotangents(dy: Any, spec: RNNSpec, steps: int, batch: int) -> tuple[Any, tuple[Array | None, ...]]:
-    """The gradient of the output, unchecked, and those of the other states of every step, None for zeros.
+    """The gradient of the output, unchecked, and the gradients of the other states of every step, None for zeros.
 
-    ``dy`` is a tuple of them, as :meth:`RNNOp.backward` takes it, or None.
+    ``dy`` is a tuple of all these gradients, as :meth:`RNNOp.backward` takes it, or None.
     """
     names = ("dy", *(f"d{name}" if name != "y" else "d of state y" for name in spec.other_states))
     dy_entries = (None,) * len(names) if dy is None else check_tuple("dy", dy, dict.fromkeys(names, ""), "None or ")

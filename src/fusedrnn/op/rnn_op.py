@@ -33,12 +33,12 @@ class RNNOp(Operator, QuantizesParams, MakesStreams):
     directions. The states are h, of size S, and an LSTM's c, of size H.
 
     Any number of threads may call the same op at once. Parameters are packed at the first call, and again whenever
-    their content has changed; those from :func:`frozen` cannot change and are not compared again.
+    their content has changed. Parameters from :func:`frozen` cannot change, so later calls do not compare them.
 
     Args:
         spec: The network.
-        backend: The engine, one of :func:`fusedrnn.engines.registry.names`; None for the first that can run the spec,
-            and for each call the first that supports what the call needs.
+        backend: The engine, one of :func:`fusedrnn.engines.registry.names`; None for the first that can run the spec;
+            then each call uses the first that supports what it needs.
 
     Attributes:
         spec: The network.
@@ -47,7 +47,7 @@ class RNNOp(Operator, QuantizesParams, MakesStreams):
     Raises:
         TypeError: If ``spec`` is not an :class:`RNNSpec`, or ``backend`` not a string.
         ValueError: If ``backend`` names no engine.
-        NotImplementedError: Naming what the spec requires and no engine supports.
+        NotImplementedError: If no engine supports the spec; the message says what the engines lack.
 
     Example:
     >>> import numpy as np
@@ -123,38 +123,41 @@ class RNNOp(Operator, QuantizesParams, MakesStreams):
 
         Args:
             x: Input (T, N, I), time-major, of the spec's dtype; any strides, never written to. With
-                ``compute="bfloat16"`` also ``ml_dtypes.bfloat16``, and so params, states and out: results have the
-                dtype of their argument, y that of x, final states that of initial ones, or of x if there are none.
+                ``compute="bfloat16"``, x, params, states and out may also be of ``ml_dtypes.bfloat16``. Then y has the
+                dtype of x, and final states have the dtype of the initial states, or of x if none are given.
             params: The flat parameter vector of ``spec.layout``, of the spec's dtype; or what :meth:`quantize` returns.
-            states: Initial states ``(h0,)`` or ``(h0, c0)``, each (L·D, N, size) with index layer·D + direction, or
-                None for zeros; None if all are.
+            states: Initial states ``(h0,)`` or ``(h0, c0)``, each (L·D, N, size) with index layer·D + direction. None
+                instead of an array stands for zeros, and None instead of the tuple for zeros in all.
             training: Whether to save what backward needs, and to drop elements between layers if the spec says so.
             lengths: Valid steps of each sequence, integers (N,) from 0 to T, copied before anything is written; None
                 for T everywhere. The output's padding is zero; final states are those of the last valid step; the
                 reverse direction starts at each sequence's own end.
             out: Where to write the output instead of a new array: (T, N, D·S), last axis contiguous, sharing no
                 memory with ``x``, ``params`` and ``states``.
-            reserve: What training saves: ``"gates"`` and states; or ``"states"`` alone, so that backward computes the
-                gates again: less memory, more time, the same bits. Inference saves nothing.
-            seed: From 0 to 2**64 - 1; determines which elements training drops. None for a new one if the network
-                drops anything, else 0; the reserve tells which. Inference drops nothing.
-            resets: Where sequences begin anew, bools (T, N), copied: before a marked step, all layers of a sequence
-                start from ``reset_states``, with the bits of a separate call. A mark at step 0 replaces ``states``,
-                one in the padding has no effect. The reverse direction runs over the same pieces, each from its end;
-                ``states`` enter the last one.
+            reserve: What training saves. ``"gates"`` saves gates and states. ``"states"`` saves states alone, and
+                backward computes the gates again, which takes less memory and more time and gives the same bits.
+                Inference saves nothing.
+            seed: From 0 to 2**64 - 1; determines which elements training drops. None stands for a new seed if the
+                network drops anything, else for 0; the reserve has the seed that was used. Inference drops nothing.
+            resets: Where sequences begin anew, bools (T, N), copied. At a marked step, all layers of the sequence start
+                from ``reset_states``, and the results have the bits of a separate call from that step on. A mark at
+                step 0 replaces ``states``; a mark in the padding has no effect. The marks divide a sequence into
+                pieces, and the reverse direction runs over each piece from its end; it takes ``states`` for the last
+                piece.
             reset_states: The states after resets, a tuple like ``states``; None for zeros.
-            all_states: Whether to return every state of every step of the last layer, also those that y does not show.
+            all_states: Whether to return every state of every step of the last layer, also states that y does not hold,
+                such as c.
 
         Returns:
-            The triple (y, states, reserve): the output (T, N, D·S), the last layer's h at each step with directions
-            side by side; the final states, a tuple like ``states``; and a :class:`Reserve` for :meth:`backward`, or
-            None without ``training``. With ``all_states`` the first is a tuple of y and likewise of each other state
-            (T, N, D·H), zero in the padding: of an LSTM (y, c).
+            The triple (y, states, reserve): the output (T, N, D·S), which is the last layer's h at each step with
+            directions side by side; the final states, a tuple like ``states``; and a :class:`Reserve` for
+            :meth:`backward`, or None without ``training``. With ``all_states``, a tuple stands in the place of y: y and
+            every other state of each step (T, N, D·H), zero in the padding. For an LSTM it is (y, c).
 
         Raises:
-            TypeError: Naming the argument, what was given and what was expected.
-            ValueError: Likewise.
-            NotImplementedError: Naming what the call needs and no engine supports.
+            TypeError: If an argument has the wrong type; the message names it, what was given and what was expected.
+            ValueError: If an argument has the wrong shape or value; the message is of the same form.
+            NotImplementedError: If no engine supports what the call needs; the message says what.
         """
         has_options = reset_states is not None or all_states is not False
         if lengths is None and seed is None and reserve is _GATES and not has_options and self._call_cache.has_forward:
@@ -204,25 +207,28 @@ class RNNOp(Operator, QuantizesParams, MakesStreams):
 
         Args:
             dy: Gradient of the output (T, N, D·S), any strides, never written to; None for zero. Padding may hold
-                anything. With ``all_states`` a tuple of the gradients of what forward returned first.
-            dstates: Gradients of the final states, a tuple like them, each None for zero; None if all are.
+                anything. With ``all_states``, a tuple of the gradients of y and the other states, as forward returned
+                them.
+            dstates: Gradients of the final states, a tuple like them. None instead of an array stands for zero, and
+                None instead of the tuple for zero in all.
             reserve: What forward returned. It stays as it is, for further calls.
-            grad_req: ``"write"``, ``"add"`` (to the content of the buffer in ``out``) or ``"null"`` (not computed),
-                for all or for each of ``"x"``, ``"params"``, ``"states"`` and, if forward took them,
-                ``"reset_states"``; a mapping's missing keys are written.
-            out: Where to write or add instead of new arrays: a tuple of buffers like what is returned, each None or
-                an array, dstates a tuple. The last axis of dx must be contiguous, the others as a whole; none may
-                share memory with another, nor with ``dy`` and ``dstates``.
+            grad_req: ``"write"``, ``"add"`` (to the content of the buffer in ``out``) or ``"null"`` (not computed), for
+                all gradients; or a mapping to these from ``"x"``, ``"params"``, ``"states"`` and, if forward took them,
+                ``"reset_states"``. A key that the mapping lacks stands for ``"write"``.
+            out: Buffers to write or add to instead of new arrays: a tuple like the one that is returned, where None
+                stands for a new array. The last axis of dx must be contiguous, and the other buffers must be contiguous
+                as a whole. No buffer may share memory with another, or with ``dy`` and ``dstates``.
 
         Returns:
-            The triple (dx, dparams, dstates), of the dtypes of x, params and states: (T, N, I), in padding zero when
-            written and untouched when added to; the flat vector; a tuple of (L·D, N, size) for each initial state.
-            If forward took ``reset_states``, a fourth for these. None for what is not computed.
+            The triple (dx, dparams, dstates), of the dtypes of x, params and states. dx is (T, N, I); its padding is
+            zero when written and unchanged when added to. dparams is a flat vector. dstates is a tuple with an array
+            (L·D, N, size) for each initial state. If forward took ``reset_states``, a fourth entry holds their
+            gradients. None stands for what is not computed.
 
         Raises:
-            TypeError: Naming the argument, what was given and what was expected.
-            ValueError: Likewise; also if ``reserve`` comes from another spec, or from an engine that this op never
-                uses.
+            TypeError: If an argument has the wrong type; the message names it, what was given and what was expected.
+            ValueError: If an argument has the wrong shape or value, or ``reserve`` comes from another spec, or from an
+                engine that this op never uses.
         """
         cached = self._call_cache.backward
         if cached is not None and type(reserve) is Reserve and reserve._engine is self._call_cache.trainer[1]:

@@ -1,8 +1,8 @@
-"""The states of one sequence as bytes: with a header that says of which spec and in which format they are.
+"""The states of one sequence as bytes, with a header that describes their spec and their format.
 
 The format is the 16 bytes of :data:`MAGIC`, the length of the header as four bytes, the header in JSON, and the states
-one after the other, each (L, size). Numbers of more than one byte are little-endian; the header says so, and another
-version may have others.
+one after the other, each (L, size). Numbers of more than one byte are little-endian; the header names the byte order,
+since another version may use another.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def from_bytes(spec: RNNSpec, snapshot: object) -> tuple[Array, ...]:
 
     Raises:
         TypeError: If it is not bytes.
-        ValueError: If it is not a snapshot, is of another version or another spec, or is damaged.
+        ValueError: If it is no snapshot, is of another version or another spec, or is damaged.
     """
     if not isinstance(snapshot, (bytes, bytearray, memoryview)):
         raise TypeError(f"snapshot must be bytes; got {type(snapshot).__name__}")
@@ -66,7 +66,7 @@ def from_bytes(spec: RNNSpec, snapshot: object) -> tuple[Array, ...]:
 
 
 def described(spec: RNNSpec) -> dict[str, str]:
-    """The fields of a spec as text. A cell that a user has written is told by its name and a hash of its equations."""
+    """The fields of a spec as text. A user cell is given by its name and a hash of its equations."""
     texts = {field.name: repr(getattr(spec, field.name)) for field in fields(spec)}
     if isinstance(spec.mode, Cell):
         texts["mode"] = f"cell {spec.mode.name} {getattr(spec.mode, 'digest', spec.mode.slug)}"
@@ -74,7 +74,7 @@ def described(spec: RNNSpec) -> dict[str, str]:
 
 
 def _sizes(spec: RNNSpec) -> dict[str, list[int]]:
-    """Layers and elements of each state, by its name."""
+    """The number of layers and of elements of each state, by its name."""
     return {name: [layers, size] for name, (layers, _, size) in zip(spec.state_names, spec.state_shape(1), strict=True)}
 
 

@@ -1,4 +1,4 @@
-"""A sequence that arrives in chunks: the state is carried from one to the next."""
+"""A sequence that arrives in chunks: the state is carried from one chunk to the next."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ForwardOp(Protocol):
 
 
 class Stream:
-    """Sequences that arrive in chunks of any length: get it from :meth:`RNNOp.stream`, call it with each chunk.
+    """Sequences that arrive in chunks of any length. :meth:`RNNOp.stream` makes it; call it with each chunk.
 
     The outputs, joined, have the bits of one call on the joined chunks. Parameters are packed once. A chunk that fails
     leaves the state as it was. One thread at a time may use a stream; any number may use streams of one op.
@@ -41,7 +41,7 @@ class Stream:
     Attributes:
         op: The operator that runs the chunks.
         batch: N.
-        states: The current states, each (L, N, H); to be read, not to be written to.
+        states: The current states, each (L, N, H). Do not write to them.
 
     Example:
     >>> import numpy as np
@@ -74,14 +74,14 @@ class Stream:
             x: Input (T, N, I), any T from 1 up, of the spec's dtype, any strides.
             out: Where to write the output instead of a new array, as in :meth:`RNNOp.forward`.
             resets: Steps of the chunk at which a sequence begins anew, bools (T, N), as in :meth:`RNNOp.forward`.
-            reset_states: The states after a reset likewise; None for zeros.
+            reset_states: The states after a reset, as in :meth:`RNNOp.forward`; None for zeros.
 
         Returns:
             The output (T, N, H).
 
         Raises:
-            TypeError: Naming the argument, what was given and what was expected.
-            ValueError: Likewise.
+            TypeError: If an argument has the wrong type; the message names it, what was given and what was expected.
+            ValueError: If an argument has the wrong shape or value; the message is of the same form.
         """
         if isinstance(x, np.ndarray) and x.ndim == 3 and x.shape[1] != self.batch:
             expected = f"(T, {self.batch}, {self.op.spec.input_size})"
@@ -99,11 +99,12 @@ class Stream:
         """Start over.
 
         Args:
-            states: The states to start from, each (L, N, H), which are copied, or None for zeros; None if all are.
+            states: The states to start from, each (L, N, H), which are copied. None instead of an array stands for
+                zeros, and None instead of the tuple for zeros in all.
 
         Raises:
-            TypeError: Naming the argument, what was given and what was expected.
-            ValueError: Likewise.
+            TypeError: If an argument has the wrong type; the message names it, what was given and what was expected.
+            ValueError: If an argument has the wrong shape or value; the message is of the same form.
         """
         checked = check_states(states, self.op.spec, self.batch)
         shapes = self.op.spec.state_shape(self.batch)

@@ -1,4 +1,4 @@
-"""Streams that come and go: the states of each are in a slot, and a call advances any of them."""
+"""Streams that come and go: a slot holds the states of each stream, and a call advances any of them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ States = Sequence[Array | None] | None
 
 
 class Streams:
-    """Streams that come and go: get it from :meth:`RNNOp.streams`.
+    """A set of streams that come and go. :meth:`RNNOp.streams` makes it.
 
-    A stream that joins gets a number, its id, that no other one ever has. :meth:`step` runs the next chunk of any of
-    them in one call. The outputs of a stream, joined, have the bits of one call on its joined chunks, whichever others
-    were in its calls.
+    A stream that joins gets an id, a number that no other stream of the set ever has. :meth:`step` runs the next chunk
+    of any of the streams in one call. The outputs of a stream, joined, have the bits of one call on its joined chunks,
+    whichever other streams were in its calls.
 
-    Any number of threads may call all methods at once. Two calls that run at the same time must be of different
-    streams: the second one raises an error. A call that fails or is interrupted leaves the states as they were.
+    Any number of threads may call all methods at once. Calls that run at the same time must be of different streams, or
+    the second one raises an error. A call that fails or is interrupted leaves the states as they were.
 
     Attributes:
         op: The operator that runs the chunks.
@@ -77,14 +77,15 @@ class Streams:
         """Take a slot for a new stream.
 
         Args:
-            states: Its initial states, each (L, 1, H), which are copied, or None for zeros; None if all are.
+            states: Its initial states, each (L, 1, H), which are copied. None instead of an array stands for zeros, and
+                None instead of the tuple for zeros in all.
 
         Returns:
             Its id.
 
         Raises:
-            TypeError: Naming the argument, what was given and what was expected.
-            ValueError: Likewise.
+            TypeError: If an argument has the wrong type; the message names it, what was given and what was expected.
+            ValueError: If an argument has the wrong shape or value; the message is of the same form.
             RuntimeError: If all slots are taken.
         """
         arrays = check_states(states, self.op.spec, 1)
@@ -100,7 +101,7 @@ class Streams:
         Raises:
             TypeError: If ``id`` is no integer.
             ValueError: If there is no such stream.
-            RuntimeError: If a call of it is running.
+            RuntimeError: If a call of the stream is running.
         """
         self._access(FREE, _checked_ids("id", [id]), ())
 
@@ -115,17 +116,18 @@ class Streams:
         """Run the next chunk of some streams.
 
         Args:
-            ids: The n streams, in any order, none twice. An array of int64 takes the least time.
+            ids: The ids of n streams, in any order, none twice. An array of int64 takes the least time.
             x: Their input (T, n, I), any T from 1 up, as in :meth:`RNNOp.forward`.
             resets: Steps of the chunk at which a sequence begins anew, bools (T, n), as in :meth:`RNNOp.forward`.
-            reset_states: The states after a reset likewise, (L, n, H) each; None for zeros.
+            reset_states: The states after a reset, each (L, n, H), as in :meth:`RNNOp.forward`; None for zeros.
 
         Returns:
             The output (T, n, H).
 
         Raises:
-            TypeError: Naming the argument, what was given and what was expected.
-            ValueError: Likewise; also if there is no stream of an id, or an id is there twice.
+            TypeError: If an argument has the wrong type; the message names it, what was given and what was expected.
+            ValueError: If an argument has the wrong shape or value, no stream has one of the ids, or an id is given
+                twice.
             RuntimeError: If another call of one of the streams is running.
         """
         owners = _checked_ids("ids", ids)
@@ -140,8 +142,8 @@ class Streams:
         except IndexError:
             states = batch.new_states()
         use, address, claim = slots.use, slots.address, next(slots.claims)
-        # An interrupt is raised between two calls of machine code: it finds all slots claimed by this call, or none.
-        # The handler begins with the call that ends the claim.
+        # An interrupt is raised between two calls of machine code: by then this call has claimed all its slots, or
+        # none. The first thing that the handler does is to end the claim.
         try:
             error = use(address, CLAIM | GATHER, claim, owners, count, rows, states)
             if error:
@@ -161,11 +163,12 @@ class Streams:
         return y if result_dtype is None else y.astype(result_dtype)
 
     def reset(self, ids: Sequence[int] | Array, states: States = None) -> None:
-        """Let some streams start over.
+        """Start some streams over.
 
         Args:
-            ids: The n streams.
-            states: The states to start from, each (L, n, H), which are copied, or None for zeros; None if all are.
+            ids: The ids of n streams.
+            states: The states to start from, each (L, n, H), which are copied. None instead of an array stands for
+                zeros, and None instead of the tuple for zeros in all.
 
         Raises:
             TypeError, ValueError, RuntimeError: As :meth:`step` does.
@@ -188,7 +191,8 @@ class Streams:
     def snapshot(self, id: int) -> bytes:
         """The states of a stream as bytes, for :meth:`restore` in this or another process, on any machine.
 
-        They say of which spec they are. They do not hold parameters: the states mean the same only with equal ones.
+        The bytes describe the spec. They do not hold the parameters: the states have the same meaning only with equal
+        parameters.
 
         Raises:
             TypeError, ValueError, RuntimeError: As :meth:`leave` does.
@@ -208,8 +212,8 @@ class Streams:
 
         Raises:
             TypeError: If ``snapshot`` is not bytes or ``id`` no integer.
-            ValueError: If the snapshot is of another spec, with the fields in which they differ; if it is damaged or
-                none; or if there is no such stream.
+            ValueError: If the snapshot is of another spec, when the message names the fields that differ; if it is
+                damaged or no snapshot; or if there is no such stream.
             RuntimeError: If all slots are taken, or a call of the stream is running.
         """
         states = from_bytes(self.op.spec, snapshot)
@@ -219,7 +223,7 @@ class Streams:
         return int(id)
 
     def _access(self, action: int, owners: Array, arrays: tuple[Array, ...]) -> None:
-        """Do something with the slots of some streams, in one call of machine code."""
+        """Run actions on the slots of some streams, in one call of machine code."""
         slots, count = self._slots, len(owners)
         actions = CLAIM | action | RELEASE
         error = slots.use(slots.address, actions, next(slots.claims), owners, count, count, arrays)
@@ -237,7 +241,7 @@ class Streams:
         raise RuntimeError(f"stream {id} is in another call that is running")
 
     def _checked_x(self, x: object, count: int) -> tuple[Array, Any]:
-        """The input in the spec's dtype, and the dtype of the output if that is another one."""
+        """The input in the spec's dtype, and the dtype of the output if that differs, else None."""
         spec = self.op.spec
         is_bfloat16 = spec.compute == "bfloat16" and isinstance(x, np.ndarray) and x.dtype.name == "bfloat16"
         values: Any = x.astype(spec.dtype) if isinstance(x, np.ndarray) and is_bfloat16 else x
@@ -253,9 +257,9 @@ class Streams:
     def _run_with_resets(
         self, batch: Batch, x: Array, states: tuple[Array, ...], resets: Any, reset_states: States, count: int
     ) -> tuple[Array, tuple[Array, ...], None]:
-        """A chunk with resets, whose first rows are those of the streams.
+        """Run a chunk with resets; its first ``count`` rows are those of the streams.
 
-        One step whose resets are to zeros needs none: its states are zeros before.
+        A single step that resets to zeros needs no resets: its initial states are set to zero instead.
         """
         if reset_states is None and len(x) == 1:
             return self._calls.run(batch, x, restarted(states, count, resets))
@@ -270,7 +274,7 @@ _NO_IDS = np.zeros(1, np.int64)
 
 
 def _checked_ids(name: str, ids: Any) -> Array:
-    """A copy of the ids, int64 (n,), at least one: what is checked is what is used."""
+    """A copy of the ids, int64 (n,), at least one. The copy is checked and used, so a later change has no effect."""
     expected = "must be an integer" if name == "id" else "must be a sequence of integers, the ids of streams"
     try:
         array = np.array(ids)

@@ -22,8 +22,8 @@ from fusedrnn.quantized_params import QuantizedParams, check_quantized
 from fusedrnn.scalars import shown
 from fusedrnn.spec import Array, RNNSpec
 
-# The effort to find out whether arrays share memory; strides too irregular for it count as sharing. (The type is for
-# NumPy's stubs, which know only -1 and 0.)
+# The effort to find out whether arrays share memory; arrays whose strides need more count as sharing. (The type is
+# for NumPy's stubs, which know only -1 and 0.)
 _OVERLAP_WORK: Any = 1000
 _STATE = Operand(written=False, contiguous=True)
 
@@ -49,7 +49,7 @@ def check_array(name: str, value: object, spec: RNNSpec, shape: tuple[int, ...] 
 
 
 def check_tuple(name: str, value: object, entry_shapes: Mapping[str, object], or_none: str = "") -> Sequence[Any]:
-    """``value`` if it is a sequence with an entry for each of these names, which may have a shape."""
+    """``value`` if it is a sequence with one entry for each key; ``entry_shapes`` may give their shapes, for errors."""
     items = entries(value, len(entry_shapes))
     if items is not None:
         return items
@@ -96,7 +96,7 @@ def check_params(params: object, spec: RNNSpec) -> Any:
 def check_states(
     states: object, spec: RNNSpec, batch: int, name: str = "states", entry_name: str = "{}0"
 ) -> tuple[Array, ...] | None:
-    """The initial states, contiguous, zeros for an entry that is None; None if all are."""
+    """The initial states, contiguous, with zeros for an entry that is None; None if all are None."""
     checked = _check_each(name, states, entry_name, spec, batch)
     if all(state is None for state in checked):
         return None
@@ -167,7 +167,7 @@ def check_no_alias(name: str, value: Array, others: Mapping[str, Sequence[Array]
 
 
 def _may_overlap_itself(value: Array) -> bool:
-    """Whether an axis has a stride below the extent of the axes inside it, so that elements may share memory."""
+    """Whether some axis has a stride below the extent of the axes inside it, so that elements may share memory."""
     extent = value.itemsize
     for stride, size in sorted((abs(s), n) for s, n in zip(value.strides, value.shape, strict=True) if n > 1):
         if stride < extent:

@@ -1,4 +1,4 @@
-"""How far results may be from the exact ones if the operands of GEMMs are rounded to a number format.
+"""Tolerances for results whose GEMM operands are rounded to a number format.
 
 docs/internals/tools.md derives the tolerances.
 """
@@ -15,15 +15,15 @@ from fusedrnn.testing.operand_errors import BFLOAT16_ERROR
 from fusedrnn.testing.tolerance import kink_error, longest_sum
 
 _INT8_UNIT = 1 / (2 * INT8_MAX)
-"""The largest error of an element of an int8 row, relative to the row's largest."""
+"""The largest error of an element of an int8 row, relative to the row's largest magnitude."""
 _NORM_LIMIT, _ELEMENT_LIMIT = 8.0, 16.0
-"""Typical errors of a pre-activation that a result may differ by, after any number of steps."""
+"""The tolerance of a result, after any number of steps, in typical errors of a pre-activation."""
 
 
 def pre_activation_error(spec: RNNSpec, params: Array) -> float:
     """The typical error of a pre-activation whose operands are rounded to the spec's ``compute``.
 
-    It is that of data whose largest magnitude is one, and 0 without ``compute``.
+    It is for data whose largest magnitude is one. Without ``compute`` it is 0.
 
     Args:
         spec: The network.
@@ -38,7 +38,7 @@ def pre_activation_error(spec: RNNSpec, params: Array) -> float:
 
 
 def _weight_sizes(spec: RNNSpec, params: Array) -> tuple[float, float]:
-    """The largest norm of a gate's weights, of input and state together, and the largest weight."""
+    """The largest norm of a gate's weights, of input and state together; and the largest weight."""
     norm = largest = 0.0
     for layer in range(spec.num_layers):
         for direction in range(spec.num_directions):
@@ -50,11 +50,11 @@ def _weight_sizes(spec: RNNSpec, params: Array) -> tuple[float, float]:
 
 
 def format_tolerance(error: float, scale: float) -> tuple[float, float]:
-    """The largest distance of an output from that of exact operands: relative to its norm, and of an element.
+    """The largest distances of an output from that of exact operands: relative to its norm, and of an element.
 
     Args:
         error: The network's :func:`pre_activation_error`.
-        scale: The largest magnitude of inputs and outputs, if it is above one.
+        scale: The largest magnitude of inputs and outputs; below one, it counts as one.
     """
     return _NORM_LIMIT * error, _ELEMENT_LIMIT * error * max(1.0, scale)
 
@@ -64,7 +64,7 @@ def format_gradient_tolerance(spec: RNNSpec, error: float) -> float:
 
     Args:
         spec: The network.
-        error: Its :func:`pre_activation_error`.
+        error: The network's :func:`pre_activation_error`.
     """
     limit = _NORM_LIMIT * error
     return max(limit, kink_error(spec, error)) if spec.variant.has_kinks else limit

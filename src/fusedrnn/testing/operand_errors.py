@@ -1,7 +1,7 @@
-"""How far rounded operands of GEMMs move a result: bounds for each format, on one product and on a whole sequence.
+"""Bounds on the errors that rounded GEMM operands cause, for each format, in one product and in a whole sequence.
 
-docs/guides/reproducibility.md derives them. They hold for every input, so that typical errors are far below: those are
-in format_tolerance.py, against which results are checked.
+docs/guides/reproducibility.md derives them. They hold for every input, so typical errors are far below. Tests check
+results against typical errors, which are in format_tolerance.py.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from fusedrnn.testing.tolerance import longest_sum, tolerance
 Array = NDArray[Any]
 
 BFLOAT16_ERROR = 2.0**-8
-"""Largest relative error of a number that is rounded to bfloat16: half a step of its eight significant bits."""
+"""The largest relative error of rounding to bfloat16: half a step of its eight significant bits."""
 _OPERANDS = {"int8_weights": ("float32", "int8")}
-"""The formats of rows and weights, where they differ."""
+"""The formats of rows and of weights, where these differ."""
 _ROUNDINGS_IN_FLOAT32 = 1.0 + 2.0**-12
-"""Integers and scales are computed in float32, so that half a step of int8 is exceeded by this factor at most."""
+"""Integers and scales are computed in float32, so an error exceeds half a step of int8 by at most this factor."""
 _SIGMOID_SLOPE = 0.25
 
 
 def operand_error(compute: str, rows: Array) -> Array:
-    """Largest error of each element of rows (..., K) that are rounded to a format: float64 (..., K).
+    """The largest error of each element of rows (..., K) that are rounded to a format: float64 (..., K).
 
     Args:
         compute: ``"float32"``, ``"bfloat16"`` or ``"int8"``.
@@ -44,10 +44,10 @@ def operand_error(compute: str, rows: Array) -> Array:
 
 
 def product_error(compute: str, rows: Array, weights: Array) -> Array:
-    """Largest error of each product of rows (..., K) and weights (M, K) in a format of a spec: float64 (..., M).
+    """The largest error of each product of rows (..., K) and weights (M, K) in a format of a spec: float64 (..., M).
 
-    It is Σ |a|·e(w) + e(a)·|w| + e(a)·e(w) over the K pairs, plus that of a sum in float32. It does not fall if a
-    magnitude grows.
+    It is Σ |a|·e(w) + e(a)·|w| + e(a)·e(w) over the K pairs, plus the error of a sum in float32. It never decreases
+    when a magnitude increases.
     """
     row_format, weight_format = _OPERANDS.get(compute, (compute, compute))
     row_error, weight_error = operand_error(row_format, rows), operand_error(weight_format, weights)
@@ -60,13 +60,13 @@ def product_error(compute: str, rows: Array, weights: Array) -> Array:
 
 
 def forward_error(spec: RNNSpec, params: Array, x: Array, largest_c0: float = 0.0) -> Array:
-    """Largest error of h at each step, against exact arithmetic on the same numbers: float64 (T,), at most 2.
+    """The largest error of h at each step, compared with exact arithmetic on the same numbers: float64 (T,), at most 2.
 
-    It grows from step to step by the largest sum of magnitudes in a row of the recurrent weights, as no error does that
-    is random.
+    It grows from step to step by the largest sum of magnitudes in a row of the recurrent weights. Random errors grow
+    more slowly.
 
     Args:
-        spec: One layer that runs forward: vanilla with tanh, LSTM or GRU, without further options.
+        spec: A network of one layer that runs forward: vanilla with tanh, LSTM or GRU, without further options.
         params: The flat parameter vector.
         x: The input (T, N, I).
         largest_c0: The largest magnitude of an LSTM's initial cell state; that of h0 must be at most one.
@@ -84,7 +84,7 @@ def forward_error(spec: RNNSpec, params: Array, x: Array, largest_c0: float = 0.
 def propagated_error(
     spec: RNNSpec, params: Array, input_error: Array, recurrent_error: Array, largest_c0: float = 0.0
 ) -> Array:
-    """:func:`forward_error` from errors of products: with each step's x (T, G·H), with any h of at most one (G·H,)."""
+    """:func:`forward_error` from errors of products: of each step's x (T, G·H), and of any h of at most one (G·H,)."""
     _check_bounded(spec)
     recurrent = np.abs(spec.layout.view(params, 0, 0, "h2h_weight").astype(np.float64))
     arithmetic = tolerance("float32", longest_sum(spec), 1.0 + largest_c0)[1]
@@ -110,14 +110,14 @@ def propagated_error(
 
 
 def _reset_gain(spec: RNNSpec, params: Array, recurrent: Array) -> Array:
-    """The largest recurrent part of each pre-activation of a GRU's n, which r multiplies: (H,)."""
+    """The largest value of the recurrent part, which r multiplies, of each pre-activation of a GRU's n: (H,)."""
     bias = spec.layout.view(params, 0, 0, "h2h_bias") if spec.bias == "double" else np.zeros(len(recurrent))
     gain: Array = (recurrent.sum(axis=1) + np.abs(bias))[-spec.hidden_size :]
     return gain
 
 
 def _check_bounded(spec: RNNSpec) -> None:
-    """Reject a spec whose states may exceed one, or whose cell has options that change the derivation."""
+    """Reject a spec whose states may exceed one, or whose cell has options for which the derivation is not valid."""
     plain = RNNSpec(spec.mode, spec.input_size, spec.hidden_size, reset_after=spec.reset_after)
     if spec.mode == "rnn_relu" or spec.num_layers > 1 or spec.num_directions > 1 or spec.variant != plain.variant:
         raise ValueError(f"spec must be one layer with tanh in one direction, without options of the cell; got {spec}")

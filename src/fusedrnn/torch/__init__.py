@@ -1,8 +1,8 @@
 """torch.nn's recurrent modules on the fused operator, with the same constructors, parameters and results.
 
 ``from fusedrnn.torch import LSTM`` replaces ``torch.nn.LSTM``; :func:`accelerate` replaces the layers of an existing
-model. What the operator does not support (other devices and dtypes, torch.jit.trace, function transforms)
-runs on PyTorch's own implementation.
+model. What the operator does not support (other devices and dtypes, torch.jit.trace, function transforms) runs by
+PyTorch's own implementation.
 """
 
 try:

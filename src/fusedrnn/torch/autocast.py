@@ -1,4 +1,4 @@
-"""Calls under autocast on the CPU: the operator on float32 tensors, its results in the dtypes of torch.nn's."""
+"""Calls under autocast on the CPU: the operator runs on float32 tensors, and results have the dtypes of torch.nn's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fusedrnn.torch.op_call import OpCall
 
 _FLOATS = torch.float32, torch.bfloat16, torch.float16
 """The dtypes that autocast converts."""
-_any_autocast = torch._C._is_any_autocast_enabled  # bound once: an attribute lookup shows in a small inference call
+_any_autocast = torch._C._is_any_autocast_enabled  # bound once: a lookup takes a noticeable part of a small call
 
 
 def is_enabled() -> bool:
@@ -25,7 +25,7 @@ def is_enabled() -> bool:
         return False
     try:
         return torch.is_autocast_enabled("cpu")
-    except TypeError:  # before torch 2.4 it took no device
+    except TypeError:  # before torch 2.4 the function takes no device
         return bool(torch.is_autocast_cpu_enabled())
 
 
@@ -41,11 +41,11 @@ def forward(module: Any, method: Callable[..., Any], run: Any, x: Any, hx: Any, 
 
     Args:
         module: A layer or cell of ours.
-        method: What takes ``run``, the input, the states, ``args`` and the format of GEMM operands.
-        run: As from :func:`fusedrnn.torch.dispatch.runner`.
+        method: A function of ``run``, the input, the states, ``args`` and the format of GEMM operands.
+        run: What :func:`fusedrnn.torch.dispatch.runner` returns.
         x: The input, as the user passes it.
-        hx: The initial states likewise.
-        args: Further arguments; a tuple of states after resets is converted as the initial ones are.
+        hx: The initial states, as the user passes them.
+        args: Further arguments; a tuple of states after resets is converted as the initial states are.
     """
     low, dtype = _dtype(), next(module.parameters()).dtype
     data = x.data if isinstance(x, PackedSequence) else x
@@ -67,7 +67,7 @@ def forward(module: Any, method: Callable[..., Any], run: Any, x: Any, hx: Any, 
 
 
 def kernel(*arguments: Any) -> list[Tensor]:
-    """The operator in a graph that was made without autocast."""
+    """The operator under autocast, in a graph that was made without it."""
     call, low = OpCall(*arguments), _dtype()
     with torch.autocast("cpu", enabled=False):
         tensors = call.x, *call.states, *call.weights
@@ -98,11 +98,11 @@ def _mode(module: Any) -> str:
 
 
 def _result_dtype(mode: str, dtype: torch.dtype, state_dtype: torch.dtype | None, low: torch.dtype) -> torch.dtype:
-    """What torch.nn's operations give for an input and a last initial state (None: zeros like the input).
+    """The dtype that torch.nn's operations give for an input and a last initial state (None: zeros like the input).
 
     Their products have the dtype ``low`` of autocast. A GRU and an LSTM then add states, which have kept their own
-    dtype, but a whole LSTM may be one function of oneDNN, whose results are ``low``. A cell that a user has written is
-    taken for one that adds states.
+    dtype; but a whole LSTM may be one function of oneDNN, whose results are ``low``. A user cell is assumed to add
+    states.
     """
     is_written_by_user = ":" in mode
     if not is_written_by_user and (mode.startswith("rnn") or (mode == "lstm" and _is_function_of_onednn(dtype))):
@@ -111,7 +111,7 @@ def _result_dtype(mode: str, dtype: torch.dtype, state_dtype: torch.dtype | None
 
 
 def _is_function_of_onednn(dtype: torch.dtype) -> bool:
-    """Whether torch.nn's LSTM of that input is one: in half precision if the processor has instructions for it."""
+    """Whether torch.nn's LSTM is such a function for that dtype; in half precision it needs the instructions."""
     if dtype is torch.float32:
         return True
     if dtype is torch.float16 and torch.is_grad_enabled():

@@ -1,4 +1,4 @@
-"""Cells by reference: plans, graphs and exported programs name a cell that a user has written by a string."""
+"""Cells by reference: plans, graphs and exported programs name a user cell by a string."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from fusedrnn.cell.cells import Cell
 from fusedrnn.cell.user_cell import UserCell
 
 _CELLS: dict[str, UserCell] = {}
-"""The cells of this process whose reference someone has asked for."""
+"""The cells of this process whose reference has been requested."""
 _CATALOGUE = "fusedrnn.cells"
 
 
 def reference_to(cell: str | Cell) -> str:
-    """A mode itself; of a cell its reference, by which :func:`cell_of` finds it.
+    """The reference to a cell, by which :func:`cell_of` finds it; a mode is its own reference.
 
     Raises:
-        TypeError: If it is neither.
+        TypeError: If ``cell`` is neither a mode nor a cell.
     """
     if isinstance(cell, str):
         return cell
@@ -30,13 +30,14 @@ def reference_to(cell: str | Cell) -> str:
 
 
 def cell_of(reference: str) -> str | Cell:
-    """The mode or the cell of that reference.
+    """The mode or the cell to which a reference refers.
 
-    A cell that this process has not used yet is looked up in the module that defines it. That is imported only if it is
-    part of this package: a reference may come from a file.
+    A cell that this process has not used yet is looked up in the module that defines it. That module is imported only
+    if it is part of this package, because a reference may come from an untrusted file.
 
     Raises:
-        ValueError: If there is no such cell; the message says what to import, or that its equations are others.
+        ValueError: If there is no such cell, or its equations differ; the message says what to import, or that they
+            differ.
     """
     if ":" not in reference:
         return reference
@@ -57,7 +58,7 @@ def cell_of(reference: str) -> str | Cell:
 
 
 def _changed(cell: UserCell, change: str) -> UserCell:
-    """The cell with a change that a reference names: another rate of a mask, heads, or its expectation."""
+    """The cell with a change that a reference names: another rate of a mask, other heads, or its expectation."""
     mask, has_rate, rate = change.partition("=")
     if has_rate:
         return cell.with_rates(**{unquote(mask): float(rate)})

@@ -26,10 +26,10 @@ class _FusedCell(HasCompute, RepeatsCalls, RNNCellBase):
 
         Args:
             input: (N, I), or (I,).
-            hx: The state (N, H), or (H,) for unbatched input; for an LSTM a pair of them; None: zeros.
+            hx: The state (N, H), or (H,) for unbatched input; for an LSTM, a pair of such tensors; None for zeros.
 
         Returns:
-            The next state, or the pair of them.
+            The next state, or for an LSTM the pair of next states.
 
         Raises:
             ValueError: As torch.nn raises it.
@@ -78,7 +78,7 @@ class _FusedCell(HasCompute, RepeatsCalls, RNNCellBase):
             return None
         recurrent: Any = weights[1]
         if dispatch.is_eager(run) and torch.is_grad_enabled() and recurrent.is_inference():
-            return None  # created in inference mode: torch.nn's operations record as much as they can
+            return None  # created in inference mode: torch.nn's operations record the gradients that they can
         if run is eager.run and dtype in eligibility.DTYPE_NAMES:
             return eager.run_cell(spec, x, states, weights)[1]
         if batched:

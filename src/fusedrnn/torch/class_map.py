@@ -1,4 +1,4 @@
-"""Which class of torch.nn each of our classes replaces."""
+"""The classes of torch.nn that our classes replace."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch.nn.utils import parametrize
 Classes = Mapping[type[Module], type[Module]]
 
 OURS: dict[type[Module], type[Module]] = {}
-"""Our class by torch.nn's."""
+"""From torch.nn's classes to ours."""
 TORCHS: dict[type[Module], type[Module]] = {}
-"""torch.nn's class by ours."""
+"""From our classes to torch.nn's."""
 
 
 def register(*classes: type[Module]) -> None:
-    """Add classes of ours, each for the class of torch.nn that is its last base."""
+    """Add some of our classes; each replaces the class of torch.nn that is its last base."""
     for ours in classes:
         torchs = ours.__bases__[-1]
         OURS[torchs], TORCHS[ours] = ours, torchs
@@ -32,7 +32,7 @@ def counterpart(cls: type, classes: Classes) -> type[Module] | None:
     """
     if cls in classes:
         return classes[cls]
-    # A class of subclasses.py knows the subclass of torch.nn's class that it was derived from.
+    # A class that subclasses.py has made names the subclass of torch.nn's class from which it was derived.
     if classes is TORCHS and "_fusedrnn_beneath" in vars(cls):
         subclass: type[Module] = vars(cls)["_fusedrnn_beneath"]
         return subclass
@@ -67,12 +67,12 @@ def as_torch_module(module: Module) -> Module:
 
 
 def torch_class(cls: type) -> type[Module] | None:
-    """The class of torch.nn's six that a class is or is derived from; None if there is none."""
+    """Which of torch.nn's six classes a class is or is derived from; None if there is none."""
     return next((base for base in cls.__mro__ if base in OURS), None)
 
 
 def is_scripted(module: Module) -> bool:
-    """Whether a module was one of torch.nn's six classes before torch.jit compiled it. Judged by the class's name."""
+    """Whether a module was one of torch.nn's six classes before torch.jit compiled it, by the name of its class."""
     return isinstance(module, torch.jit.ScriptModule) and getattr(module, "original_name", "") in _torch_names()
 
 

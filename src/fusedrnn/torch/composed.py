@@ -18,12 +18,13 @@ def run(
     lengths: Tensor | None = None, batch_sizes: Tensor | None = None, seed: int | None = None,
     resets: Tensor | None = None, all_states: bool = False,
 ) -> Results:  # fmt: skip
-    """:func:`fusedrnn.torch.eager.run` on tensors of any kind, one step after the other.
+    """:func:`fusedrnn.torch.eager.run` for tensors of any kind, step by step.
 
-    Dropout masks are the same too; they do not depend on the device.
+    Dropout masks are the same as there; they do not depend on the device.
 
     Raises:
-        RuntimeError: If the format of operands is for inference only, which PyTorch's operations do not have.
+        RuntimeError: If the format of GEMM operands is for inference only, since PyTorch's operations lack these
+            formats.
     """
     if not spec.is_trainable:
         raise RuntimeError(

@@ -16,7 +16,8 @@ from fusedrnn.torch.graphs import is_ours, recurrent_operators
 from fusedrnn.torch.subclasses import beneath, changes
 
 _SUBCLASS = "it is a subclass of"
-# Attributes and attributes of attributes. Modules further away seldom belong to the object.
+# How deep to look for modules: in attributes, and in attributes of attributes. Deeper modules seldom belong to the
+# object.
 _DEPTH = 2
 _MAX_NAMED = 4
 _DTYPES = ", ".join(map(str, MODULE_DTYPES))
@@ -36,17 +37,17 @@ def accelerate(model: Module, *, subclasses: bool = False, compute: str | None =
 
     Args:
         model: Any module; it may be a recurrent layer itself.
-        subclasses: Whether to accelerate subclasses of torch.nn's classes too. Their own code stays: their
-            ``super().forward`` calls ours. Subclasses that override more than ``forward`` are left.
-        compute: The format of GEMM operands, as in :class:`fusedrnn.RNNSpec`, for all layers, also those that are ours
-            already; None leaves each as it is.
+        subclasses: Whether to accelerate subclasses of torch.nn's classes too. They keep their own code, whose
+            ``super().forward`` then calls ours. Subclasses that override more than ``forward`` stay unchanged.
+        compute: The format of GEMM operands, as in :class:`fusedrnn.RNNSpec`, for all layers, including those that are
+            ours already. None leaves the format of each layer unchanged.
 
     Returns:
-        What was replaced, or given another format, and what was left.
+        What was replaced or given another format, and what was left unchanged.
 
     Raises:
-        TypeError: ``model`` is not a torch.nn.Module; the message says which of its attributes are.
-        ValueError: There is no such format.
+        TypeError: If ``model`` is no torch.nn.Module; the message says which of its attributes are modules.
+        ValueError: If there is no such format.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Embedding(50, 8), torch.nn.LSTM(8, 16))
@@ -58,18 +59,19 @@ def accelerate(model: Module, *, subclasses: bool = False, compute: str | None =
 
 
 def restore(model: Module) -> Report:
-    """Make every layer of ours in a model torch.nn's again, in place: undo :func:`accelerate` and :func:`quantize`.
+    """Undo :func:`accelerate` and :func:`quantize`: turn our layers of a model into torch.nn's again, in place.
 
-    Parameters that required a gradient before :func:`quantize` do so again. The mode, training or evaluation, stays.
+    Parameters that required a gradient before :func:`quantize` require it again. The mode, training or evaluation, does
+    not change.
 
     Args:
         model: Any module; layers from our own constructors become torch.nn's as well.
 
     Returns:
-        What was replaced; subclasses of ours are left.
+        What was replaced. Subclasses of our layers stay unchanged.
 
     Raises:
-        TypeError: ``model`` is not a torch.nn.Module.
+        TypeError: If ``model`` is no torch.nn.Module.
     """
     return convert_all(model, TORCHS)
 
@@ -101,7 +103,7 @@ def convert(
     if cls is not None and not reason:
         try:
             module.__class__ = cls
-        except TypeError as error:  # of a subclass with slots, say
+        except TypeError as error:  # for example in a subclass with slots
             reason = f"its class cannot be changed: {error}"
         else:
             unfreeze(module)
@@ -121,14 +123,14 @@ def _set_compute(module: HasCompute, compute: str | None, name: str) -> LayerRep
 
 
 def _restored(module: HasCompute, name: str) -> LayerReport:
-    """A layer of ours that torch.nn does not have: all that can be undone is its format."""
+    """The report for a layer of ours that torch.nn does not have: only its format can be undone."""
     vars(module).pop("compute", None)
     unfreeze(module)
     return LayerReport(name, type(module).__name__, "torch.nn has no such layer")
 
 
 def _accelerated_subclass(module: Module, reason: str, subclasses: bool) -> tuple[type[Module] | None, str]:
-    """The class with ours beneath a subclass, if that is enabled and possible; else the reason why not."""
+    """The class that puts ours beneath a subclass, if enabled and possible; else None and the reason."""
     changed = changes(module)
     if changed:
         return None, f"{reason} that {changed}"
@@ -175,7 +177,7 @@ def _why_unknown(module: Module, classes: Classes) -> str:
 
 
 def _advice(holder: object) -> str:
-    """The end of an error message: what to pass instead of an object that is not a module but may hold some."""
+    """The end of an error message: what to pass instead of an object that is no module but may hold modules."""
     if isinstance(holder, type):
         return _INSTANTIATE if issubclass(holder, Module) else ""
     if holder is None or isinstance(holder, (str, bytes, int, float)):
@@ -188,7 +190,7 @@ def _advice(holder: object) -> str:
 
 
 def _module_paths(path: str, holder: object, depth: int, seen: set[int]) -> Iterator[str]:
-    """Expressions for the modules in an object, nearest first, without the modules inside these."""
+    """Expressions for the modules in an object, the nearest first, without modules inside of modules."""
     if id(holder) in seen:
         return
     seen.add(id(holder))

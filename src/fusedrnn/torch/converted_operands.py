@@ -1,4 +1,4 @@
-"""Operands in bfloat16 and float16 as float32: one node of autograd, which checks those that torch.nn would save."""
+"""Operands of bfloat16 and float16 as float32: one node of autograd, which checks those that torch.nn would save."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Operands = tuple[Tensor, tuple[Any, ...] | None, Tensors]
 
 
 class _Conversion(torch.autograd.Function):
-    """From operands to their copies. Backward refuses ``saved`` tensors that have changed in place."""
+    """From operands to their copies. Backward raises an error if a tensor of ``saved`` has changed in place."""
 
     @staticmethod
     def forward(ctx: Any, copies: tuple[Tensor, ...], saved: Sequence[Tensor], *operands: Tensor) -> tuple[Tensor, ...]:
@@ -27,19 +27,19 @@ class _Conversion(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        _ = ctx.saved_tensors  # raises the error
+        _ = ctx.saved_tensors  # raises an error if one has changed
         pairs = zip(grads, ctx.dtypes, strict=True)
         return None, None, *[grad if grad is None else grad.to(dtype) for grad, dtype in pairs]
 
 
-# Function.apply without its detour through functorch, under whose transforms no call gets here.
+# Function.apply without its detour through functorch; no call under functorch's transforms comes here.
 _apply: Any = super(torch.autograd.Function, _Conversion).apply
 
 
 def low_precision_operands(
     network: Network, x: Tensor, states: Sequence[Tensor] | None, weights: Tensors, several_steps: bool
 ) -> Operands:
-    """The operands in float32. The rules for changes before backward are those of float32 operands.
+    """The operands in float32. They may change before backward under the same rules as float32 operands.
 
     ``several_steps`` says whether T is above 1.
     """
@@ -50,7 +50,8 @@ def low_precision_operands(
     needs_grad = _needs_grad(operands)
     if True in needs_grad:
         candidates = [operands[number] for number in network.saved_operands(needs_grad, several_steps)[0]]
-        # torch refuses to save tensors that were created in inference mode, which cannot change in place here either.
+        # torch refuses to save tensors that were created in inference mode, and these cannot change in place here
+        # either.
         saved = [tensor for tensor in candidates if tensor is not None and not tensor.is_inference()]
     x32, *others = _recorded(operands, copies, needs_grad, saved)
     states32: Any = tuple(others[: len(before)]) if states else None
@@ -74,7 +75,7 @@ def _recorded(
     results = list(copies)
     indices = [i for i, needed in enumerate(needs_grad) if needed]
     if indices:
-        # Others use the same copies of weights: these must stay without history.
+        # Other calls use the same copies of weights, so these must not get a history of autograd.
         aliases = tuple([copies[i].data for i in indices])  # type: ignore[union-attr]
         for i, result in zip(indices, _apply(aliases, saved, *[operands[i] for i in indices]), strict=True):
             results[i] = result

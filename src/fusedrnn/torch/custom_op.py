@@ -1,8 +1,8 @@
 """The operator in torch's registry, ``torch.ops.fusedrnn``, for torch.compile and torch.export.
 
-A model calls ``rnn``. If autograd records, that becomes ``forward_training``, whose last result is the reserve that
-``backward`` needs. Each has a kernel for the CPU and a fake kernel, which knows the shapes of the results only;
-:mod:`fusedrnn.torch.op_derivatives` defines how they are differentiated.
+A model calls ``rnn``. If autograd records, the call becomes ``forward_training``, whose last result is the reserve that
+``backward`` needs. Each operator has a kernel for the CPU and a fake kernel, which only computes the shapes of the
+results. :mod:`fusedrnn.torch.op_derivatives` defines the derivatives.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def run(
 ) -> Results:  # fmt: skip
     """:func:`fusedrnn.torch.eager.run` through torch's dispatcher: traceable, with any T and N in one graph.
 
-    The arguments and results are the same, with two differences. ``seed`` is an int64 tensor of no dimensions; None
-    draws it in the graph. Under torch.compile a packed sequence without ``states`` breaks the graph: only their shape
-    has N, because ``batch_sizes`` is not read.
+    The arguments and results are the same, with two differences. ``seed`` is an int64 tensor without dimensions; None
+    draws it in the graph. Under torch.compile, a packed sequence without ``states`` breaks the graph: only the shape of
+    states gives N, because the graph does not read ``batch_sizes``.
     """
     if x.dtype not in DTYPE_NAMES:
         options: dict[str, Any] = {"lengths": lengths, "batch_sizes": batch_sizes, "seed": seed, "resets": resets}
@@ -82,7 +82,7 @@ def _backward(*arguments: Any) -> list[Tensor]:
 
 
 def _prepared(call: OpCall) -> tuple[OpCall, CallShape, int]:
-    """The call with operands in memory, as the kernels read them, its shape and its seed, after a check of values."""
+    """The call with its operands in memory for the kernels, its shape and its seed, after a check of values."""
     seed = op_call.check_values(call)
     x, h0, c0 = map(op_call.materialized, (call.x, call.h0, call.c0))
     more_states = [*map(op_call.materialized, call.more_states or ())]
@@ -114,7 +114,7 @@ def _fake_forward_training(*arguments: Any) -> list[Tensor]:
 
 
 def _fake_batch(call: OpCall) -> Any:
-    """N; of a packed sequence from the shape of a state, else a new symbol."""
+    """N. For a packed sequence, it comes from the shape of a state, or it is a new symbol."""
     if call.batch is not None:
         return call.batch
     for state in call.states:

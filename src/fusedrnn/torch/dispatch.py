@@ -1,6 +1,6 @@
 """Which implementation runs a call: the operator, eagerly or through torch's dispatcher, or PyTorch's own.
 
-PyTorch's version matters only here, in autocast.py and in the modules that patch PyTorch.
+Only this module, autocast.py and the modules that patch PyTorch depend on its version.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def runner() -> Run | None:
 
 
 def _traced_runner() -> Run | None:
-    """The runner where something watches the dispatcher, which must see one operator."""
+    """The runner while a tracer or a mode watches the dispatcher, so that it sees a single operator."""
     if _transforms_active() or forward_ad._current_level >= 0:
         return None
     # torch.export.draft_export would report the None operands of a custom operator as mutated.
@@ -51,8 +51,9 @@ def is_eager(run: Run) -> bool:
     return run is eager.run or run is eager.run_under_autocast
 
 
-# torch.nn returns tensors that are not views, and detach_ refuses views. Compilers replace in-place operations by views
-# anyway. Dispatch modes may save what the operator returned (selective checkpoints do), so nothing may change it.
+# torch.nn returns tensors that are not views, and detach_ refuses views; so eager calls use in-place operations.
+# Compilers would replace these by views anyway. Dispatch modes may save what the operator returned, as selective
+# checkpoints do, so it must not change: there we copy.
 
 
 def batch_first(y: Tensor, run: Run) -> Tensor:

@@ -1,6 +1,6 @@
 """The operator's decomposition into torch's own operations: slow, but differentiable any number of times.
 
-The equations come from the cell definition that the kernels are compiled from.
+The equations come from the same definition of the cell as the kernels.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _clip_nan(x: Tensor, low: float, high: float) -> Tensor:
 
 
 def _softplus(x: Tensor) -> Tensor:
-    return torch.nn.functional.softplus(x, threshold=40)  # where exp(-x) no longer counts, also in float64
+    return torch.nn.functional.softplus(x, threshold=40)  # above, exp(-x) has no effect, even in float64
 
 
 _TENSORS = ArrayArithmetic(
@@ -49,9 +49,9 @@ class Extent(NamedTuple):
         steps: T.
         batch: N.
         valid: Which steps of each sequence are valid, (T, N); None for all.
-        packed: Whether input and output have valid steps only, ordered by time.
+        packed: Whether input and output hold only valid steps, ordered by time.
         resets: Where sequences begin anew, (T, N); None for nowhere.
-        all_states: Whether the other states of every step are results, behind the final ones.
+        all_states: Whether the other states of every step are results too, after the final states.
     """
 
     steps: int
@@ -91,15 +91,15 @@ class Extent(NamedTuple):
 def vjp(
     spec: RNNSpec, extent: Extent, seed: int, operands: Tensors, cotangents: Tensors, needs_grad: Sequence[bool]
 ) -> list[Tensor | None]:
-    """The gradients of the operands (x, states, weights) that need one; differentiable if grad mode is on.
+    """The gradients of those operands (x, states, weights) that need one; differentiable if grad mode is on.
 
-    ``cotangents`` are those of the output and the final states, None for zeros. The tensors of a step of a cell need
-    not have an axis of one step, or of one sequence.
+    ``cotangents`` are those of the output and the final states, None for zeros. For a step of a cell, tensors may lack
+    the axes of steps and of sequences.
     """
     create_graph = torch.is_grad_enabled()
     num_states = len(operands) - 1 - len(spec.layout.by_layer_direction)
     with torch.enable_grad():
-        # Views separate this call's gradients from other uses: an operand may be computed from another, or be passed
+        # Views separate this call's gradients from other uses, since an operand may be computed from another, or passed
         # twice.
         x, *others = (operand if operand is None else operand.view_as(operand) for operand in operands)
         assert x is not None
@@ -108,7 +108,7 @@ def vjp(
             if not source.requires_grad:
                 source.requires_grad_()
         sequence = x if extent.packed else _with_all_axes(x, (extent.steps, extent.batch, spec.input_size))
-        shapes = itertools.cycle(spec.state_shape(extent.batch))  # of initial states, and of those after resets
+        shapes = itertools.cycle(spec.state_shape(extent.batch))  # of initial states, then of states after resets
         states = list(map(_with_all_axes, others[:num_states], shapes))
         results = forward(spec, extent, seed, sequence, states, others[num_states:])
     all_pairs = zip(results, cotangents, strict=True)
@@ -123,17 +123,17 @@ def vjp(
 
 
 def _with_all_axes(tensor: Any, shape: tuple[int, ...]) -> Any:
-    """A tensor of a cell's step with the axes that those of sequences have; others and None as they are."""
+    """A tensor of a cell's step with the axes of sequences added; other tensors and None as they are."""
     return tensor if tensor is None or tensor.dim() == len(shape) else tensor.reshape(shape)
 
 
 def forward(
     spec: RNNSpec, extent: Extent, seed: int, x: Tensor, states: Tensors, weights: Tensors
 ) -> tuple[Tensor, ...]:
-    """The output, the final states, and every other state if the extent says so; a state of None is zeros.
+    """The output, the final states, and the other states of every step if the extent says so; None stands for zeros.
 
-    ``states`` are the initial ones, and behind them those after resets, if these are no zeros.
-    ``x`` and results with an axis of time are packed if the extent is.
+    ``states`` are the initial states, and then the states after resets unless these are zeros. ``x`` and the results
+    with an axis of time are packed if the extent is.
     """
     steps, batch, valid, packed, resets, all_states = extent
     if resets is not None and valid is not None:
@@ -143,7 +143,7 @@ def forward(
         packed_indices = valid.nonzero(as_tuple=True)
         x = x.new_zeros(steps, batch, spec.input_size).index_put(packed_indices, x)
     elif valid is not None:
-        # NaN in the padding would turn its zero derivative into NaN.
+        # NaN in the padding would turn the padding's zero derivative into NaN.
         x = torch.where(valid[:, :, None], x, 0)
     num_states = len(spec.state_names)
     initial = [
@@ -182,7 +182,7 @@ def _unrolled(
 ) -> tuple[list[Tensor], tuple[Tensor, ...]]:  # fmt: skip
     """One direction of one layer: the output and the last ``kept`` states of every step, then the final states.
 
-    ``begins`` are its states after a reset.
+    ``begins`` are the states after a reset.
     """
     rounded = _rounding(spec)
     weights = {kind: w if w is None or w.dim() == 1 else rounded(w) for kind, w in weights.items()}
@@ -195,7 +195,7 @@ def _unrolled(
     every: list[Sequence[Tensor]] = [()] * steps
     for t in reversed(range(steps)) if reverse else range(steps):
         own = {mask: torch.from_numpy(values).to(x) for mask, values in next(masks).items()}
-        first = t + reverse  # of the piece that the step belongs to, if there is a mark
+        first = t + reverse  # the first step of the step's piece, if it has a mark
         if resets is not None and first < steps:
             marked = resets[first, :, None]
             states = [torch.where(marked, begin, state) for begin, state in zip(begins, states, strict=True)]
@@ -204,7 +204,8 @@ def _unrolled(
             every[t] = [output, *states[len(states) - kept :]]
             continue
         is_valid = valid[t, :, None]
-        # The results of padding are unused but differentiated: states that may be infinite must not get there.
+        # The results of padding are unused, but they are differentiated, so states that may be infinite must not enter
+        # them.
         before = [torch.where(is_valid, state, 0) for state in states]
         output, after = _step(spec, x[t], x_gates[t], before, weights, own)
         every[t] = [torch.where(is_valid, new, 0) for new in (output, *after[len(after) - kept :])]
@@ -225,7 +226,7 @@ def _rounding(spec: RNNSpec) -> Callable[[Tensor], Tensor]:
 
 
 def _to_bfloat16(operand: Tensor) -> Tensor:
-    # Both differences and sums are exact. An infinity would make NaN of them.
+    # Both the difference and the sum are exact. With an infinity, they would be NaN.
     change = operand.detach().to(torch.bfloat16).to(operand.dtype) - operand.detach()
     return torch.where(torch.isfinite(change), operand + change, operand)
 
@@ -235,7 +236,7 @@ def _unchanged(operand: Tensor) -> Tensor:
 
 
 def _in_rows(value: Tensor | float, like: Tensor) -> Tensor:
-    """A value (N, H) as ``like`` is: also a number, a mean, and what depends on parameters alone."""
+    """A value in the shape (N, H) of ``like``; it may be a number, a mean, or depend on parameters alone."""
     return torch.full_like(like, value) if isinstance(value, float) else value.expand(like.shape)
 
 
@@ -271,7 +272,7 @@ def _step(
         if not stage.multiplies:
             continue
         operand = evaluate([stage.operand], values, _TENSORS)[0]
-        if spec.projection_size is None:  # else it is of the built-in LSTM, and of another size than the output
+        if spec.projection_size is None:  # with a projection, an operand may be wider than h
             operand = _in_rows(operand, states[0])
         if stage.projects:
             assert projection is not None

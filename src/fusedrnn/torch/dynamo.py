@@ -1,9 +1,9 @@
 """torch.compile traces our layers, although it breaks the graph at every RNN, GRU and LSTM.
 
-Dynamo breaks the graph at any instance of ``torch.nn.RNN``, ``GRU`` and ``LSTM``, ours among them, because tracing
-torch's own unrolls them step by step. ``torch._dynamo.config.allow_rnn`` disables that, but for torch's own layers too,
-so we set it only while Dynamo wraps a layer of ours. Importing Dynamo takes longer than importing torch: nothing here
-imports it before its user does.
+Dynamo breaks the graph at any instance of ``torch.nn.RNN``, ``GRU`` and ``LSTM``, including ours, because tracing
+unrolls torch's own layers step by step. ``torch._dynamo.config.allow_rnn`` disables this, but for torch's own layers
+too, so we set it only while Dynamo wraps one of our layers. Importing Dynamo takes longer than importing torch, so this
+module does not import it; it waits until something else does.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lamb
 def trace(*classes: type[torch.nn.Module]) -> None:
     """Let torch.compile trace instances of these classes and their subclasses.
 
-    If this torch's Dynamo works otherwise, the graph breaks at our layers as at torch's own.
+    If Dynamo of this version of torch works differently, the graph breaks at our layers as at torch's own.
     """
     after_import("torch._dynamo", lambda dynamo: _patch(dynamo, classes))
 
 
 def breaks_graph() -> bool:
-    """Whether PyTorch's own operations would be unrolled here, and so must run by :func:`eager_forward`."""
+    """Whether PyTorch's own operations would be unrolled in a graph, so that :func:`eager_forward` must run them."""
     return torch.compiler.is_dynamo_compiling() and not _is_exporting()
 
 
 def eager_forward(layer: Any, *args: Any) -> Any:
-    """The forward of one of our layers by PyTorch's own operations; disabled for Dynamo as soon as that is imported."""
+    """The forward of one of our layers by PyTorch's own operations. Dynamo does not trace it, once it is imported."""
     return layer.composed_forward(*args)
 
 

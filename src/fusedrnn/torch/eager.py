@@ -18,18 +18,18 @@ from fusedrnn.torch.tensor_calls import SavedForBackward, TrainingResults
 
 
 class FusedRNN(torch.autograd.Function):
-    """A call of the operator; gradients of its gradients come from the operator's decomposition.
+    """A call of the operator. Its gradients' gradients come from the operator's decomposition.
 
-    The reserve and the weights are saved tensors, so that they live as long as the graph, and hooks on saved tensors
+    The reserve and the weights are saved tensors: they live as long as the graph, and hooks on saved tensors
     (checkpointing, offloading) see them. Operands are saved too, for gradients of gradients, but only those that
-    torch.nn saves: the others may change before backward, see :mod:`fusedrnn.torch.saved_operands`.
+    torch.nn saves. The others may change before backward; see :mod:`fusedrnn.torch.saved_operands`.
     """
 
     @staticmethod
     def forward(ctx: Any, shape: CallShape, results: TrainingResults, *operands: Tensor | None) -> tuple[Tensor, ...]:
         """Record ``results`` of ``operands``: x, the states, None for zeros, and the weights.
 
-        Returns the output, unless it is a step of a cell, and the final states.
+        Returns the output, except for a step of a cell, and the final states.
         """
         y, final, for_backward = results
         network, needs_grad = shape.network, ctx.needs_input_grad[2:]
@@ -37,13 +37,13 @@ class FusedRNN(torch.autograd.Function):
         ctx.numbers = saved, unsaved = network.saved_operands(needs_grad, several_steps, under_autocast)
         weights = for_backward.weights
         if under_autocast and not for_backward.packed:
-            # Backward reads unsaved matrices too, but only for unused results.
+            # Backward also reads matrices that are not saved here, but only for results that are not used.
             read = network.saved_operands(needs_grad, several_steps)[0]
             weights = [
                 weight if weight is None or number not in read else weight.clone()
                 for number, weight in enumerate(weights, len(operands) - len(weights))
             ]
-        # Packed weights are a copy. Others are the parameters' own memory, which hooks need not see twice.
+        # Packed weights are a copy. Other weights are the parameters' own memory, which hooks need not see twice.
         packed = weights if for_backward.packed else ()
         ctx.save_for_backward(for_backward.reserve, *packed, *[operands[number] for number in saved])
         ctx.weights = None if packed else weights
@@ -66,7 +66,7 @@ class FusedRNN(torch.autograd.Function):
         if torch.is_grad_enabled() or not all([is_plain(cotangent, network.dtype) for cotangent in present]):
             operands = _in_order(ctx.numbers, saved, [_unchanged(*operand) for operand in ctx.unsaved])
             extent = double_backward.Extent.of(shape)
-            with torch.autocast("cpu", enabled=False):  # backward may be called under it
+            with torch.autocast("cpu", enabled=False):  # backward may be called under autocast
                 grads = double_backward.vjp(network.spec, extent, ctx.info.seed, operands, (dy, *dfinal), needs_grad)
         else:
             grads = _gradients(shape, SavedForBackward(reserve, weights, ctx.info), dy, dfinal, needs_grad)
@@ -76,7 +76,7 @@ class FusedRNN(torch.autograd.Function):
 def _gradients(
     shape: CallShape, saved: SavedForBackward, dy: Tensor | None, dfinal: Tensors, needs_grad: tuple[bool, ...]
 ) -> list[Tensor | None]:
-    """What :func:`fusedrnn.torch.tensor_calls.backward` returns, by a shorter way if there is one."""
+    """What :func:`fusedrnn.torch.tensor_calls.backward` returns, by a prepared call if there is one."""
     if shape.backwards is not None and not saved.packed:
         tensor_calls.check_exist(saved.weights)
         dy, dfinal = tensor_calls.readable(dy, dfinal)
@@ -90,7 +90,7 @@ def _gradients(
 def _in_order(
     numbers: tuple[list[int], list[int]], saved: Tensors, unsaved: Tensors
 ) -> list[Tensor | None]:
-    """The operands by their numbers: first those of the saved ones, then those of the others."""
+    """The operands in order, from the saved ones and the others; ``numbers`` are the positions of both."""
     by_number = dict(zip((*numbers[0], *numbers[1]), (*saved, *unsaved), strict=True))
     return [by_number[number] for number in range(len(by_number))]
 
@@ -100,7 +100,7 @@ def _version(tensor: Tensor | None) -> int:
 
 
 def _unchanged(operand: Tensor | None, version: int) -> Tensor | None:
-    """An operand that autograd did not save, and so has not checked.
+    """An operand that autograd did not save, and therefore has not checked.
 
     Raises:
         RuntimeError: As autograd raises it, if the operand has another version.
@@ -114,7 +114,7 @@ def _unchanged(operand: Tensor | None, version: int) -> Tensor | None:
     return operand
 
 
-# Function.apply without its detour through functorch, under whose transforms no call gets here.
+# Function.apply without its detour through functorch; no call under functorch's transforms comes here.
 _apply: Any = super(torch.autograd.Function, FusedRNN).apply
 
 
@@ -125,24 +125,24 @@ def run(
 ) -> Results:  # fmt: skip
     """Run a network over sequences.
 
-    The tensors have the spec's dtype, or all of them bfloat16 or float16; results have that of ``x``.
+    The tensors have the spec's dtype, or all are bfloat16 or all float16; results have the dtype of ``x``.
 
     Args:
-        spec: What to run; its dropout applies in inference too.
-        x: Input (T, N, I), any strides; with ``batch_sizes`` the data of a packed sequence (rows, I).
-        states: Initial states ``(h0,)`` or ``(h0, c0)``, each (L·D, N, size), behind them those after resets if these
-            are no zeros; None for zeros.
-        weights: For each layer, for each direction: i2h weight, h2h weight, h2r weight if projected, i2h bias, h2h
-            bias; None for no bias.
+        spec: The network; its dropout applies in inference too.
+        x: Input (T, N, I), any strides; with ``batch_sizes``, the data of a packed sequence (rows, I).
+        states: Initial states ``(h0,)`` or ``(h0, c0)``, each (L·D, N, size), and then the states after resets unless
+            these are zeros; None for zeros.
+        weights: For each layer and each direction: i2h weight, h2h weight, h2r weight if projected, i2h bias, h2h bias;
+            None for a missing bias.
         lengths: Valid steps of each sequence, integers (N,), on the CPU; None for T everywhere.
-        batch_sizes: Of a packed sequence: the number of sequences at each step, int64 (T,).
+        batch_sizes: For a packed sequence, the number of sequences at each step, int64 (T,).
         seed: Seed of dropout, from 0 to 2**63 - 1; None to draw one from torch's generator if anything is dropped.
         resets: Where sequences begin anew: bools (T, N), on the CPU; None for nowhere.
-        all_states: Whether to return the other states of every step too, behind the final states.
-        under_autocast: Whether float32 tensors may change before backward as torch.nn's may under autocast.
+        all_states: Whether to return the other states of every step too, after the final states.
+        under_autocast: Whether float32 tensors may change before backward, as they may in torch.nn under autocast.
 
     Returns:
-        The output (T, N, D·S), or packed (rows, D·S); and the final states, a tuple like the initial ones.
+        The output (T, N, D·S), or packed (rows, D·S); and the final states, a tuple like the initial states.
     """
     network = Network.of(spec)
     if x.dtype is not network.dtype:
@@ -170,8 +170,8 @@ def run_shape(
 ) -> Results:  # fmt: skip
     """Run a call of a known shape on tensors of the spec's dtype, with contiguous weights.
 
-    ``engine_weights`` are the weights as the engine takes them, ``is_recorded`` is whether autograd records the call;
-    None if not known. ``under_autocast`` is as for :func:`run`.
+    ``engine_weights`` are the weights in the engine's form, and ``is_recorded`` is whether autograd records the call;
+    None if not known. ``under_autocast`` is as in :func:`run`.
     """
     network = shape.network
     if seed is None:
@@ -179,7 +179,7 @@ def run_shape(
     if is_recorded is None:
         is_recorded = torch.is_grad_enabled() and require_grad(x, states, weights)
     if is_recorded:
-        # Runs outside FusedRNN.forward, where a signal handler would see gradients disabled.
+        # This runs outside of FusedRNN.forward, since a signal handler would see gradients disabled there.
         results = tensor_calls.train(shape, x, states, weights, seed, engine_weights)
         if under_autocast:
             results = *results[:2], results[2]._replace(under_autocast=True)
@@ -193,7 +193,7 @@ def run_shape(
 def record(
     shape: CallShape, results: TrainingResults, x: Tensor, states: Tensors, weights: Tensors
 ) -> tuple[Any, ...]:
-    """Let autograd record a call: the output, None of a cell, and the final states, with their history."""
+    """Let autograd record a call: the output, None for a cell, and the final states, with their history."""
     outputs: tuple[Any, ...] = _apply(shape, results, x, *states, *weights)
     return (None, *outputs) if shape.is_cell else outputs
 
@@ -201,7 +201,7 @@ def record(
 def run_under_autocast(
     spec: RNNSpec, x: Tensor, states: Sequence[Tensor] | None, weights: Tensors, **options: Any
 ) -> Results:
-    """:func:`run` where autocast is on."""
+    """:func:`run` for a call that is made under autocast."""
     return run(spec, x, states, weights, under_autocast=True, **options)
 
 

@@ -1,4 +1,4 @@
-"""Which tensors, lengths and batch sizes the operator takes."""
+"""Which tensors, lengths and batch sizes the operator accepts."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
 DTYPE_NAMES = {torch.float32: "float32", torch.float64: "float64"}
-"""The operator's name of each dtype that it takes."""
+"""The operator's name for each dtype that it takes."""
 MODULE_DTYPES = {**DTYPE_NAMES, torch.bfloat16: "float32", torch.float16: "float32"}
-"""The dtype in which the operator runs a module, by that of the module's tensors."""
+"""The dtype in which the operator runs a module, by the dtype of the module's tensors."""
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 # Bound once: attribute lookups are a large part of a small inference call.
@@ -42,7 +42,7 @@ def operator_dtype(x: Any) -> torch.dtype | None:
 
 
 def plan_dtype(module: Any) -> torch.dtype:
-    """The dtype of a module's parameters, or another that the operator runs in, for what does not depend on it."""
+    """The dtype of a module's parameters, or float32 if the operator lacks it, where the dtype does not matter."""
     dtype: torch.dtype = next(module.parameters()).dtype
     return dtype if dtype in MODULE_DTYPES else torch.float32
 
@@ -71,7 +71,7 @@ def checked_lengths(lengths: Any, x: Any, batch_first: bool) -> Tensor:
 
     Raises:
         TypeError: If they are not integers.
-        ValueError: If there is not one for each sequence, one is not in 0..T, or the input cannot have lengths.
+        ValueError: If the number of lengths is not N, a length is not in 0..T, or the input cannot have lengths.
     """
     if isinstance(x, PackedSequence):
         raise ValueError("lengths must be None for a PackedSequence, which has its own")
@@ -90,7 +90,7 @@ def checked_lengths(lengths: Any, x: Any, batch_first: bool) -> Tensor:
     if tensor.dim() != 1 or tensor.shape[0] != batch:
         raise ValueError(f"lengths must have shape ({batch},), one for each sequence; got {tuple(tensor.shape)}")
     tensor = tensor.detach().to(torch.int64)
-    # A graph being traced has no values; the operator checks them again when it runs.
+    # While a graph is traced there are no values; the operator checks them when it runs.
     if not torch.compiler.is_compiling() and batch:
         low, high = int(tensor.min()), int(tensor.max())
         if low < 0 or high > steps:
@@ -99,7 +99,7 @@ def checked_lengths(lengths: Any, x: Any, batch_first: bool) -> Tensor:
 
 
 def are_batch_sizes(batch_sizes: Any, rows: int) -> bool:
-    """Whether these are valid batch sizes of so many packed rows: anyone can construct a PackedSequence."""
+    """Whether batch sizes are valid for that many packed rows; a user can construct any PackedSequence."""
     if type(batch_sizes) is not Tensor or batch_sizes.dtype is not torch.int64 or batch_sizes.dim() != 1:
         return False
     if not batch_sizes.is_cpu or not len(batch_sizes):
@@ -109,7 +109,7 @@ def are_batch_sizes(batch_sizes: Any, rows: int) -> bool:
 
 
 def packed_batch(batch_sizes: Tensor, sorted_indices: Tensor | None, hx: Any) -> int:
-    """N of a packed sequence. While compiling from another tensor's shape, since reading a value breaks the graph."""
+    """N of a packed sequence. In compilation it comes from another tensor's shape: reading a value breaks the graph."""
     if is_compiling():
         if sorted_indices is not None:
             return sorted_indices.shape[0]

@@ -11,7 +11,7 @@ from fusedrnn.spec import QUANTIZED, RNNSpec
 
 
 class HasCompute(Module):
-    """Base of our modules, before torch.nn's class: takes ``compute``, and keeps it.
+    """Base of our modules, before torch.nn's class. It adds the argument and the attribute ``compute``.
 
     Attributes:
         compute: As in :class:`fusedrnn.RNNSpec`; None for the format of the parameters.
@@ -19,18 +19,18 @@ class HasCompute(Module):
 
     compute: str | None = None
     _frozen_by_quantize: tuple[str, ...] = ()
-    """The names of the parameters that :meth:`freeze` found requiring gradients."""
+    """The names of the parameters that required gradients before :meth:`freeze`."""
 
     def __init__(self, *args: Any, compute: str | None = None, **options: Any) -> None:
         """Construct torch.nn's module.
 
         Args:
-            args: Those of torch.nn's class.
+            args: The arguments of torch.nn's class.
             compute: The attribute.
-            options: Those of torch.nn's class.
+            options: The keyword arguments of torch.nn's class.
 
         Raises:
-            ValueError: ``compute`` is no format, or the parameters are float64; or as torch.nn raises it.
+            ValueError: If ``compute`` is no format, or the parameters are float64; or as torch.nn raises it.
         """
         super().__init__(*args, **options)
         if compute is not None:
@@ -38,12 +38,12 @@ class HasCompute(Module):
             self.compute = checked_compute(compute, "float64" if dtype.itemsize > 4 else "float32")
 
     def extra_repr(self) -> str:
-        """torch.nn's, and ``compute`` if it is set."""
+        """The text of torch.nn, and ``compute`` if it is set."""
         return super().extra_repr() + (f", compute={self.compute}" if self.compute is not None else "")
 
 
 def freeze(modules: Iterable[HasCompute]) -> None:
-    """Let no parameter of these modules require a gradient, which may share parameters; see :func:`unfreeze`."""
+    """Let no parameter of these modules require a gradient; see :func:`unfreeze`. Modules may share parameters."""
     modules = list(modules)
     for module in modules:
         trainable = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
@@ -54,7 +54,7 @@ def freeze(modules: Iterable[HasCompute]) -> None:
 
 
 def unfreeze(module: Module) -> None:
-    """Let the parameters that :func:`freeze` froze require a gradient again, as far as they are still there."""
+    """Let parameters that :func:`freeze` froze require a gradient again, if they still exist."""
     names = vars(module).pop("_frozen_by_quantize", ())
     for name, parameter in module.named_parameters():
         if name in names:
@@ -62,7 +62,7 @@ def unfreeze(module: Module) -> None:
 
 
 def checked_compute(compute: str | None, dtype: str = "float32") -> str | None:
-    """A format for parameters of this dtype; None if it is that dtype.
+    """A format, checked for parameters of this dtype; None if the format is that dtype.
 
     Raises:
         ValueError: If there is no such format, or it needs other parameters.

@@ -1,4 +1,4 @@
-"""Graphs: recurrent operators in those of TorchScript, torch.export and torch.fx, and our layers as torch.fx nodes."""
+"""Recurrent operators in graphs of TorchScript, torch.export and torch.fx; our layers as torch.fx nodes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def is_fx_proxy(value: Any) -> bool:
 
 
 def as_fx_node(module: Module, *args: Any) -> Any:
-    """The node of a module in a torch.fx graph. torch.fx makes leaves of torch.nn's own classes only."""
+    """The node of a module in a torch.fx graph. By itself, torch.fx makes leaves only of torch.nn's own classes."""
     tracer = args[0].tracer
     while args and args[-1] is None:
         args = args[:-1]

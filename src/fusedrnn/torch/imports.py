@@ -1,4 +1,4 @@
-"""Callbacks after an import, so that patching an unused part of PyTorch costs nothing."""
+"""Callbacks after an import, so that patches of an unused part of PyTorch cost nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Callback = Callable[[Any], None]
 
 
 def after_import(name: str, callback: Callback) -> None:
-    """Call ``callback`` once with the module of that name after it is imported; at once if it is already."""
+    """Call ``callback`` once with the module of that name, after its import; at once if it is already imported."""
     if name in sys.modules:
         callback(sys.modules[name])
     else:

@@ -1,4 +1,4 @@
-"""The forms of a layer's input: unbatched, batch first or packed, around a call on time-major sequences."""
+"""The forms of a layer's input, unbatched, batch first or packed, converted around a call on time-major sequences."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fusedrnn.torch.dispatch import Run
 
 States = tuple[Tensor, ...]
 Call = Callable[[Tensor, States | None], tuple[Tensor, States] | None]
-"""Runs on input (T, N, I), or the rows of a packed sequence; None if the operator does not support it."""
+"""A call on input (T, N, I), or the rows of a packed sequence; returns None if the operator does not support it."""
 
 
 def run_tensor(
@@ -52,7 +52,7 @@ def run_packed(call: Call, packed: PackedSequence, states: States | None, num_st
 
 
 def _split(result: tuple[Tensor, States], num_states: int | None) -> tuple[list[Tensor], Sequence[Tensor]]:
-    """The results with an axis of time and the final states; None for no states of every step among them."""
+    """The results with an axis of time, and the final states. With ``num_states``, others follow the final states."""
     y, final = result
     return [y, *(() if num_states is None else final[num_states:])], final[:num_states]
 

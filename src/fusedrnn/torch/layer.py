@@ -1,4 +1,4 @@
-"""Layer: a network of any cell, also of one that a user has written, as a PyTorch module."""
+"""Layer: a network of any cell, including user cells, as a PyTorch module."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ from fusedrnn.torch.plan import ModulePlan, as_ratio, spec_of, user_layer_plan
 
 
 class Layer(FusedLayer, Module):
-    """A recurrent network of a cell on the fused operator; it takes and returns what ``torch.nn.GRU`` does.
+    """A recurrent network of any cell on the fused operator; it takes and returns what ``torch.nn.GRU`` does.
 
-    Its states are one tensor if the cell has one, else a tuple in their order. Parameters have torch.nn's names,
-    ``weight_ih_l0`` and so on, and those of the cell's vectors and scalars, such as ``beta_l0``, with ``_reverse`` for
-    the second direction. Its ``forward`` also takes ``lengths``, for padded sequences, and ``resets``, where
-    sequences begin anew.
+    The state is a tensor if the cell has one state; else it is a tuple of the states in their order. Parameters have
+    torch.nn's names, such as ``weight_ih_l0``, or the names of the cell's vectors and scalars, such as ``beta_l0``,
+    with ``_reverse`` for the second direction. ``forward`` also takes ``lengths``, for padded sequences, and
+    ``resets``, where sequences begin anew.
 
     Args:
         cell: A cell from :func:`fusedrnn.cell.cell` or :mod:`fusedrnn.cells`; or a mode, ``"rnn_relu"``,
             ``"rnn_tanh"``, ``"lstm"`` or ``"gru"``.
         input_size: I.
         hidden_size: H.
-        num_layers: L; each layer but the first one reads the output of the one before.
+        num_layers: L; each layer after the first reads the output of the previous layer.
         bias: Whether gates have biases, one for the input and one for the recurrent product.
         batch_first: Whether input and output are (N, T, features).
         dropout: Probability in [0, 1) with which training drops elements between layers.
         input_dropout: Probability in [0, 1) with which training drops elements of the input.
-        residual: What each layer adds to its output: its input (``"identity"``), or a projection of that
-            (``"projection"``); as in :class:`fusedrnn.RNNSpec`.
+        residual: What each layer adds to its output: its input (``"identity"``) or a projection of its input
+            (``"projection"``), as in :class:`fusedrnn.RNNSpec`; None for nothing.
         bidirectional: Whether each layer runs in both directions.
         compute: The format of GEMM operands, as in :class:`fusedrnn.RNNSpec`.
-        device: Where the parameters are.
-        dtype: Theirs; None for torch's default.
+        device: The device of the parameters.
+        dtype: The dtype of the parameters; None for torch's default.
 
     Attributes:
         cell: The cell, or the mode.
 
     Raises:
-        TypeError: An argument has the wrong type.
-        ValueError: An argument has an invalid value.
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument has an invalid value.
 
     Example:
         >>> from fusedrnn import cells
@@ -96,7 +96,7 @@ class Layer(FusedLayer, Module):
         )  # fmt: skip
 
     def reset_parameters(self) -> None:
-        """Initialize all parameters: as torch.nn does, or as the cell declares by ``initial=``."""
+        """Initialize all parameters, as torch.nn does, or as the cell declares by ``initial=``."""
         with torch.no_grad():
             for entry, rows, initial, negated in initial_fills(self.spec):
                 parameter = getattr(self, entry.torch_name)
@@ -107,7 +107,7 @@ class Layer(FusedLayer, Module):
                     parameter[negated] = -values
 
     def extra_repr(self) -> str:
-        """The arguments, those of their defaults left out."""
+        """The arguments that differ from their defaults."""
         defaults = {
             "num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False,
             "residual": None, "input_dropout": 0.0, "compute": None,
@@ -117,7 +117,7 @@ class Layer(FusedLayer, Module):
         return ", ".join([name, str(self.input_size), str(self.hidden_size), *options])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """After unpickling the cell is that of this process, whose equations may have changed."""
+        """Use the cell of this process, whose equations may differ from those of the pickled cell."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.mode = reference_to(self.cell)
 
@@ -134,12 +134,12 @@ class Layer(FusedLayer, Module):
         self, input: Any, hx: Any = None, lengths: Tensor | None = None, resets: Tensor | None = None,
         all_states: bool = False, reset_states: States | None = None,
     ) -> Any:  # fmt: skip
-        """:meth:`forward` by PyTorch's own operations, slowly: on other devices, dtypes and in transforms.
+        """:meth:`forward` by PyTorch's own operations, for other devices and dtypes and in transforms. It is slow.
 
         Raises:
-            TypeError: ``input`` or a state is no tensor.
-            ValueError: A tensor has another dtype than the parameters.
-            RuntimeError: A tensor has a wrong shape.
+            TypeError: If ``input`` or a state is no tensor.
+            ValueError: If a tensor has another dtype than the parameters.
+            RuntimeError: If a tensor has the wrong shape.
         """
         is_packed = isinstance(input, PackedSequence)
         x = input.data if is_packed else input

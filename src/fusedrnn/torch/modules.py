@@ -46,26 +46,29 @@ class FusedLayer(HasCompute, RepeatsCalls):
 
         Args:
             input: (T, N, I), or (N, T, I) if ``batch_first``, or (T, I), or a PackedSequence.
-            hx: Initial state (L·D, N, size), or without N for unbatched input; for an LSTM a pair of them; None: zeros.
-            lengths: Valid steps of each sequence, from 0 to T: integers (N,), a tensor on the CPU or a list; None for
-                all. Needs batched input that is not packed.
+            hx: Initial state (L·D, N, size), or without N for unbatched input; for an LSTM, a pair of such tensors;
+                None for zeros.
+            lengths: Valid steps of each sequence, integers (N,) from 0 to T, as a tensor on the CPU or a list; None for
+                all steps. With lengths, the input must be batched and not packed.
             resets: Where sequences begin anew: bools (T, N), or (N, T) if ``batch_first``, or (T,) for unbatched input.
-                Before a marked step all states are zero, or ``reset_states``, as in separate calls; a mark at step 0
-                replaces ``hx``. The reverse direction runs over the same pieces from their ends. Those of a packed
-                sequence are in the order of its sequences before sorting. None for no marks.
-            all_states: Whether to return the other states of every step of the last layer too, in a tuple with the
-                output and like it: of an LSTM (y, c), (h_n, c_n).
+                At a marked step, the sequence starts from zero states or ``reset_states``, as in a separate call; a
+                mark at step 0 replaces ``hx``. The marks divide a sequence into pieces, and the reverse direction runs
+                over each piece from its end. For a packed sequence, the marks are in the order of the sequences before
+                sorting. None for no marks.
+            all_states: Whether to return the other states of every step of the last layer too. A tuple then stands in
+                the place of the output, and its members have the form of the output: for an LSTM, the result is (y, c),
+                (h_n, c_n).
             reset_states: The states after resets, like ``hx``; None for zeros.
 
         Returns:
-            The output and the final states, each as torch.nn's layer returns it. With ``lengths`` outputs are zero
-            in the padding, and final states are those of each sequence's last valid step.
+            The output and the final states, each as torch.nn's layer returns it. With ``lengths``, outputs are zero in
+            the padding, and final states are those of each sequence's last valid step.
 
         Raises:
-            TypeError: ``lengths`` are not integers, ``resets`` are no tensor of bools, ``reset_states`` no tensors, or
-                as torch.nn raises it.
-            ValueError: ``lengths`` are too many, too few or out of range, ``resets`` or ``reset_states`` have another
-                shape or dtype, there are ``reset_states`` without ``resets``, or as torch.nn raises it.
+            TypeError: If ``lengths`` are not integers, ``resets`` are no tensor of bools, or ``reset_states`` are no
+                tensors; or as torch.nn raises it.
+            ValueError: If ``lengths`` are too many, too few or out of range; if ``resets`` or ``reset_states`` have the
+                wrong shape or dtype; if there are ``reset_states`` without ``resets``; or as torch.nn raises it.
             RuntimeError: As torch.nn raises it.
         """
         if is_fx_proxy(input):
@@ -92,7 +95,7 @@ class FusedLayer(HasCompute, RepeatsCalls):
         self, input: Any, hx: Any = None, lengths: Tensor | None = None, resets: Tensor | None = None,
         all_states: bool = False, reset_states: States | None = None,
     ) -> Any:  # fmt: skip
-        """:meth:`forward` by PyTorch's own operations; raises its errors. ``resets`` are time-major."""
+        """:meth:`forward` by PyTorch's own operations, which raise the errors. ``resets`` are time-major."""
         raise NotImplementedError
 
     def _composed_forward(self, *args: Any) -> Any:
@@ -155,7 +158,7 @@ class FusedLayer(HasCompute, RepeatsCalls):
             states = initial_states(hx, plan, (batch,), dtype, reset_states)
             if states is None:
                 return None
-        elif torch.compiler.is_compiling():  # the operator in a graph cannot read N from batch_sizes
+        elif torch.compiler.is_compiling():  # in a graph, the operator cannot read N from batch_sizes
             states = tuple([x.new_zeros((*plan.state_rows, batch, size)) for size in plan.state_sizes])
 
         def call(x: Tensor, states: States | None) -> tuple[Tensor, States] | None:
@@ -170,7 +173,7 @@ class FusedLayer(HasCompute, RepeatsCalls):
         spec = spec_of(plan, self.training)
         if spec is None:
             return None
-        # Last, because reading a parametrized weight computes it.
+        # This comes last, because reading a parametrized weight computes it.
         weights = current_weights(self, plan, dtype)
         return None if weights is None else run(spec, x, states, weights, **options)
 
@@ -201,7 +204,7 @@ class FusedLayer(HasCompute, RepeatsCalls):
 
 
 class _TorchLayer(FusedLayer, torch.nn.RNNBase):
-    """Base of the three layers of torch.nn. Calls that the operator does not support go there."""
+    """Base of our versions of torch.nn's three layers. Calls that the operator does not support go to torch.nn."""
 
     __prepare_scriptable__ = class_map.as_torch_module  # torch.jit.script compiles torch.nn's layer
 
@@ -209,7 +212,7 @@ class _TorchLayer(FusedLayer, torch.nn.RNNBase):
         self, input: Any, hx: Any = None, lengths: Tensor | None = None, resets: Tensor | None = None,
         all_states: bool = False, reset_states: States | None = None,
     ) -> Any:  # fmt: skip
-        """torch.nn's forward, which raises the errors. It gets packed sequences, or the pieces between resets."""
+        """torch.nn's forward, which raises the errors. It runs on packed sequences, or on the pieces between resets."""
         if all_states:
             raise NotImplementedError("all_states needs the operator, which does not run this call; torch.nn has none")
         if resets is not None:

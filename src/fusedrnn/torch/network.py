@@ -18,29 +18,29 @@ from fusedrnn.torch.saved_operands import saved_operands
 
 Tensors = Sequence[Tensor | None]
 Results = tuple[Any, tuple[Tensor, ...]]
-"""The output, None of a cell, and the final states."""
+"""The output, None for a cell, and the final states."""
 
 _MAX_NETWORKS = 256
 _MAX_PATTERNS = 64
-# Templates for new_empty. Created here: a network may be created while tensors are fakes.
+# Templates for new_empty. They are created at import, because a network may be created while new tensors are fake.
 with torch.inference_mode(False):
     _LIKE = {dtype: torch.empty(0, dtype=dtype, device="cpu") for dtype in (torch.float32, torch.float64)}
     BYTES = torch.empty(0, dtype=torch.uint8, device="cpu")
 
 
 class Network:
-    """A spec, its engine, and what a call needs to know of the spec.
+    """A spec, its engine, and properties of the spec that calls need.
 
     Attributes:
-        item: Bytes of an element.
+        item: The number of bytes of an element.
         state_sizes: Features of each state.
         state_rows: L·D.
-        weight_shapes: In the operator's order.
-        adjacent_weights: First and last + 1 of weights whose gradients kernels write one behind the other: the vectors
-            and the scalars of a user's cell. Packing takes an address for each.
-        like: A tensor to create others from with ``new_empty``.
-        saved_operands: Which operands of a call are saved and which are not, by number, cached; see
-            :func:`fusedrnn.torch.saved_operands.saved_operands`.
+        weight_shapes: The shapes of the weights, in the operator's order.
+        adjacent_weights: Ranges of weights, as first and last + 1, whose gradients kernels write to adjacent memory:
+            the vectors and the scalars of a user cell. Packing takes an address for each weight.
+        like: A tensor whose ``new_empty`` creates others.
+        saved_operands: The cached function that returns the numbers of the operands of a call that are saved, and of
+            those that are not; see :func:`fusedrnn.torch.saved_operands.saved_operands`.
     """
 
     _cache: dict[int, Network] = {}  # noqa: RUF012 -- shared by all instances
@@ -79,7 +79,7 @@ class Network:
         return state_symbols(STATE_LETTERS[: self.num_states], form)
 
     def state_pointers(self, states: Tensors) -> tuple[int, ...]:
-        """The addresses of states as the engine takes them, 0 for a missing one."""
+        """The addresses of states, as the engine takes them; 0 for a missing state."""
         addresses = [0 if state is None else state.data_ptr() for state in states]
         return (*addresses, *(0,) * (max(2, self.num_states) - len(addresses)))
 
@@ -98,7 +98,7 @@ def check_trainable(spec: RNNSpec) -> None:
     """Refuse a format without gradients.
 
     Raises:
-        RuntimeError: Naming the format, and how to call without gradients.
+        RuntimeError: If the format has no gradients; the message names it, and says how to call without gradients.
     """
     if not spec.is_trainable:
         raise RuntimeError(
@@ -111,19 +111,20 @@ class CallShape:
     """T and N of one call of a network, its sequence lengths, and the shapes of its states and its output.
 
     Args:
-        network: What runs.
-        x: Input (T, N, I), or (rows, I) with ``batch_sizes``, or of a cell (N, I) or (I,).
+        network: The network that runs.
+        x: Input (T, N, I), or (rows, I) with ``batch_sizes``; for a cell, (N, I) or (I,).
         lengths: Valid steps of each sequence, int64 (N,); None for T everywhere.
-        batch_sizes: Of a packed sequence, int64 (T,).
-        resets: Where sequences begin anew, bools (T, N); None for nowhere. The states of a call are then the initial
-            ones, and behind these the ones after resets; those alone for zeros.
-        all_states: Whether the states of every step of the last layer that the output does not show are results,
-            behind the final ones.
-        is_cell: Whether it is a step of a cell: states are (N, size) or (size,), and there is no output beside them.
+        batch_sizes: The batch sizes of a packed sequence, int64 (T,).
+        resets: Where sequences begin anew, bools (T, N); None for nowhere. With resets, the states of a call are the
+            initial states followed by the states after resets, or the initial states alone if resets are to zeros.
+        all_states: Whether the states of every step of the last layer that the output does not hold are results, after
+            the final states.
+        is_cell: Whether it is a step of a cell: states are (N, size) or (size,), and there is no other output.
 
     Attributes:
-        resets: The marks as the engine takes them, a copy; None for none.
-        backwards: Those of a short call that repeats, see :mod:`fusedrnn.torch.short_backward`; else None.
+        resets: A copy of the marks, in the engine's form; None for none.
+        backwards: The prepared backward calls of a short call that repeats, see :mod:`fusedrnn.torch.short_backward`;
+            else None.
     """
 
     __slots__ = (
@@ -170,7 +171,7 @@ class CallShape:
         return (x.new_zeros if padded else x.new_empty)((*self.leading, features))
 
     def new_all_states(self, x: Tensor) -> tuple[Tensor, ...]:
-        """New tensors for the states of every step that the output does not show; none unless they are results."""
+        """New tensors for the states of every step that the output does not hold; none unless they are results."""
         features = self.network.spec.other_state_features if self.all_states else ()
         return tuple([self.new(x, size) for size in features])
 

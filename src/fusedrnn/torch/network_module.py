@@ -16,30 +16,31 @@ from fusedrnn.torch.layer import Layer
 class Network(Module):
     """A stack of layers of one cell with a list of hidden sizes: a :class:`Layer` for each size, one after the other.
 
-    Neighbouring layers of one size are one :class:`Layer` of several layers, as in :meth:`fusedrnn.NetworkSpec.stack`.
-    Parameters have the names of that layer: ``layers.0.weight_ih_l0``.
+    Adjacent layers of the same size form one :class:`Layer` with several layers, as in
+    :meth:`fusedrnn.NetworkSpec.stack`. Parameters have the names of that :class:`Layer`, such as
+    ``layers.0.weight_ih_l0``.
 
     Args:
-        cell: The cell, as of :class:`Layer`.
+        cell: The cell, as in :class:`Layer`.
         input_size: I.
         hidden_sizes: H of each layer.
         bias: Whether gates have biases, one for the input and one for the recurrent product.
         batch_first: Whether input and output are (N, T, features).
         dropout: Probability in [0, 1) with which training drops elements between layers.
         bidirectional: Whether each layer runs in both directions.
-        residual: What each layer adds to its output: ``"identity"`` or ``"projection"``, as of
+        residual: What each layer adds to its output: ``"identity"`` or ``"projection"``, as in
             :meth:`fusedrnn.NetworkSpec.stack`; None for nothing.
         input_dropout: Probability in [0, 1) with which training drops elements of the input.
         compute: The format of GEMM operands, as in :class:`fusedrnn.RNNSpec`.
-        device: Where the parameters are.
-        dtype: Theirs; None for torch's default.
+        device: The device of the parameters.
+        dtype: The dtype of the parameters; None for torch's default.
 
     Attributes:
         layers: The layers, a ModuleList.
 
     Raises:
-        TypeError: An argument has the wrong type.
-        ValueError: An argument has an invalid value.
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument has an invalid value.
 
     Example:
         >>> network = Network("lstm", 10, (64, 48, 32))
@@ -68,7 +69,7 @@ class Network(Module):
 
     @property
     def spec(self) -> NetworkSpec:
-        """The network, for :class:`fusedrnn.NetworkOp`; its layout names the parameters as here."""
+        """The network, for :class:`fusedrnn.NetworkOp`. Its layout has the same names of parameters."""
         specs: list[Any] = [layer.spec for layer in self.layers]
         return NetworkSpec(tuple(specs))
 
@@ -84,11 +85,11 @@ class Network(Module):
         """Run over sequences, layer after layer.
 
         Args:
-            input: As of :class:`Layer`: (T, N, I), or (N, T, I) if ``batch_first``, or (T, I), or a PackedSequence.
-            hx: A tuple with the initial states of each of ``layers``, each as that layer takes them, or None for zeros;
-                None if all are.
-            lengths: Valid steps of each sequence, as of :class:`Layer`; None for all.
-            resets: Where sequences begin anew in all layers, as of :class:`Layer`; None for no marks.
+            input: As in :class:`Layer`: (T, N, I), or (N, T, I) if ``batch_first``, or (T, I), or a PackedSequence.
+            hx: A tuple with the initial states of each of ``layers``, in the form that the layer takes, or None for
+                zeros. None instead of the tuple stands for zeros in all.
+            lengths: Valid steps of each sequence, as in :class:`Layer`; None for all.
+            resets: Where sequences begin anew in all layers, as in :class:`Layer`; None for no marks.
             reset_states: The states after resets, a tuple like ``hx``; None for zeros.
 
         Returns:

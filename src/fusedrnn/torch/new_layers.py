@@ -38,13 +38,13 @@ _patches = ExitStack()
 def accelerated(*, subclasses: bool = False) -> Iterator[None]:
     """Within this context torch.nn's recurrent layers and cells become ours when constructed, unpickled or copied.
 
-    It does not matter which code creates them, nor by which name it knows torch.nn's classes; what :func:`accelerate`
-    would leave unchanged stays unchanged. Earlier layers stay as they are, and layers created here stay ours. The
-    context applies to the calling thread (or asyncio task); see :func:`accelerate_new` for all threads. It may be
-    nested, and be used as a decorator.
+    This applies to all code that creates layers, under whatever name it has imported torch.nn's classes. Layers that
+    :func:`accelerate` would leave unchanged stay unchanged. Layers that exist already stay unchanged, and layers
+    created within the context stay ours after it. The context applies to the calling thread (or asyncio task); see
+    :func:`accelerate_new` for all threads. It may be nested, and may be used as a decorator.
 
     Args:
-        subclasses: As for :func:`accelerate`.
+        subclasses: As in :func:`accelerate`.
 
     Example:
         >>> with accelerated():
@@ -72,8 +72,8 @@ def accelerate_new(enabled: bool = True, *, subclasses: bool = False) -> None:
     """Like :func:`accelerated` for the whole process and all its threads, from now on.
 
     Args:
-        enabled: Whether new layers of torch.nn's become ours. Existing layers stay as they are.
-        subclasses: As for :func:`accelerate`.
+        enabled: Whether new layers of torch.nn's classes become ours. Existing layers stay unchanged.
+        subclasses: As in :func:`accelerate`.
     """
     global _process_setting
     before, _process_setting = _process_setting, _Setting(subclasses) if enabled else None
@@ -94,7 +94,7 @@ def _count_users(change: int) -> None:
 
 
 def _patch(cls: type[Module], name: str) -> Callable[[], None]:
-    """Let a method convert the module at its end. Returns a function that restores the method."""
+    """Patch a method so that it converts the module at its end. Returns a function that restores the method."""
     own, method = vars(cls).get(name), getattr(cls, name)
 
     @functools.wraps(method)
@@ -106,7 +106,7 @@ def _patch(cls: type[Module], name: str) -> Callable[[], None]:
 
     def restore() -> None:
         if vars(cls).get(name) is not patched:
-            return  # another library has wrapped ours since: ours stays, and does nothing
+            return  # another library has wrapped ours since, so ours must stay; it does nothing
         if own is None:
             delattr(cls, name)
         else:

@@ -14,18 +14,19 @@ from fusedrnn.torch.cell_references import cell_of
 from fusedrnn.torch.imports import after_import
 from fusedrnn.torch.op_call import OpCall
 
-# Where PyTorch's exporter creates its decomposition table, from torch 2.5 on.
+# The module in which PyTorch's exporter creates its decomposition table, from torch 2.5 on.
 _TABLES = "torch.onnx._internal.exporter._decomp"
 _NODES = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "RNN", "rnn_relu": "RNN"}
-# The index of each of ONNX's gates in our order: ours are i f g o and r z n, ONNX's i o f c and z r h.
+# The index in our order of each of ONNX's gates. Our order is i f g o and r z n; ONNX's is i o f c and z r h.
 _GATES = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn_tanh": (0,), "rnn_relu": (0,)}
 
 
 def register() -> None:
     """Let torch.onnx.export (dynamo) write the operator ``fusedrnn::rnn`` as standard nodes.
 
-    The exporter decomposes operators without a translation by a table of its own. Our entry is in that table only: in
-    torch's global table it would also reach make_fx and run_decompositions, where ONNX nodes compute nothing.
+    The exporter has its own table to decompose operators for which it has no translation. Our entry is only in that
+    table: from torch's global table, make_fx and run_decompositions would also use it, and there ONNX nodes compute
+    nothing.
     """
     after_import(_TABLES, _patch)
 
@@ -49,11 +50,11 @@ def _patch(tables: Any) -> None:
 def decompose(*arguments: Any) -> list[Tensor]:
     """The operator ``fusedrnn::rnn`` as one ONNX node for each layer; arguments and results are the operator's.
 
-    The nodes compute in the dtype of the tensors: with a ``compute`` of another format there is a warning.
+    The nodes compute in the dtype of the tensors; a ``compute`` of another format gives a warning.
 
     Raises:
-        NotImplementedError: For a packed sequence, dropout, a projection, resets or a user's cell: ONNX has none of
-            these.
+        NotImplementedError: For a packed sequence, dropout, a projection, resets or a user cell, which ONNX's nodes
+            lack.
     """
     call = OpCall(*arguments)
     if call.mode not in _NODES:
@@ -89,7 +90,7 @@ def decompose(*arguments: Any) -> list[Tensor]:
 def _weight_inputs(weights: Sequence[Tensor | None], mode: str, hidden_size: int) -> list[Tensor | None]:
     """W (D, G·H, in), R (D, G·H, H) and B (D, 2·G·H) of one layer, gates in ONNX's order."""
 
-    # Slices and concatenations only: the exporter folds these.
+    # Only slices and concatenations, because the exporter folds these.
     def reordered(weight: Tensor) -> Tensor:
         gates = [weight[gate * hidden_size : (gate + 1) * hidden_size] for gate in _GATES[mode]]
         return torch.cat(gates).unsqueeze(0)

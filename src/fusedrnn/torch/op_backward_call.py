@@ -18,16 +18,16 @@ SCHEMA = (
 )
 _COTANGENTS = ("dy", "dh_n", "dc_n")
 _NUM_BACKWARD = len(_COTANGENTS) + 1
-"""Arguments before those of the call: these and the reserve."""
+"""How many arguments precede those of the call: these cotangents and the reserve."""
 
 
 class BackwardCall(NamedTuple):
     """The arguments of the operator ``backward``.
 
     Attributes:
-        call: Those of the forward call.
-        cotangents: dy, and that of each state of the mode, checked; or dy, dh_n, dc_n and further ones, unchecked. None
-            for zeros.
+        call: The arguments of the forward call.
+        cotangents: If checked, dy and the cotangent of each state of the mode; if unchecked, dy, dh_n, dc_n and those
+            of further states. None for zeros.
         reserve: The last result of ``forward_training``.
         needed: Which of ``call.differentiable`` need a gradient.
     """

@@ -1,7 +1,7 @@
 """The arguments of the operators in torch's registry, and checks that the operands match.
 
-The operators are public as soon as a graph holds them: a program may be moved to another dtype, and anyone may call
-``torch.ops.fusedrnn``. The kernels take pointers, so every operand is checked before.
+The operators are public, since graphs hold them: a program may be moved to another dtype, and any code may call
+``torch.ops.fusedrnn``. The kernels take pointers, so every operand is checked first.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ARGUMENTS = (
     "Tensor x, Tensor? h0, Tensor? c0, Tensor?[] weights, Tensor? lengths, Tensor? batch_sizes, Tensor? seed, "
     "str mode, int hidden_size, int num_layers, bool bidirectional, float dropout, int projection_size"
 )
-# Last and with defaults, so that programs run that were exported before there were these arguments.
+# These are last and have defaults, so that programs still run that were exported before the arguments existed.
 LATER_ARGUMENTS = (
     "str? compute=None, Tensor[]? more_states=None, Tensor? resets=None, bool all_states=False, str? residual=None, "
     "float input_dropout=0.0, Tensor[]? reset_states=None"
@@ -33,7 +33,7 @@ _STATES = ("h0", "c0")
 
 
 class CallOptions(NamedTuple):
-    """The arguments of a call that are no tensors, and how many of the tensors are further states."""
+    """The arguments of a call that are no tensors, and the numbers of further states and of states after resets."""
 
     mode: str
     hidden_size: int
@@ -65,7 +65,7 @@ class OpCall(NamedTuple):
     bidirectional: bool
     dropout: float
     projection_size: int
-    # torch's dispatcher drops arguments at the end that have their defaults.
+    # torch's dispatcher drops trailing arguments that have their defaults.
     compute: str | None = None
     more_states: Tensors | None = None
     resets: Tensor | None = None
@@ -76,7 +76,7 @@ class OpCall(NamedTuple):
 
     @classmethod
     def of(cls, tensors: Tensors, others: Tensors, options: CallOptions) -> OpCall:
-        """The call whose ``differentiable`` are ``tensors``; ``others`` are those of :attr:`others`."""
+        """The call with ``tensors`` as :attr:`differentiable`, and with these :attr:`others` and :attr:`options`."""
         first_reset = 3 + options.num_more_states
         first_weight = first_reset + options.num_reset_states
         *varlen_and_seed, resets = others
@@ -112,42 +112,42 @@ class OpCall(NamedTuple):
 
     @property
     def states(self) -> tuple[Tensor | None, ...]:
-        """The initial states, behind them those after resets if there are any."""
+        """The initial states, and then the states after resets if there are any."""
         return *self.initial_states, *(self.reset_states or ())
 
     @property
     def initial_states(self) -> tuple[Tensor | None, ...]:
-        """h0, and further states that the mode has; None for zeros."""
+        """h0 and the further states of the mode; None for zeros."""
         num_states = _num_states(self.mode)
         states = self.h0, self.c0, *(self.more_states or (None,) * (num_states - len(_STATES)))
         return states[:num_states]
 
     @property
     def all_state_shapes(self) -> list[tuple[Any, ...]]:
-        """The shapes of the states of every step that the output does not show, if they are results."""
+        """The shapes of the states of every step that the output does not hold, if they are results."""
         features = self.spec.other_state_features if self.all_states else ()
         return [(*self.x.shape[:-1], size) for size in features]
 
     @property
     def batch(self) -> Any:
-        """N; None for a packed sequence, where it is the value of a tensor."""
+        """N; None for a packed sequence, whose N is the value of a tensor."""
         return self.x.shape[1] if self.batch_sizes is None else None
 
     @property
     def differentiable(self) -> tuple[Tensor | None, ...]:
-        """The operands that may have a gradient: x, h0, c0, further states, those after resets, then the weights."""
+        """The operands that may have a gradient: x, h0, c0, further states, states after resets, then the weights."""
         return self.x, self.h0, self.c0, *(self.more_states or ()), *(self.reset_states or ()), *self.weights
 
     def grads_needed(self, needed: Sequence[bool]) -> list[bool]:
         """Whether x, each state of this mode and each weight is present and needs a gradient."""
         flags = [need and operand is not None for need, operand in zip(needed, self.differentiable, strict=True)]
         num_states, first_reset = _num_states(self.mode), 3 + len(self.more_states or ())
-        states = [*flags[1:first_reset], *[False] * num_states]  # further ones may be absent: zeros
+        states = [*flags[1:first_reset], *[False] * num_states]  # further states may be absent, which stands for zeros
         return [flags[0], *states[:num_states], *flags[first_reset:]]
 
 
 _PLAIN_OPTIONS = CallOptions._fields[:-2]
-"""The arguments of a call among its options, which also count states."""
+"""Those options that are arguments of a call. The other options are numbers of states."""
 
 
 @functools.lru_cache(maxsize=256)
@@ -171,11 +171,11 @@ def _spec(
 def checked(*arguments: Any) -> OpCall:
     """The call with these arguments, after checking dtype, shape, device and presence of each; values are not read.
 
-    Symbolic sizes, in a graph being traced, are checked when the graph runs.
+    While a graph is traced, sizes may be symbolic; these are checked when the graph runs.
 
     Raises:
-        RuntimeError: Naming the operand, what was passed and what was expected.
-        ValueError: If the options describe no network; the same.
+        RuntimeError: If an operand does not match; the message names it, what was given and what was expected.
+        ValueError: If the options describe no network; the message is of the same form.
     """
     call = OpCall(*arguments)
     x = call.x
@@ -231,14 +231,15 @@ def _check_resets(call: OpCall, batch: Any) -> None:
 
 
 def check_values(call: OpCall) -> int:
-    """Check what needs values: that the input is not empty, lengths, batch sizes and the seed.
+    """Check what depends on values: that the input is not empty, the lengths, the batch sizes and the seed.
 
     Returns:
-        The seed of dropout; 0 where nothing is dropped.
+        The seed of dropout; 0 if nothing is dropped.
 
     Raises:
         TypeError: If lengths are not integers.
-        ValueError: Naming the argument, what was passed and what was expected; also for a missing seed.
+        ValueError: If an argument has a wrong value, or the seed is missing; the message names the argument, what was
+            given and what was expected.
         RuntimeError: If the input is empty, or a state does not have the N of a packed sequence.
     """
     x = call.x
@@ -267,7 +268,7 @@ def _checked_seed(seed: Tensor | None) -> int:
 
 
 def materialized(tensor: Any) -> Any:
-    """The tensor, or None, itself; a copy of lazily negated tensors and of zeros without memory."""
+    """A tensor or None, unchanged; but a copy of a lazily negated tensor, or of zeros without memory."""
     if tensor is None:
         return None
     return torch.zeros_like(tensor) if tensor._is_zerotensor() else tensor.resolve_neg()

@@ -1,7 +1,7 @@
 """How autograd and torch.func differentiate and transform the operators in torch's registry.
 
-The kernels compute first derivatives in reverse mode, of one batch at a time. Gradients of gradients, forward mode and
-torch.func's transforms use the decomposition of the operator into torch's own operations, which support them all.
+The kernels compute first derivatives in reverse mode, for one batch at a time. Gradients of gradients, forward mode and
+torch.func's transforms use the decomposition of the operator into torch's own operations, which support all of these.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def register(library: Any) -> None:
     ):
         operator = getattr(torch.ops.fusedrnn, name)
         library.impl(name, _autograd_kernel(operator, differentiable, decomposed, record), "Autograd")
-        # Keys of torch.vmap, and of is_grads_batched.
+        # The dispatch key of torch.vmap and of is_grads_batched.
         library.impl(name, decomposed, "FuncTorchBatched")
         library.impl(name, decomposed, "Batched")
 
@@ -44,7 +44,7 @@ def _operands(arguments: Sequence[Any]) -> Tensors:
 
 
 def _backward_operands(arguments: Sequence[Any]) -> Tensors:
-    """Those of the operator ``backward``: its cotangents too."""
+    """The operands of ``backward`` that may require a gradient, which include the cotangents."""
     parts = split_backward(arguments)
     return *parts.cotangents, *parts.call.differentiable
 
@@ -52,10 +52,10 @@ def _backward_operands(arguments: Sequence[Any]) -> Tensors:
 def _autograd_kernel(
     operator: Any, differentiable: Callable[[Sequence[Any]], Tensors], decomposed: Kernel, record: Kernel
 ) -> Kernel:
-    """The kernel of an operator; ``differentiable`` are those of its arguments that may require a gradient."""
+    """The kernel of an operator; ``differentiable`` returns those of its arguments that may require a gradient."""
 
     def kernel(*arguments: Any) -> list[Tensor]:
-        if forward_ad._current_level >= 0 or _transforms_active():  # no node of autograd has these derivatives
+        if forward_ad._current_level >= 0 or _transforms_active():  # a node of autograd lacks these derivatives
             return decomposed(*arguments)
         if torch.is_grad_enabled():
             for tensor in differentiable(arguments):
@@ -70,7 +70,7 @@ def _autograd_kernel(
 
 def _record(*arguments: Any) -> list[Tensor]:
     apply: Any = _RecordedCall.apply
-    call = OpCall(*arguments)  # with every argument that has a default
+    call = OpCall(*arguments)  # adds arguments that have their defaults
     return list(apply(call.options, call.others, *call.differentiable))
 
 
@@ -90,7 +90,7 @@ class _RecordedCall(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
-        """Through the dispatcher, so that recorded, batched and forward-mode cotangents use the decomposition."""
+        """Call the dispatcher, so that recorded, batched and forward-mode cotangents use the decomposition."""
         needed = ctx.needs_input_grad[2:]
         if all(cotangent is None for cotangent in cotangents):
             return (None,) * len(ctx.needs_input_grad)
@@ -113,7 +113,7 @@ def _decomposed_rnn(*arguments: Any) -> list[Tensor]:
 
 
 def _decomposed_training(*arguments: Any) -> list[Tensor]:
-    """With an empty reserve: the backward of such a call is decomposed too."""
+    """Return an empty reserve, since the backward of such a call is decomposed too."""
     results = _decomposed_rnn(*arguments)
     return [*results, results[0].new_empty(0, dtype=torch.uint8)]
 

@@ -10,18 +10,18 @@ from torch import Tensor
 
 
 def name_of(names: Sequence[str], more: str, index: int) -> str:
-    """The name of an argument: one of these, or of an element of the list ``more`` behind them."""
+    """The name of an argument: one of these names, or that of an element of the list ``more``, which follows them."""
     return names[index] if index < len(names) else f"{more}[{index - len(names)}]"
 
 
 def check_tensor(name: str, tensor: Tensor, shape: Sequence[Any], x: Tensor) -> None:
-    """Refuse a tensor without that shape, in which None is any size, or without the dtype and device of x."""
+    """Refuse a tensor of another shape, or of another dtype or device than x. In the shape, None matches any size."""
     if not has_shape(tensor, shape) or tensor.dtype is not x.dtype or tensor.device != x.device:
         raise mismatch(name, tensor, shape, x)
 
 
 def has_shape(tensor: Tensor, shape: Sequence[Any]) -> bool:
-    """Whether a tensor has a shape, in which None and symbolic sizes are any."""
+    """Whether a tensor has a shape, in which None and symbolic sizes match any size."""
     return tensor.dim() == len(shape) and not any(
         isinstance(size, int) and isinstance(expected, int) and size != expected
         for size, expected in zip(tensor.shape, shape, strict=True)
@@ -31,7 +31,7 @@ def has_shape(tensor: Tensor, shape: Sequence[Any]) -> bool:
 def mismatch(
     name: str, tensor: Tensor, shape: Sequence[Any], x: Tensor, dtype: torch.dtype | None = None
 ) -> RuntimeError:
-    """The error for a tensor that does not have that shape, in which None is N, or the dtype and device of x."""
+    """The error for a tensor of another shape, or of another dtype or device than x; in the shape, None is N."""
     expected = ", ".join("N" if size is None else str(size) for size in shape)
     return RuntimeError(
         f"{name} must have shape ({expected}), dtype {dtype or x.dtype} and device {x.device}, as x has; "
@@ -40,5 +40,5 @@ def mismatch(
 
 
 def shape_of(tensor: Tensor) -> str:
-    """Its shape, as errors print it."""
+    """The shape of a tensor, as errors print it."""
     return str(tuple(tensor.shape))

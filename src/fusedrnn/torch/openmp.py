@@ -1,4 +1,4 @@
-"""The threads of torch's own operations: using them follows torch's setting and avoids oversubscription."""
+"""The threads of torch's own operations. The operator uses them, by torch's setting, to avoid oversubscription."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _CLOCK_TOLERANCE = 0.02
 
 
 def _is_forked() -> bool:
-    """Whether this process was forked from a Python that had loaded torch. Linux only; elsewhere False.
+    """Whether this process was forked from a Python process that had loaded torch. On systems other than Linux, False.
 
-    A fork before our import cannot be observed, but torch imports logging, which records when it was imported: in a
-    forked child that is before the process started.
+    A fork before our import cannot be observed. But torch imports logging, which records the time of its import; in a
+    forked child, that time is before the start of the process.
     """
     try:
         fields = Path("/proc/self/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
@@ -51,7 +51,8 @@ def _runtime() -> OpenMP | None:
 
 @lru_cache(maxsize=64)
 def _team(threads: int, process: int) -> ThreadTeam:
-    # A forked child does not have the runtime's threads, and the runtime does not know: use our own there.
+    # A forked child lacks the threads of the OpenMP runtime, and the runtime does not notice; there we use our own
+    # threads.
     runtime = _runtime() if threads > 1 and process == _PROCESS else None
     return pool_team(threads) if runtime is None else OpenMPTeam(threads, runtime)
 

@@ -21,21 +21,21 @@ from fusedrnn.torch.low_precision import OPERANDS
 
 
 class ModulePlan(NamedTuple):
-    """How the operator runs a module. Depends on the module's attributes only.
+    """How the operator runs a module. It depends only on the module's attributes.
 
     Attributes:
         spec: The network in inference.
-        training_spec: The network in training, with dropout and random masks; None if the operator cannot drop as much,
-            or drops nothing with ``compute``.
+        training_spec: The network in training, with dropout and random masks; None if the operator cannot apply this
+            dropout, or ``compute`` does not allow any.
         state_rows: Leading dimensions of a state: (L·D,) for a layer, () for a cell.
         state_sizes: Features of each state, h first.
-        names: Names of the parameters in torch.nn's order, which is that of a layer's ``_flat_weights``.
-        shapes: Their shapes.
-        expected: What :func:`_are_ordinary` sees of ordinary parameters.
-        order: For each parameter of the operator its index in ``names``, None for a missing bias; None if the operator
-            has the same parameters in the same order.
+        names: Names of the parameters in torch.nn's order, the order of a layer's ``_flat_weights``.
+        shapes: The shapes of these parameters.
+        expected: The properties that :func:`_are_ordinary` compares, for ordinary parameters.
+        order: For each parameter of the operator, its index in ``names``, or None for a missing bias. None instead of
+            the tuple if the operator has the same parameters in the same order.
         is_cell: Whether the module is a cell.
-        has_flat_weights: Whether it has torch.nn's ``_flat_weights``.
+        has_flat_weights: Whether the module has torch.nn's ``_flat_weights``.
         training_error: The error of a call in training mode; None if there is none. Dynamo reads it in a graph.
     """
 
@@ -72,13 +72,13 @@ def _layer_plan(
         if isinstance(spec.mode, UserCell):
             spec = replace(spec, mode=spec.mode.expectation)
             reference_to(spec.mode)
-        # Dynamo reads properties that are cached, but cannot trace a cell.
+        # Computed now: Dynamo can read cached properties, but it cannot trace a cell to compute them.
         for each in (spec, training_spec):
             _ = each and (each.drops, each.state_names)
-    except (TypeError, ValueError):  # someone changed the attributes: PyTorch raises the right error
+    except (TypeError, ValueError):  # a user has changed the attributes; PyTorch raises the right error
         return None
     ours = spec.layout.by_layer_direction
-    # torch.nn lists the projection of a direction after its biases, the operator before them.
+    # In each direction, torch.nn lists the projection after the biases, the operator lists it before them.
     torchs = sorted(ours, key=lambda entry: (entry.layer, entry.direction, entry.kind == "h2r_weight"))
     torchs = [entry for entry in torchs if bias or entry.kind not in BIASES]
     names, shapes = tuple(entry.torch_name for entry in torchs), tuple(entry.shape for entry in torchs)
@@ -107,15 +107,15 @@ def _user_layer_plan(*attributes: Any) -> ModulePlan | None:
     return plan and plan._replace(has_flat_weights=False)
 
 
-# Dynamo cannot trace caches. It takes the results of these functions for constants (see dynamo.py), and can then read
-# their fields, but not call their methods.
+# Dynamo cannot trace caches. It treats the results of these functions as constants (see dynamo.py). Then it can read
+# their fields, but it cannot call their methods.
 def layer_plan(*attributes: Any) -> ModulePlan | None:
     """The plan of a layer with these attributes, as :func:`_layer_plan` lists them; None if it is not supported."""
     return _layer_plan(*attributes)
 
 
 def user_layer_plan(*attributes: Any) -> ModulePlan | None:
-    """The plan of a layer of any cell, which is no subclass of torch.nn's."""
+    """The plan of a layer of any cell. Such a layer is no subclass of torch.nn's."""
     return _user_layer_plan(*attributes)
 
 
@@ -125,9 +125,9 @@ def cell_plan(*attributes: Any) -> ModulePlan | None:
 
 
 def as_ratio(rate: Any) -> Any:
-    """A module's float as two integers, as plans take it: Dynamo may make a float symbolic, whose ratio is a constant.
+    """A module's float as the ratio of two integers, for plans. Dynamo may make a float symbolic, but not its ratio.
 
-    What is no probability stays as it is.
+    A value that is no probability is returned unchanged.
     """
     return rate.as_integer_ratio() if isinstance(rate, (int, float)) and 0 <= rate <= 1 else rate
 
@@ -137,7 +137,7 @@ def _of_ratio(ratio: Any) -> Any:
 
 
 def spec_of(plan: ModulePlan, training: bool) -> RNNSpec | None:
-    """What a layer in this mode runs; None if the operator does not support it.
+    """The spec that a layer runs in this mode; None if the operator does not support it.
 
     Raises:
         RuntimeError: In training with dropout, if ``compute`` is for inference only.
@@ -152,7 +152,7 @@ def spec_of(plan: ModulePlan, training: bool) -> RNNSpec | None:
 def initial_states(
     hx: Any, plan: ModulePlan, batch: tuple[int, ...], dtype: torch.dtype, reset_states: tuple[Any, ...] | None = None
 ) -> tuple[Any, ...] | None:
-    """``hx`` as a tuple of states, behind them those after resets; None if they are not what the operator takes."""
+    """``hx`` and the states after resets as one tuple of states; None if the operator does not accept them."""
     sizes = plan.state_sizes
     if len(sizes) == 1:
         states: tuple[Any, ...] = (hx,)
@@ -171,8 +171,8 @@ def initial_states(
 def current_weights(module: Module, plan: ModulePlan, dtype: torch.dtype) -> list[Tensor | None] | None:
     """The weights that torch.nn's forward would use now, in the operator's order; None if one is not supported.
 
-    Parametrizations, weight_norm and functional_call replace a parameter, other tools replace ``_flat_weights``. The
-    replacement is what runs and what gradients flow through.
+    Parametrizations, weight_norm and functional_call replace a parameter; other tools replace ``_flat_weights``. The
+    call uses the replacement, and gradients flow through it.
     """
     parameters = module._parameters
     weights: list[Any] = [parameters.get(name) for name in plan.names]
@@ -194,7 +194,7 @@ def current_weights(module: Module, plan: ModulePlan, dtype: torch.dtype) -> lis
 
 
 def _are_ordinary(weights: list[Any], expected: list[tuple[Any, ...]]) -> bool:
-    """Whether all are parameters in plain memory: one comparison, which suffices for most calls."""
+    """Whether all are parameters in plain memory. This is a single comparison, which is enough for most calls."""
     try:
         return [
             (type(w), w.dtype, w.shape, w.is_cpu, w.is_neg(), w.layout, w._is_zerotensor()) for w in weights
@@ -204,7 +204,7 @@ def _are_ordinary(weights: list[Any], expected: list[tuple[Any, ...]]) -> bool:
 
 
 def _are_flat_weights(module: Any, weights: list[Any]) -> bool:
-    """Whether ``_flat_weights``, which torch.nn's forward reads, holds these very weights."""
+    """Whether ``_flat_weights``, which torch.nn's forward reads, holds these same objects."""
     flat = module._flat_weights
     return len(flat) == len(weights) and all(map(is_, flat, weights))
 

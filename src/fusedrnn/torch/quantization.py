@@ -18,7 +18,8 @@ class Quantized(NamedTuple):
 
     Attributes:
         model: The model, in evaluation mode.
-        report: Which recurrent layers run in the format now (``replaced``), and which do not and why (``left``).
+        report: Which recurrent layers now run in the format (``replaced``), and which do not, with the reason
+            (``left``).
     """
 
     model: Module
@@ -26,27 +27,29 @@ class Quantized(NamedTuple):
 
 
 def quantize(model: Module, compute: str = "int8", *, inplace: bool = False, subclasses: bool = False) -> Quantized:
-    """Let the recurrent layers and cells of a model run in int8, in the place of PyTorch's ``quantize_dynamic``.
+    """Let the recurrent layers and cells of a model run in int8. It replaces PyTorch's ``quantize_dynamic``.
 
     Weights are quantized for each row, activations for each row and step while the model runs. Layers of torch.nn
-    become ours. Their parameters stay as they are, in float32 and under their names, so that ``state_dict`` does not
-    change, but they require no gradient until :func:`restore`. The model is put into evaluation mode. ``train()`` is
-    allowed, as for PyTorch's quantised modules, and changes nothing for these layers. A call raises an error if its
-    input requires a gradient, as that of a layer behind trainable ones does outside of ``torch.no_grad()``, and in
-    training mode if the layer has dropout between its layers.
+    become ours. Their parameters stay in float32 under the same names, so ``state_dict`` does not change, but they
+    require no gradient until :func:`restore`. The model is put into evaluation mode. ``train()`` is allowed, as for
+    PyTorch's quantized modules, and changes nothing for these layers.
+
+    A call of such a layer raises an error if its input requires a gradient, which is so after trainable layers outside
+    of ``torch.no_grad()``. It also raises an error in training mode if the layer has dropout between its layers.
 
     Args:
         model: Any module; it may be a recurrent layer itself.
         compute: A format for inference only, as in :class:`fusedrnn.RNNSpec`.
         inplace: Whether to change the model itself instead of a copy.
-        subclasses: As for :func:`accelerate`.
+        subclasses: As in :func:`accelerate`.
 
     Returns:
-        The model, and the report. Layers in float64, and those that :func:`accelerate` leaves, stay as they were.
+        The model and the report. Layers in float64, and layers that :func:`accelerate` does not replace, stay
+        unchanged.
 
     Raises:
-        TypeError: ``model`` is not a torch.nn.Module.
-        ValueError: ``compute`` is no format for inference only.
+        TypeError: If ``model`` is no torch.nn.Module.
+        ValueError: If ``compute`` is no format for inference only.
 
     Example:
         >>> model, report = quantize(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.GRU(8, 16)))

@@ -1,4 +1,4 @@
-"""``read``: the recurrent layers of a model as specs and flat parameter vectors; torch.nn's, ours and TorchScript's."""
+"""``read``: recurrent layers of torch.nn, of ours and of TorchScript, as specs and flat parameter vectors."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class ReadLayer:
 
     Attributes:
         name: Its name in the model; empty for the model itself.
-        kind: ``"RNN"``, ``"LSTM"``, ``"GRU"`` or that with ``"Cell"``; or ``"Layer"``.
-        spec: What to run; its dropout applies in training. A cell is a network of one layer, to run for one step.
+        kind: ``"RNN"``, ``"LSTM"`` or ``"GRU"``, with ``"Cell"`` appended for a cell; or ``"Layer"``.
+        spec: The network; its dropout applies in training. A cell is a network of one layer, to run for one step.
         params: The flat vector of ``spec.layout``, a copy.
         batch_first: Whether the layer takes (N, T, I); the operator takes (T, N, I).
     """
@@ -47,18 +47,19 @@ def read(model: Module, names: Iterable[str] | None = None) -> dict[str, ReadLay
     """The recurrent layers of a model, by name, in the order of ``model.named_modules()``.
 
     Args:
-        model: Any module, also the result of torch.jit.script, trace or load, unless frozen: that has no modules.
+        model: Any module, including the result of torch.jit.script, trace or load. A frozen module cannot be read,
+            since it has no submodules.
         names: Which layers to read; None for all.
 
     Returns:
         Layers by name. Parameters of float16 and bfloat16 become float32. A parametrized weight is computed.
 
     Raises:
-        TypeError: ``model`` is not a torch.nn.Module; or a layer's parameters are of another dtype.
-        ValueError: There is no recurrent layer of a name; or a layer's parameters have no values (meta tensors), or
+        TypeError: If ``model`` is no torch.nn.Module, or a layer's parameters have a dtype that is not supported.
+        ValueError: If no recurrent layer has one of the names, or a layer's parameters have no values (meta tensors) or
             are sparse.
-        NotImplementedError: A selected layer cannot be read, or ``names`` is None and the model has such a layer:
-            quantized layers, and operators in graphs of frozen or exported models.
+        NotImplementedError: If a layer to read is a quantized layer, or an operator in the graph of a frozen or
+            exported model. With ``names=None``, all layers are to be read.
 
     Example:
         >>> layer = read(torch.nn.GRU(3, 4))[""]
@@ -84,11 +85,11 @@ def read(model: Module, names: Iterable[str] | None = None) -> dict[str, ReadLay
 
 
 def _kind(module: Module) -> str:
-    """The name of a module's class among torch.nn's six and ours; empty if it is none of them."""
+    """The name of a module's class if it is one of torch.nn's six or ours; else empty."""
     if isinstance(module, Layer):
         return "Layer"
     if isinstance(module, torch.jit.ScriptModule):
-        # Anyone's class may have such a name: it must have the parameters too.
+        # A user's class may have such a name, so it must have the parameters too.
         has_weights = is_scripted(module) and any(name.startswith("weight_ih") for name in _weights(module))
         return str(module.original_name) if has_weights else ""
     cls = torch_class(type(module))
@@ -96,7 +97,7 @@ def _kind(module: Module) -> str:
 
 
 def _unreadable(model: Module, layers: tuple[str, ...]) -> dict[str, str]:
-    """What else is recurrent in a model, outside of its readable layers: names and descriptions."""
+    """The recurrent parts of a model that cannot be read: descriptions by name."""
     unreadable = {}
     for name, module in model.named_modules():
         if any(name == layer or name.startswith(f"{layer}.") or not layer for layer in layers):
@@ -109,7 +110,7 @@ def _unreadable(model: Module, layers: tuple[str, ...]) -> dict[str, str]:
 
 
 def _weights(module: Module) -> dict[str, Tensor]:
-    """The parameters by the names of torch.nn's layers; those of a cell have no layer number."""
+    """The parameters by the names of torch.nn's layers, where the names of a cell's parameters have no layer number."""
     if isinstance(module, RNNBase):
         named = {name: getattr(module, name) for names in module._all_weights for name in names}
     elif isinstance(module, RNNCellBase):
@@ -162,7 +163,7 @@ def _settings(module: Module, kind: str) -> tuple[str, float, bool]:
     if not isinstance(module, torch.jit.ScriptModule) or hasattr(module, "hidden_size"):
         nonlinearity = getattr(module, "nonlinearity", "tanh")
         return str(nonlinearity), float(getattr(module, "dropout", 0.0)), bool(getattr(module, "batch_first", False))
-    # A traced module has parameters but no other attributes: the rest is in its graph.
+    # A traced module has parameters but no other attributes; these are in its graph.
     graph: Any = module.graph
     nodes = {node.kind(): node for node in graph.nodes()}
     nonlinearity = "relu" if any("relu" in name for name in nodes) else "tanh"

@@ -1,7 +1,7 @@
-"""A module's call like the one before: recognized by a few comparisons, without checking everything again.
+"""Repeated calls of a module: a few comparisons recognize a call like the previous one, without all the checks.
 
-A call of one step takes a few microseconds in machine code. To determine anew what a module runs on which tensors takes
-many times as long.
+A call of one step takes a few microseconds in machine code. Determining again what a module runs, and on which tensors,
+takes many times as long.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _dispatch_keys = torch._C._dispatch_keys
 
 
 class RepeatsCalls(Module):
-    """Base of our modules: recognizes calls like the one before."""
+    """Base of our modules, which recognizes calls like the previous one."""
 
     _last_call: LastCall | None = None
 
@@ -44,13 +44,13 @@ class RepeatsCalls(Module):
         return result
 
     def _run_repeated(self, run: Callable[..., Results], x: Any, states: tuple[Any, ...] | None) -> Any:
-        """What forward returns, by ``run`` on the operator's input and states."""
+        """What forward returns; calls ``run`` on the operator's input and states."""
         raise NotImplementedError
 
     def _note_call(self, run: Any, x: Any, hx: Any) -> None:
-        """Record a call by ``run`` without autocast; it is prepared to be repeated if it is like the one before.
+        """Record a call by ``run`` without autocast. If it is like the previous call, prepare it to be repeated.
 
-        So calls whose shapes change each time are never prepared.
+        So calls whose shapes change every time are never prepared.
         """
         if run is not eager.run:
             return
@@ -67,8 +67,8 @@ class LastCall:
     """The last call of a module.
 
     Attributes:
-        description: What it depended on.
-        prepared: The call prepared to be repeated; None if it was the first of its kind, or cannot be recognized.
+        description: The description of what the call depends on.
+        prepared: The call, prepared to be repeated; None if it was the first of its kind, or cannot be recognized.
     """
 
     __slots__ = "description", "prepared"
@@ -78,24 +78,24 @@ class LastCall:
         self.prepared: RepeatedCall | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy or pickle of a module has no last call."""
+        """Drop the call, so that a copy or pickle of a module has none."""
         return type(None), ()
 
 
 class RepeatedCall:
-    """What a module's call depends on, and what it runs. Nothing of it changes, so any number of threads may use it.
+    """What a module's call depends on, and what it runs. It never changes, so any number of threads may use it.
 
     Args:
         module: A layer or cell.
         plan: Its plan.
-        x: Its input: plain tensors outside of any tracing.
+        x: Its input, in plain tensors outside of any tracing.
         hx: Its initial states, None for zeros.
         parameters: Its parameters in torch.nn's order.
-        weights: The same in the operator's order, with None for missing biases.
+        weights: The same parameters in the operator's order, with None for missing biases.
 
     Attributes:
-        batch_first: That of a layer, None of a cell.
-        short: The same call as machine code checks it, which takes less time; None if there is none.
+        batch_first: The layer's ``batch_first``; None for a cell.
+        short: The same call with checks in machine code, which take less time; None if there is none.
     """
 
     __slots__ = (
@@ -131,7 +131,7 @@ class RepeatedCall:
 
     @classmethod
     def of(cls, module: Any, x: Any, hx: Any) -> RepeatedCall | None:
-        """A call that has just run; None if the next one needs all checks, because weights are not the parameters."""
+        """A call that has just run; None if the next call needs all checks since the weights are not the parameters."""
         data = x.data if isinstance(x, PackedSequence) else x
         plan = module._plan(data.dtype)
         parameters = [module._parameters.get(name) for name in plan.names]
@@ -160,11 +160,11 @@ class RepeatedCall:
                 and module._plan(self._parameters[0].dtype) is self._plan
                 and self._has_same_parameters(module)
             )
-        except (AttributeError, RuntimeError, TypeError):  # something else than plain tensors
+        except (AttributeError, RuntimeError, TypeError):  # something other than plain tensors
             return False
 
     def run(self, x: Tensor, states: Sequence[Tensor] | None) -> Results:
-        """Run it on the input (T, N, I), or that of a cell, or the rows of a packed sequence."""
+        """Run it on the input (T, N, I), on the input of a cell, or on the rows of a packed sequence."""
         return eager.run_shape(self._shape, x, states, self._weights, None, self._engine_weights, self._is_recorded)
 
     def _described_states(self, hx: Any) -> Any:
@@ -173,7 +173,7 @@ class RepeatedCall:
         return isinstance(hx, (tuple, list)) and [_described(state) for state in hx]
 
     def _has_same_parameters(self, module: Any) -> bool:
-        """Whether the module's parameters are the same, and in the same memory; their content may have changed."""
+        """Whether the module's parameters are the same objects in the same memory; their content may have changed."""
         parameters = self._parameters
         if not all(map(is_, map(module._parameters.get, self._plan.names), parameters)):
             return False
@@ -185,7 +185,7 @@ class RepeatedCall:
 
 
 def _description(x: Any) -> Any:
-    """What a call depends on of an input, beside its content."""
+    """The properties of an input on which a call depends, apart from its content."""
     if not isinstance(x, PackedSequence):
         return _described(x)
     data, batch_sizes, *indices = x

@@ -1,6 +1,6 @@
-"""Resets inside sequences: the marks of a call, and such calls by torch.nn, which has none.
+"""Resets inside sequences: the marks of a call, and calls with resets by torch.nn, which has none.
 
-Each piece of a sequence, from one reset to the next, is a sequence of its own for torch.nn.
+For torch.nn, each piece of a sequence, from one reset to the next, is a separate sequence.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ States = tuple[Tensor, ...]
 
 
 def checked_resets(marks: Any, x: Any, batch_first: bool) -> Tensor:
-    """Marks as a bool CPU tensor (T, N), in the order of the sequences of a packed one's rows.
+    """Marks as a bool CPU tensor (T, N); for a packed sequence, in the order of the sequences in its rows.
 
     Raises:
         TypeError: If they are no tensor of bools.
-        ValueError: If there is not one for each step of each sequence.
+        ValueError: If there is not a mark for each step of each sequence.
     """
     if not isinstance(marks, Tensor) or marks.dtype is not torch.bool:
         got = marks.dtype if isinstance(marks, Tensor) else type(marks).__name__
@@ -54,7 +54,7 @@ def _with_shape(resets: Tensor, shape: tuple[int, ...], axes: str) -> Tensor:
 
 
 def checked_reset_states(states: Any, resets: Any, plan: ModulePlan | None, x: Any, batch_first: bool) -> States:
-    """The states after resets as a tuple. ``plan`` is that of the layer, None if the operator does not run it.
+    """The states after resets as a tuple. ``plan`` is the layer's, None if the operator does not run the layer.
 
     Raises:
         TypeError: If there is not a tensor for each state.
@@ -84,19 +84,19 @@ def checked_reset_states(states: Any, resets: Any, plan: ModulePlan | None, x: A
 
 
 def zeros_like_states(states: States) -> Any:
-    """Initial states of zeros in the form that layers take, for states after resets."""
+    """Initial states of zeros, in the form that layers take; ``states`` are states after resets."""
     zeros = tuple(torch.zeros_like(state) for state in states)
     return zeros if len(zeros) > 1 else zeros[0]
 
 
 def is_single_step(layer: Any, x: Any, resets: Tensor) -> bool:
-    """Whether a call with these marks is one without on other initial states, which our layers may recognize."""
-    # In a graph this would fix the number of steps.
+    """Whether a call with these marks equals one without marks on other initial states, which layers may recognize."""
+    # While a graph is traced, this comparison would fix the number of steps.
     return not is_compiling() and len(resets) == 1 and not (layer.bidirectional or isinstance(x, PackedSequence))
 
 
 def with_marked_replaced(hx: Any, resets: Tensor, reset_states: States | None) -> Any:
-    """Initial states, replaced for the sequences that are marked at the first step, by zeros for None; unchecked."""
+    """Initial states, replaced for the sequences with a mark at the first step; None stands for zeros. Unchecked."""
     marks = resets[0]
     if not marks.any():
         return hx
@@ -115,7 +115,7 @@ def with_marked_replaced(hx: Any, resets: Tensor, reset_states: States | None) -
 
 
 class _Pieces(NamedTuple):
-    """The pieces of a batch: the sequence of each, its first step, its steps, and which are first or last of theirs."""
+    """The pieces of a batch: for each its sequence, its first step, its length, and whether it is the first or last."""
 
     sequences: Tensor
     begins: Tensor
@@ -125,7 +125,7 @@ class _Pieces(NamedTuple):
 
     @classmethod
     def of(cls, resets: Tensor, lengths: Tensor) -> _Pieces:
-        """Those of marks (T, N) and lengths (N,)."""
+        """The pieces by marks (T, N) and lengths (N,)."""
         starts = resets & (torch.arange(len(resets))[:, None] < lengths)
         starts[0] |= lengths > 0
         sequences, begins = starts.T.nonzero(as_tuple=True)  # sequence by sequence, in order of time
@@ -148,8 +148,8 @@ def run_pieces(
         resets: (T, N).
         lengths: (N,).
         states: The initial states (L·D, N, size).
-        reset_states: Those after resets; None for zeros.
-        reverses: For each row of the states whether its direction runs from the end.
+        reset_states: The states after resets; None for zeros.
+        reverses: For each row of the states, whether its direction runs from the end.
     """
     pieces = _Pieces.of(resets, lengths)
     offsets = torch.arange(int(pieces.lengths.max()))[:, None]

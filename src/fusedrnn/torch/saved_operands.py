@@ -1,4 +1,4 @@
-"""Which operands of a call autograd saves, so that they must not change before backward: those that torch.nn saves."""
+"""Which operands of a call autograd saves, as torch.nn does. Saved operands must not change before backward."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ def saved_operands(
 ) -> tuple[bool, ...]:
     """For each operand of a call, whether torch.nn's operations save it.
 
-    A product saves each factor if the other one needs a gradient, and a sum saves nothing. So torch.nn lets a weight
-    change before backward if its factor needs no gradient: the first layer's input weight if x needs none, the
-    recurrent weight of a single step if its initial state needs none. The equations of a user's cell may multiply its
-    states and its own parameters by anything, so that these are saved.
+    A product saves each factor if the other factor needs a gradient; a sum saves nothing. So torch.nn lets a weight
+    change before backward if the other factor needs no gradient: the first layer's input weight if x needs none, the
+    recurrent weight of a single step if its initial state needs none. The equations of a user cell may multiply its
+    states and its own parameters by any value, so these are saved.
 
     Args:
-        spec: What runs.
-        needs_grad: Which operands need a gradient: x, each initial state, each state after resets if it is one of the
-            operands, the weights in the operator's order.
+        spec: The network.
+        needs_grad: Which operands need a gradient: x, each initial state, each state after resets if these are
+            operands, and the weights in the operator's order.
         several_steps: Whether T is above 1, so that computed states are multiplied too.
-        under_autocast: Whether products save copies, which autocast has converted: c alone is saved itself.
+        under_autocast: Whether products save copies that autocast has converted, so that only c itself is saved.
 
     Returns:
         A flag for each operand, in the same order.
@@ -37,14 +37,14 @@ def saved_operands(
     first_weight = len(needs_grad) - len(spec.layout.by_layer_direction)
     if first_weight == end:
         return tuple(_saved(spec, needs_grad, several_steps, under_autocast))
-    # A state after resets is multiplied as an initial one is.
+    # A state after resets is multiplied in the same way as an initial state.
     either = map(or_, needs_grad[1:end], needs_grad[end:first_weight])
     flags = _saved(spec, (needs_grad[0], *either, *needs_grad[first_weight:]), several_steps, under_autocast)
     return *flags[:end], *flags[1:end], *flags[end:]
 
 
 def _saved(spec: RNNSpec, needs_grad: Sequence[bool], several_steps: bool, under_autocast: bool) -> list[bool]:
-    """:func:`saved_operands` of a call without states after resets."""
+    """:func:`saved_operands` for a call without states after resets."""
     kinds, first_weight = spec.layout.kinds, 1 + len(spec.state_names)
     h0, c0, own = needs_grad[1], True in needs_grad[2:first_weight], (*spec.vector_kinds, *spec.scalar_kinds)
     first = first_weight

@@ -1,4 +1,4 @@
-"""The backward of a short call whose tensors machine code checks."""
+"""The backward of a short call, with checks of its tensors in machine code."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from fusedrnn.torch.tensor_guards import DESCRIBE, guard_of
 class ShortBackward:
     """The gradients of calls of one shape, for cotangents like those of an earlier backward.
 
-    Nothing of it changes, so any number of threads may use it.
+    It never changes, so any number of threads may use it.
 
     Args:
-        shape: The shape.
+        shape: The shape of the call.
         info: The engine's description of the reserve.
-        needs_grad: Which gradients are computed: of x, each initial state, each weight.
+        needs_grad: Which gradients are computed, of x, each initial state and each weight.
         dy: The cotangent of the output, None for zeros.
-        dfinal: Those of the final states likewise.
+        dfinal: The cotangents of the final states, None for zeros.
         weights: The weights as :func:`fusedrnn.torch.tensor_calls.own_tensors` returns them.
 
     Attributes:
-        is_possible: Whether there is such a backward; nothing else works if there is none.
+        is_possible: Whether such a backward is possible; if not, nothing else may be used.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class ShortBackward:
         self.is_possible = self._call.is_possible
 
     def run(self, reserve: Tensor, weights: Tensors, dy: Tensor | None, dfinal: Tensors) -> list[Tensor | None] | None:
-        """The gradients, None where they are not needed; None in all if a tensor is not like the earlier one."""
+        """The gradients, None where not needed; None instead of the list if a tensor is not like the earlier one."""
         grads, address = self._new_grads(), reserve.data_ptr()
         tensors = tuple([tensor for tensor in (dy, *dfinal, *weights, *grads) if tensor is not None])
         if address % tensor_calls.ALIGNMENT or not self._call.run(tensors, team(), address):
@@ -79,7 +79,7 @@ class ShortBackward:
 def prepared(
     shape: CallShape, info: Any, needs_grad: tuple[bool, ...], dy: Tensor | None, dfinal: Tensors, weights: Tensors
 ) -> ShortBackward | None:
-    """The backward for cotangents like these, kept with a shape that repeats; None if there is none."""
+    """The backward for cotangents like these, which a repeated shape keeps; None if there is none."""
     assert shape.backwards is not None
     key = needs_grad, dy is None, *[cotangent is None for cotangent in dfinal]
     if key not in shape.backwards:

@@ -1,6 +1,6 @@
-"""A short call of a module like the one before, whose tensors machine code checks.
+"""A short call of a module like the previous one, with checks of its tensors in machine code.
 
-A step of a cell then takes a few microseconds beside the kernel.
+A step of a cell then takes a few microseconds in addition to the kernel.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _requires_grad = attrgetter("requires_grad")
 
 
 class ShortCall:
-    """A call of a module on plain tensors. Nothing of it changes, so any number of threads may use it.
+    """A call of a module on plain tensors. It never changes, so any number of threads may use it.
 
     Args:
         module: A layer or cell.
@@ -36,11 +36,11 @@ class ShortCall:
         shape: The shape of the call.
         x: Its input: a tensor or a packed sequence.
         states: Its initial states, None for zeros.
-        weights: Its weights in the operator's order, its own parameters, with None for missing biases.
+        weights: Its weights in the operator's order, which are its own parameters, with None for missing biases.
         is_recorded: Whether autograd records it.
 
     Attributes:
-        is_possible: Whether there is such a call; nothing else works if there is none.
+        is_possible: Whether such a call is possible; if not, nothing else may be used.
         shape: The shape of the call.
     """
 
@@ -149,7 +149,7 @@ class ShortCall:
         return (PackedSequence(y, *x[1:]) if is_packed else y), result
 
     def run(self, module: Any, x: Tensor, states: Sequence[Tensor]) -> Sequence[Any] | None:
-        """The output, None of a cell, and the final states; None if a tensor is not like that of this call."""
+        """The output, None for a cell, and the final states; None if a tensor does not pass its guard."""
         y, final = self._new_results(x)
         tensors = (x, *states, *module._parameters.values(), *self._flat_weights(module), *final, y)
         if self._output_shape is None:
@@ -172,12 +172,12 @@ class ShortCall:
         return x.data if is_same else None
 
     def _flat_weights(self, module: Any) -> Sequence[Any]:
-        """What torch.nn's forward of a layer reads instead of the parameters by name."""
+        """The weights that torch.nn's forward of a layer reads, instead of the parameters by name."""
         flat: Sequence[Any] = module._flat_weights if self._plan.has_flat_weights else ()
         return flat
 
     def _new_results(self, x: Tensor) -> tuple[Any, list[Tensor]]:
-        """Memory for the output, or of a cell its next h, and for the final states."""
+        """Memory for the output, or a cell's next h, and for the final states."""
         final = [x.new_empty(shape) for shape in self.shape.state_shapes]
         return final[0] if self._output_shape is None else x.new_empty(self._output_shape), final
 
@@ -188,5 +188,5 @@ def as_tuple(hx: Any) -> tuple[Any, ...]:
 
 
 def _index_shapes(packed: PackedSequence) -> list[Any]:
-    """The shapes of the indices of a packed sequence, None for those it does not have."""
+    """The shapes of the indices of a packed sequence, None for missing indices."""
     return [None if indices is None else indices.shape for indices in packed[2:]]

@@ -1,4 +1,4 @@
-"""Subclasses of torch.nn's layers that do not change the arithmetic: classes like them, based on our implementation."""
+"""Subclasses of torch.nn's layers that do not change the arithmetic: equivalent classes with our implementation."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch.nn import Module
 
 from fusedrnn.torch.class_map import OURS, parametrized_base, parametrized_over, torch_class
 
-# What a subclass may define although torch.nn's class has it too, like names with two underscores: our forward does not
-# use it.
+# Names of torch.nn's class that a subclass may override, since our forward does not use them. Names that begin with two
+# underscores are allowed too.
 _HARMLESS = {
     "forward", "extra_repr", "reset_parameters", "flatten_parameters", "all_weights", "_replicate_for_data_parallel",
     "train",
 }  # fmt: skip
-# Hooks into attribute access, and instance attributes that a class may define instead.
+# Hooks into attribute access, and instance attributes that a class could define instead.
 _ATTRIBUTES = {
     "__getattr__", "__getattribute__", "__setattr__", "__delattr__", "__class__", "mode", "nonlinearity", "input_size",
     "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional", "proj_size", "training",
@@ -32,7 +32,7 @@ _combined: weakref.WeakKeyDictionary[type[Module], weakref.ref[type[Module]]] = 
 
 
 def changes(module: Module) -> str:
-    """What a subclass of a layer of torch.nn's changes that our implementation would ignore; empty if nothing."""
+    """What a subclass of torch.nn's layer changes and our implementation would ignore; empty if nothing."""
     cls = type(module)
     cls = parametrized_base(cls) or cls
     parent = torch_class(cls)
@@ -62,7 +62,7 @@ def _uses_name(code: CodeType, name: str) -> bool:
 
 
 def beneath(cls: type[Module]) -> type[Module]:
-    """A class like a subclass of torch.nn's, whose ``super().forward`` is ours. The same one at every call."""
+    """A class like a subclass of torch.nn's, but its ``super().forward`` is ours. Every call returns the same class."""
     if (base := parametrized_base(cls)) is not None:
         return parametrized_over(cls, beneath(base))
     parent = torch_class(cls)
@@ -73,7 +73,7 @@ def beneath(cls: type[Module]) -> type[Module]:
     if combined is None:
         body: dict[str, Any] = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
         if cls.__reduce_ex__ is object.__reduce_ex__ and cls.__reduce__ is object.__reduce__:
-            body["__reduce_ex__"] = _reduce  # pickles name the subclass, since no module has the combined class
+            body["__reduce_ex__"] = _reduce  # pickles name the subclass, since the combined class is in no module
         body["_fusedrnn_beneath"] = cls
         metaclass: Any = type(cls)
         with _without_init_subclass(cls):
@@ -84,9 +84,10 @@ def beneath(cls: type[Module]) -> type[Module]:
 
 @contextmanager
 def _without_init_subclass(cls: type[Module]) -> Iterator[None]:
-    """Within this context, ``cls.__init_subclass__`` ignores the class created here; it still sees all others.
+    """Within this context, ``cls.__init_subclass__`` ignores the class created here, but not others.
 
-    A base with another ``__init_subclass__`` would not do: a module can change to a class of the same layout only.
+    A base with another ``__init_subclass__`` is no alternative, since a module can only change to a class of the same
+    layout.
     """
     own = vars(cls).get("__init_subclass__")
 
@@ -114,6 +115,6 @@ def _reduce(self: Module, protocol: Any) -> Any:
 
 
 def _new(kind: type[Module]) -> Module:
-    """Create an empty module when a pickle is loaded: pickles store this function's name."""
+    """Create an empty module when a pickle is loaded. Pickles store the name of this function."""
     combined = beneath(kind)
     return combined.__new__(combined)

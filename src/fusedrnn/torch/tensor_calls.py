@@ -18,15 +18,15 @@ from fusedrnn.torch.openmp import team
 
 # The kernels read reserves and packed weights with aligned vector loads.
 ALIGNMENT = 64
-"""Of the address of a reserve or of packed weights."""
-# Bytes of a reserve up to which torch's allocator is fast: it finds them in the heap.
+"""The alignment of the address of a reserve or of packed weights."""
+# The most bytes of a reserve for which torch's allocator is fast, since it finds them in the heap.
 _SMALL_RESERVE = 64 << 10
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def _torch_memory_errors(function: Function) -> Function:
-    """Turn MemoryError into the RuntimeError of PyTorch's allocator: tools that reduce the batch look for its text."""
+    """Turn MemoryError into the RuntimeError of PyTorch's allocator. Tools that reduce the batch look for its text."""
 
     @functools.wraps(function)
     def wrapped(*args: Any) -> Any:
@@ -43,9 +43,9 @@ class SavedForBackward(NamedTuple):
     """What a training call saves for its backward.
 
     Attributes:
-        reserve: Bytes.
-        weights: One tensor with the bytes of the packed weights, or the matrices themselves with None for biases.
-            Tensors of their own, whatever happens to the parameters.
+        reserve: The reserve, a tensor of bytes.
+        weights: One tensor with the bytes of the packed weights, or the matrices themselves with None for biases. They
+            are separate tensors, which do not change if a parameter gets other memory.
         info: The engine's description of the reserve.
         under_autocast: Whether the operands that autocast converts may change before backward.
     """
@@ -68,7 +68,7 @@ TrainingResults = tuple[Any, tuple[Tensor, ...], SavedForBackward]
 def infer(
     shape: CallShape, x: Tensor, states: Tensors | None, weights: Tensors, engine_weights: Any = None
 ) -> Results:
-    """The output and the final states; saves nothing. ``engine_weights`` are as the engine takes them, if known."""
+    """The output and the final states; saves nothing. ``engine_weights`` are in the engine's form, or None."""
     threads = team()
     return _run(shape, x, states, engine_weights or _engine_weights(shape, weights, False, threads), threads)
 
@@ -77,10 +77,10 @@ def infer(
 def train(
     shape: CallShape, x: Tensor, states: Tensors | None, weights: Tensors, seed: int, engine_weights: Any = None
 ) -> TrainingResults:
-    """The output, the final states, and what :func:`backward` needs. ``engine_weights`` as for :func:`infer`.
+    """The output, the final states, and what :func:`backward` needs. ``engine_weights`` is as in :func:`infer`.
 
     Raises:
-        RuntimeError: If the format of operands is for inference only.
+        RuntimeError: If the format of GEMM operands is for inference only.
     """
     check_trainable(shape.network.spec)
     threads = team()
@@ -95,7 +95,7 @@ def train(
 
 
 def new_reserve(engine: Any, size: int) -> tuple[Tensor, int]:
-    """So many bytes and their address. A large reserve takes memory that has been one before, whose pages exist."""
+    """A tensor of ``size`` bytes, and its address. A large one reuses memory of an earlier one, whose pages exist."""
     if size <= _SMALL_RESERVE:
         reserve = BYTES.new_empty((size,))
         address = reserve.data_ptr()
@@ -109,7 +109,7 @@ def _run(
     shape: CallShape, x: Tensor, states: Tensors | None, engine_weights: Any, threads: ThreadTeam,
     info: Any = None, reserve: int = 0,
 ) -> Results:  # fmt: skip
-    """The output and the final states. With ``info``, in training, fills the reserve at that address."""
+    """The output and the final states. In training, with ``info``, this also fills the reserve at that address."""
     network = shape.network
     x, before = _with_unit_stride(x), contiguous(states or ())
     initial, reset_states = before[: network.num_states], before[network.num_states :]
@@ -125,7 +125,7 @@ def _run(
 
 
 def _options(shape: CallShape, reset_states: Tensors, all_states: Tensors) -> StateOptions | None:
-    """What concerns states inside sequences; None if nothing does."""
+    """The options of resets and of every state of every step; None if the call has neither."""
     if shape.resets is None and not all_states:
         return None
     before = (0,) * shape.network.spec.output_is_state
@@ -161,7 +161,7 @@ def backward(
     dstates = shape.new_states(like) if True in needs_grad[1 : 1 + num_states] else ()
     dreset: Tensors = (None,) * (first_weight - 1 - num_states)
     if True in needs_grad[1 + num_states : first_weight]:
-        dreset = [like.new_zeros(size) for size in shape.state_shapes]  # kernels add
+        dreset = [like.new_zeros(size) for size in shape.state_shapes]  # zeros, because kernels add to them
     dweights = _new_weight_grads(network, needs_grad[first_weight:])
     packed = saved.weights[0]
     if packed is not None and saved.packed:
@@ -184,7 +184,7 @@ def backward(
 
 
 def _new_weight_grads(network: Network, needs_grad: Sequence[bool]) -> list[Tensor | None]:
-    """Memory for the gradients of weights that need one, and for those that kernels write behind them."""
+    """Memory for the gradients of weights that need one, and of weights whose gradients kernels write next to them."""
     new_empty = network.like.new_empty
     grads = [new_empty(shape) if need else None for shape, need in zip(network.weight_shapes, needs_grad, strict=True)]
     for first, last in network.adjacent_weights:
@@ -194,8 +194,8 @@ def _new_weight_grads(network: Network, needs_grad: Sequence[bool]) -> list[Tens
 
 
 def _engine_weights(shape: CallShape, weights: Tensors, training: bool, threads: ThreadTeam) -> Any:
-    # Packed weights live as long as the storage, not the tensor: torch.utils.swap_tensors refuses tensors with weak
-    # references.
+    # Packed weights live as long as the storage rather than the tensor, since torch.utils.swap_tensors refuses tensors
+    # that have weak references.
     owner: Any = weights[0].untyped_storage()  # type: ignore[union-attr]
     return shape.network.engine.weights(shape.steps, shape.batch, _pointers(weights), training, threads, owner)
 
@@ -207,12 +207,12 @@ def _saved_weights(engine_weights: Any, weights: Tensors) -> list[Tensor | None]
 
 
 def own_tensors(weights: Tensors) -> list[Tensor | None]:
-    """Tensors with the memory that the matrices have now, whatever happens to the parameters; None for biases."""
+    """Tensors with the current memory of the matrices, even if a parameter gets other memory later; None for biases."""
     return [None if weight is None or weight.dim() == 1 else weight.detach() for weight in weights]
 
 
 def check_exist(weights: Tensors) -> None:
-    """Refuse weights whose memory someone has given back.
+    """Refuse weights whose memory has been released.
 
     Raises:
         RuntimeError: If there is such a weight.
@@ -245,7 +245,7 @@ def strided_pointer(network: Network, x: Tensor | None) -> StridedPtr:
 
 
 def readable(y: Tensor | None, states: Tensors) -> tuple[Tensor | None, list[Tensor | None]]:
-    """Cotangents of an output and of states as the kernels read them, copied if need be."""
+    """Cotangents of an output and of states in a form that the kernels read, copied if necessary."""
     return None if y is None else _with_unit_stride(y), contiguous(states)
 
 

@@ -1,4 +1,4 @@
-"""What machine code compares tensors with."""
+"""The guards by which machine code checks tensors."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 from fusedrnn.engines.cpu.tensor_call import TensorGuard, describe_function
 
 DESCRIBE = describe_function(Tensor)
-"""The address of the C function by which machine code reads tensors; 0 if this torch has none."""
+"""The address of the C function by which machine code reads tensors; 0 if this version of torch has none."""
 
 
 def guard_of(tensor: Tensor, symbol: str) -> TensorGuard:
-    """The guard of tensors of that shape and those strides."""
+    """The guard for tensors with the shape and strides of this one."""
     return TensorGuard(tensor, symbol, tensor.shape, tensor.stride())

@@ -1,4 +1,4 @@
-"""PyTorch's tools that know torch.nn's classes or operators by name: the FLOP counter, pruning, TorchScript."""
+"""Patches of PyTorch's tools that identify classes or operators by name: the FLOP counter, pruning, TorchScript."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Shape = Sequence[int]
 
 
 def register() -> None:
-    """Patch each tool as soon as it is imported; one that this torch builds otherwise stays as it is."""
+    """Patch each tool as soon as it is imported. A tool that differs in this version of torch stays unchanged."""
     after_import("torch.utils.flop_counter", _register_flops)
     after_import("torch.ao.pruning._experimental.pruner.base_structured_sparsifier", _add_to_pruner)
     _convert_inside_script_modules()
@@ -37,14 +37,14 @@ def _register_flops(counter: Any) -> None:
 
 
 def _forward_flops(x: Shape, h0: object, c0: object, weights: Sequence[Shape | None], *_: object, **__: object) -> int:
-    """As of torch.nn's own operations: one product of every step with every matrix."""
+    """The FLOPs of torch.nn's own operations: a product of every step with every matrix."""
     return 2 * prod(x[:-1]) * sum(prod(shape) for shape in weights if shape is not None and len(shape) == 2)
 
 
 def _backward_flops(*arguments: Any, **_: object) -> int:
-    """As of torch.nn's own operations: for each product of forward, one for each factor that needs a gradient."""
+    """The FLOPs of torch.nn's own operations: for each product of forward, one per factor that needs a gradient."""
     backward = split_backward(arguments)
-    call: Any = backward.call  # of shapes instead of tensors
+    call: Any = backward.call  # it holds shapes instead of tensors
     x, batch_sizes = call.x, call.batch_sizes
     spec = RNNSpec(
         cell_of(call.mode), x[-1], call.hidden_size, call.num_layers, call.bidirectional,
@@ -56,8 +56,8 @@ def _backward_flops(*arguments: Any, **_: object) -> int:
     # A matrix is saved if its other factor needs a gradient.
     factors_need_grad = saved_operands(spec, needs_grad, steps > 1)
     rows, total = prod(x[:-1]), 0
-    # The first step makes no product for an initial state that needs no gradient. In a packed sequence shapes do not
-    # tell how many rows the first step has, so that it counts.
+    # For an initial state that needs no gradient, the first step has no product. In a packed sequence, shapes do not
+    # tell how many rows the first step has, so it is counted.
     first_step = x[1] if batch_sizes is None and not needs_grad[1] else 0
     kinds = spec.layout.kinds * (spec.num_layers * spec.num_directions)
     for index, (shape, kind) in enumerate(zip(call.weights, kinds, strict=True), 1 + num_states):
@@ -71,7 +71,7 @@ def _backward_flops(*arguments: Any, **_: object) -> int:
 
 
 def _add_to_pruner(pruner: Any) -> None:
-    """Structured pruning finds layers by their exact class: add ours to its default tables."""
+    """Add our layers to the default tables of structured pruning, which finds layers by their exact class."""
     torch_patterns = getattr(pruner, "_get_default_structured_pruning_patterns", None)
     torch_modules = getattr(pruner, "_get_supported_structured_pruning_modules", None)
     if torch_patterns is None or torch_modules is None:
@@ -93,10 +93,10 @@ def _add_to_pruner(pruner: Any) -> None:
 
 
 def _convert_inside_script_modules() -> None:
-    """Compile our layers inside a subclass of ``torch.jit.ScriptModule`` as torch.nn's.
+    """Compile our layers inside a subclass of ``torch.jit.ScriptModule`` as torch.nn's layers.
 
-    ``torch.jit.script`` asks each module what to compile instead of it. The constructor of a subclass of ScriptModule
-    compiles its submodules without asking, so that we replace ours before that.
+    ``torch.jit.script`` asks each module what to compile in its place. The constructor of a subclass of ScriptModule
+    compiles its submodules without asking, so we replace ours before that.
     """
     recursive: Any = getattr(torch.jit, "_recursive", None)
     create = getattr(recursive, "create_script_module", None)
@@ -105,7 +105,7 @@ def _convert_inside_script_modules() -> None:
 
     @functools.wraps(create)
     def create_script_module(nn_module: Module, stubs_fn: Any, *args: Any, **options: Any) -> Any:
-        if isinstance(nn_module, torch.jit.ScriptModule):  # traced modules stay as they are
+        if isinstance(nn_module, torch.jit.ScriptModule):  # traced modules stay unchanged
             _replace_ours(nn_module)
         return create(nn_module, stubs_fn, *args, **options)
 
@@ -113,7 +113,7 @@ def _convert_inside_script_modules() -> None:
 
 
 def _replace_ours(parent: Module) -> None:
-    """Replace each module of ours inside a module by torch.nn's; one used twice stays one module."""
+    """Replace each of our modules inside a module by torch.nn's; a module that is used twice stays one module."""
     replacements: dict[Module, Module] = {}
     for module in list(parent.modules()):
         for name, child in module._modules.items():

@@ -1,6 +1,6 @@
 """Tensors computed from weights, kept until the content of the weights changes.
 
-Without that, every call would compute and pack them anew: a call of one step would take many times as long.
+Otherwise every call would compute and pack them again, and a call of one step would take many times as long.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class _Copies(NamedTuple):
 
 
 class WeightCopies:
-    """The results of a function of weights, dropped with the memory of the first weight.
+    """The results of a function of weights, kept until the memory of the first weight is freed.
 
     Args:
-        compute: The function of (weights, ``*options``), which returns new tensors; the options are hashable.
+        compute: A function of (weights, ``*options``) that returns new tensors; the options are hashable.
     """
 
     def __init__(self, compute: Callable[..., Tensors]) -> None:
@@ -43,7 +43,7 @@ class WeightCopies:
         return len(self._copies)
 
     def of(self, weights: Tensors, *options: Hashable) -> Tensors:
-        """The result for these weights. It must not be changed."""
+        """The result for these weights. Do not change it."""
         present = [weight for weight in weights if weight is not None]
         for weight in present:
             if not weight.is_contiguous() or weight.nbytes < _WORD:

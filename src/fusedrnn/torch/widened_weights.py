@@ -13,6 +13,6 @@ def _in_float32(weights: Tensors) -> Tensors:
 
 
 COPIES = WeightCopies(_in_float32)
-"""Those that are kept."""
+"""The copies that are kept."""
 widened = COPIES.of
 """Copies of weights in float32, equal in value; None stays None. They must not change."""

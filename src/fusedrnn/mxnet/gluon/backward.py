@@ -19,8 +19,8 @@ Layout = Literal["TNC", "NTC"]
 class LayerBackward:
     """The gradients of one call of a layer in training.
 
-    Parameter gradients are stored where :meth:`Parameter.grad` returns them, by each parameter's ``grad_req``;
-    those of inputs and states are returned.
+    Gradients of parameters are stored by each parameter's ``grad_req``, and :meth:`Parameter.grad` returns them. A call
+    returns the gradients of inputs and states.
 
     Attributes:
         arguments: The arguments whose gradients are returned: data and, if states were given, state and state_cell.
@@ -39,18 +39,19 @@ class LayerBackward:
         """Store the parameters' gradients; return those of inputs and states.
 
         Args:
-            out_grads: The gradient of the output, in the layer's layout; if states were given, the pair of that and a
-                list of the gradients of the final states. None stands for zeros.
-            grad_req: ``"write"``, ``"add"`` or ``"null"``: one for all of ``arguments``, a list of one for each, or a
-                dict by name, where a missing name means ``"null"``. Each parameter has its own grad_req.
+            out_grads: The gradient of the output, in the layer's layout; if states were given, a pair of this gradient
+                and a list of the gradients of the final states. None stands for zeros.
+            grad_req: ``"write"``, ``"add"`` or ``"null"``: one for all of ``arguments``, a list with one for each, or a
+                dict by name, where a missing name means ``"null"``. It does not apply to parameters, each of which has
+                its own grad_req.
             args_grad: Buffers to write or add to instead of new arrays, as a list or a dict; None for a new array.
 
         Returns:
             The computed gradients by name: ``"data"`` in the layer's layout, ``"state"``, ``"state_cell"``.
 
         Raises:
-            TypeError: Naming the argument, what was given and what was expected.
-            ValueError: Likewise.
+            TypeError: If an argument has the wrong type; the message names it, what was given and what was expected.
+            ValueError: If an argument has the wrong shape or value; the message is of the same form.
         """
         if isinstance(grad_req, str):
             grad_reqs: dict[str, Any] = dict.fromkeys(self.arguments, grad_req)
@@ -72,7 +73,7 @@ class LayerBackward:
         return gradients
 
     def _upstream(self, out_grads: Any) -> Any:
-        """The gradients of the outputs in the operator's form: (T, N, D·S), and one for each state."""
+        """The gradients in the operator's form: that of the output (T, N, D·S), and those of the states."""
         if not self._with_states or out_grads is None:
             return self._as_time_major("out_grads", out_grads, self._output_size)
         output, final = check_sequence("out_grads", out_grads, 2, "a pair: the output's, and a list of the states'")

@@ -22,7 +22,7 @@ def _check_matrix(name: str, shape: Shape) -> None:
 
 
 def _xavier(shape: Shape, rng: np.random.Generator) -> Array:
-    """Uniform in ±√(3 / mean of rows and columns): Glorot and Bengio, AISTATS 2010, all gates taken as one matrix."""
+    """Uniform in ±√(3 / mean of rows and columns): Glorot and Bengio, AISTATS 2010. All gates count as one matrix."""
     _check_matrix("xavier", shape)
     bound = math.sqrt(3.0 / (sum(shape) / 2.0))
     return rng.uniform(-bound, bound, shape)
@@ -51,7 +51,7 @@ INITIALIZERS: dict[str, Function] = {
     "orthogonal": _orthogonal,
     "lstmbias": _lstm_bias,
 }
-"""By MXNet's names, with its defaults: ±0.07 for uniform, 0.01 for normal."""
+"""Initializers by MXNet's names, with its defaults: ±0.07 for uniform, 0.01 for normal."""
 
 
 def check_initializer(name: str, value: object) -> Initializer:

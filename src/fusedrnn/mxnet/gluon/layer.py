@@ -27,7 +27,7 @@ _SPEC_FIELDS = (
     "hidden_size", "num_layers", "bidirectional", "dropout", "projection_size", "dtype",
     "state_clip_min", "state_clip_max", "state_clip_nan",
 )  # fmt: skip
-# What the layers call the arguments of RNNOp.forward.
+# From the names of arguments of RNNOp.forward to those of layers.
 _NAMES = {"x": "inputs", "states: h0": "states[0]", "states: c0": "states[1]", "lengths": "sequence_length"}
 # The number of the next prefix, by class name.
 _counters: defaultdict[str, count[int]] = defaultdict(count)
@@ -36,9 +36,10 @@ _counters: defaultdict[str, count[int]] = defaultdict(count)
 class RNNLayer:
     """A network of recurrent layers with its parameters, as in MXNet's gluon: the base of ``RNN``, ``LSTM``, ``GRU``.
 
-    :meth:`initialize` or :meth:`load_parameters` gives it parameters. A call infers; :meth:`train` also returns a
-    function that computes gradients. Each parameter is an attribute too, ``layer.l0_i2h_weight``,
-    ``layer.r1_h2h_bias``: l for the forward and r for the reverse direction, then the layer.
+    :meth:`initialize` or :meth:`load_parameters` gives it parameters. A call runs in inference; :meth:`train` runs in
+    training, and also returns a function that computes gradients. Each parameter is also an attribute, such as
+    ``layer.l0_i2h_weight`` or ``layer.r1_h2h_bias``: l stands for the forward and r for the reverse direction, and the
+    number is the layer.
 
     All layers take these arguments:
 
@@ -48,19 +49,20 @@ class RNNLayer:
     - ``dropout``: Probability with which training drops elements between layers.
     - ``bidirectional``: Whether each layer runs in both directions.
     - ``input_size``: I; 0 if the first call sets it.
-    - ``i2h_weight_initializer``, ``h2h_weight_initializer``: What :meth:`initialize` fills the weights of the input and
-      the recurrent weights with; None for the initializer that it is called with.
-    - ``i2h_bias_initializer``, ``h2h_bias_initializer``: The same for the biases; None for zeros.
+    - ``i2h_weight_initializer``, ``h2h_weight_initializer``: The initializers of the input weights and the recurrent
+      weights; None for the argument of :meth:`initialize`.
+    - ``i2h_bias_initializer``, ``h2h_bias_initializer``: The initializers of the biases; None for zeros.
     - ``dtype``: ``"float32"`` or ``"float64"``, of parameters, inputs and states.
     - ``use_sequence_length``: Whether calls have the argument ``sequence_length``.
-    - ``prefix``: What the parameters' full names start with; None for a new prefix, ``lstm0_``, ``lstm1_``.
-    - ``params``: Another layer's parameters, to share them; they keep their names and initializers.
+    - ``prefix``: The prefix of the parameters' full names; None for a new prefix, ``lstm0_``, ``lstm1_``.
+    - ``params``: The parameters of another layer, to share them; they keep their names and initializers.
     - ``backend``: The engine, as in :class:`RNNOp`; None for the first that supports the call.
 
     Raises:
-        TypeError: An argument is of the wrong type.
-        ValueError: An argument has an invalid value.
-        NotImplementedError: Naming what no engine supports, when the input size is known.
+        TypeError: If an argument is of the wrong type.
+        ValueError: If an argument has an invalid value.
+        NotImplementedError: If no engine supports the layer; the message says what is missing. This is only raised here
+            if the input size is known.
     """
 
     def __init__(self, mode: str, arguments: Mapping[str, Any]) -> None:
@@ -93,7 +95,7 @@ class RNNLayer:
             self._op_for(input_size)
 
     def _shared(self, params: object, input_size_known: bool) -> ParameterDict:
-        """Another layer's parameters, if they are those of a network of the same sizes."""
+        """Another layer's parameters; an error unless their network has the same sizes."""
         if not isinstance(params, ParameterDict):
             raise TypeError(f"params must be what a layer's collect_params returns; got {type(params).__name__}")
         store, spec = params.store, self._spec
@@ -116,7 +118,7 @@ class RNNLayer:
 
     @property
     def prefix(self) -> str:
-        """What the parameters' full names start with."""
+        """The prefix of the parameters' full names."""
         return self._params.prefix
 
     @property
@@ -151,7 +153,7 @@ class RNNLayer:
         return [{"shape": shape, "__layout__": "LNC", "dtype": dtype} for shape in shapes]
 
     def begin_state(self, batch_size: int = 0, func: Callable[..., Array] = np.zeros, **options: Any) -> list[Array]:
-        """Initial states: for each what ``func`` returns for its shape, its ``dtype`` and the other options."""
+        """Initial states: for each state, the result of ``func`` for its shape, its ``dtype`` and the other options."""
         infos = self.state_info(batch_size)
         return [func(info["shape"], **{"dtype": info["dtype"], **options}) for info in infos]
 
@@ -163,21 +165,21 @@ class RNNLayer:
         cast_dtype: bool = False,
         prefix: str = "",
     ) -> None:
-        """Take values from a dict of arrays; on an error no parameter changes.
+        """Take values from a dict of arrays. If there is an error, no parameter changes.
 
         Args:
-            params: Arrays, each by its full name (``lstm0_l0_i2h_weight``), by that without the layer's prefix, or by
-                the name that ``Block.save_parameters`` gives it (``_unfused.0.i2h_weight``, in a bidirectional layer
-                ``_unfused.0.l_cell.i2h_weight``).
+            params: Arrays by name. The name of an array is the full name (``lstm0_l0_i2h_weight``), the full name
+                without the layer's prefix, or the name that ``Block.save_parameters`` gives it
+                (``_unfused.0.i2h_weight``, in a bidirectional layer ``_unfused.0.l_cell.i2h_weight``).
             allow_missing: Whether parameters without an array keep their values; else they are an error.
             ignore_extra: Whether arrays with other names are ignored; else they are an error.
             cast_dtype: Whether arrays of another floating dtype are converted; else they are an error.
-            prefix: What precedes all names: the layer's index in a larger network, ``"1."``, or the prefix that it had
-                in another process, ``"lstm3_"``.
+            prefix: A prefix of all names in ``params``: the layer's index in a larger network, ``"1."``, or the prefix
+                that the layer had in another process, ``"lstm3_"``.
 
         Raises:
-            TypeError: ``params`` is not a mapping, or a value is not an array of the right dtype.
-            ValueError: A parameter is missing, occurs twice or has the wrong shape, or there are other arrays.
+            TypeError: If ``params`` is not a mapping, or a value is not an array of the right dtype.
+            ValueError: If a parameter is missing, occurs twice or has the wrong shape, or there are other arrays.
         """
         if not isinstance(params, Mapping):
             raise TypeError(f"params must be a dict of named arrays; got {type(params).__name__}")
@@ -188,7 +190,7 @@ class RNNLayer:
         self._params.load(params, prefix, missing, extra, cast)
 
     def save_parameters(self) -> dict[str, Array]:
-        """Copies of all values, by the names that ``Block.save_parameters`` gives them: MXNet can load them."""
+        """Copies of all values, by the names that ``Block.save_parameters`` gives them, so that MXNet can load them."""
         params = self._params
         layout = params.store.spec.layout
         return {params.block_name(entry): params[self.prefix + entry.name].data().copy() for entry in layout}
@@ -198,18 +200,19 @@ class RNNLayer:
 
         Args:
             inputs: (T, N, I) or, with ``layout="NTC"``, (N, T, I), of the layer's dtype.
-            states: Initial states: a list of one or, for an LSTM, two arrays (L·D, N, size); one array needs no list;
-                None for zeros.
-            sequence_length: Valid steps of each sequence, integers (N,) from 0 to T, with
-                ``use_sequence_length=True`` and only then.
+            states: Initial states: a list of one array (L·D, N, size) or, for an LSTM, of two; a single array needs no
+                list. None for zeros.
+            sequence_length: Valid steps of each sequence, integers (N,) from 0 to T. It is required with
+                ``use_sequence_length=True``, and only allowed then.
 
         Returns:
-            The output in ``layout``, with D·S features; with ``states``, a pair of that and a list of the final states.
+            The output in ``layout``, with D·S features; if ``states`` are given, a pair of the output and a list of the
+            final states.
 
         Raises:
-            TypeError: Naming the argument, what was given and what was expected.
-            ValueError: Likewise; also if the layer has no parameters yet.
-            NotImplementedError: Naming what no engine supports.
+            TypeError: If an argument has the wrong type; the message names it, what was given and what was expected.
+            ValueError: If an argument has the wrong shape or value, or the layer has no parameters yet.
+            NotImplementedError: If no engine supports the call; the message says what is missing.
         """
         output, final, _, _ = self._forward(inputs, states, sequence_length, False, None)
         return output if states is None else (output, final)
@@ -219,8 +222,8 @@ class RNNLayer:
     ) -> tuple[Any, LayerBackward]:
         """Run over whole sequences, in training.
 
-        The errors and all arguments but ``seed`` are those of a call. ``seed``, from 0 to 2**64 - 1, determines which
-        elements are dropped; None for a new one, which is in ``backward.seed``.
+        The errors and all arguments except ``seed`` are those of a call. ``seed``, from 0 to 2**64 - 1, determines
+        which elements are dropped; None for a new seed. ``backward.seed`` is the seed that was used.
 
         Returns:
             What a call returns, and a :class:`LayerBackward`.

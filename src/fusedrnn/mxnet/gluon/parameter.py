@@ -20,7 +20,7 @@ class ParameterStore:
     def __init__(self, spec: RNNSpec, input_size_known: bool) -> None:
         self.spec = spec
         self.input_size_known = input_size_known
-        """Whether the spec has the layer's input size; until a call or a load sets it, the spec has 1."""
+        """Whether the spec has the layer's input size. Until a call or a load sets it, the spec's input size is 1."""
         self.flat: Array | None = None
         self.grads: Array | None = None
         self.deferred_init: tuple[Initializer, np.random.Generator] | None = None
@@ -30,7 +30,7 @@ class ParameterStore:
         return self.spec if self.input_size_known else replace(self.spec, input_size=input_size)
 
     def vector(self, name: str) -> Array:
-        """The parameters; an error that begins with ``name`` if they have no values."""
+        """The parameters. If they have no values, an error whose message begins with ``name``."""
         if self.flat is None:
             deferred = self.deferred_init is not None
             reason = "the first call sets the input size" if deferred else "call initialize or load_parameters"
@@ -38,7 +38,7 @@ class ParameterStore:
         return self.flat
 
     def set_vector(self, spec: RNNSpec, flat: Array) -> None:
-        """Overwrite the parameters; if they have no values yet, ``flat`` and ``spec`` become the layer's."""
+        """Overwrite the parameters; if these have no values yet, ``flat`` and ``spec`` become the layer's."""
         if self.flat is None:
             self.spec, self.input_size_known, self.flat, self.deferred_init = spec, True, flat, None
         else:
@@ -63,7 +63,7 @@ class Parameter:
     Attributes:
         name: Its full name, ``lstm0_l0_i2h_weight``.
         short_name: The name without the layer's prefix.
-        init: Its own initializer; None for the one that :meth:`ParameterDict.initialize` is called with.
+        init: Its own initializer; None for the argument of :meth:`ParameterDict.initialize`.
     """
 
     def __init__(self, store: ParameterStore, prefix: str, entry: LayoutEntry, init: Initializer) -> None:
@@ -101,10 +101,10 @@ class Parameter:
         self._grad_req = value
 
     def data(self) -> Array:
-        """The array that the layer computes with, not a copy: the next call uses what is written into it.
+        """The array that the layer computes with. It is not a copy: the next call uses what is written into it.
 
         Raises:
-            ValueError: If it has no values yet.
+            ValueError: If the parameter has no values yet.
         """
         return self._view(self._store.vector(self.name))
 
@@ -123,10 +123,10 @@ class Parameter:
         values[...] = validation.check_array(self.name, data, self._store.spec, values.shape)
 
     def grad(self) -> Array:
-        """The array that backward writes or adds its gradient to, zero before.
+        """The array to which backward writes or adds the gradient; initially zero.
 
         Raises:
-            ValueError: If ``grad_req`` is ``"null"``, or it has no values yet.
+            ValueError: If ``grad_req`` is ``"null"``, or the parameter has no values yet.
         """
         if self._grad_req == "null":
             raise ValueError(f"grad_req of {self.name} must be 'write' or 'add' for it to have a gradient; got 'null'")
@@ -139,7 +139,7 @@ class Parameter:
             self.grad()[...] = 0
 
     def store_grad(self, flat: Array) -> None:
-        """Write or add its part of a flat gradient vector, as its grad_req says."""
+        """Write or add its part of a flat gradient vector, by its ``grad_req``."""
         if self._grad_req != "null":
             write_or_add(self.grad(), self._view(flat), self._grad_req == "add")
 
@@ -148,7 +148,7 @@ class ParameterDict(dict[str, Parameter]):
     """A layer's parameters by full name.
 
     Attributes:
-        prefix: What the full names start with.
+        prefix: The prefix of the full names.
         store: The vectors that hold them and their gradients.
     """
 
@@ -175,14 +175,14 @@ class ParameterDict(dict[str, Parameter]):
             parameter.zero_grad()
 
     def initialize(self, init: Initializer = "uniform", force_reinit: bool = False, seed: int | None = None) -> None:
-        """Initialize all parameters: now, or at the first call if the input size is not known yet.
+        """Initialize all parameters, now or, if the input size is not known yet, at the first call.
 
         Args:
-            init: For weights that have no initializer of their own: ``"zeros"``, ``"ones"``, ``"uniform"`` (±0.07),
-                ``"normal"`` (0.01), ``"xavier"``, ``"orthogonal"``, ``"lstmbias"``, a number, or a function of the
-                shape and a ``numpy.random.Generator``. Biases without one become zero.
+            init: The initializer of weights that have none of their own: ``"zeros"``, ``"ones"``, ``"uniform"``
+                (±0.07), ``"normal"`` (0.01), ``"xavier"``, ``"orthogonal"``, ``"lstmbias"``, a number, or a function of
+                the shape and a ``numpy.random.Generator``. Biases without an initializer become zero.
             force_reinit: Whether to overwrite existing values.
-            seed: Of the generator; None for another one each time.
+            seed: The seed of the generator; None for a different seed at each call.
 
         Raises:
             TypeError: If an argument is of the wrong type.
@@ -198,7 +198,7 @@ class ParameterDict(dict[str, Parameter]):
             self.infer_input_size(self.store.spec.input_size)
 
     def infer_input_size(self, input_size: int) -> Array:
-        """The flat vector for inputs of that size; runs an initialization that was deferred until the size is known."""
+        """The flat vector for inputs of that size. Runs an initialization that waited for the size."""
         store = self.store
         if store.deferred_init is not None:
             (init, rng), store.deferred_init = store.deferred_init, None
@@ -212,7 +212,7 @@ class ParameterDict(dict[str, Parameter]):
         return store.vector(f"parameters of {self.prefix!r}")
 
     def load(self, params: Mapping[str, Array], prefix: str, missing: bool, extra: bool, cast: bool) -> None:
-        """Overwrite values, or none if there is an error; see :meth:`RNNLayer.load_parameters`."""
+        """Overwrite values; if there is an error, no value changes. See :meth:`RNNLayer.load_parameters`."""
         store, keys = self.store, self._keys(params, prefix)
         if not extra and (others := sorted(set(params) - set(keys.values()))):
             raise ValueError(f"params must hold no others unless ignore_extra is True; got {', '.join(others)}")
@@ -225,7 +225,7 @@ class ParameterDict(dict[str, Parameter]):
         first, spec = arrays.get("l0_i2h_weight"), store.spec
         if isinstance(first, np.ndarray) and first.ndim == 2 and first.shape[1]:
             spec = store.spec_for(first.shape[1])
-        # Fill a copy: if one array is wrong, no parameter changes.
+        # Fill a copy, so that no parameter changes if an array is wrong.
         flat = np.empty(spec.layout.size, spec.dtype) if store.flat is None else store.flat.copy()
         views = spec.layout.unpack(flat)
         for name, array in arrays.items():
@@ -235,7 +235,7 @@ class ParameterDict(dict[str, Parameter]):
         store.set_vector(spec, flat)
 
     def _keys(self, params: Mapping[str, Array], prefix: str) -> dict[str, str]:
-        """The key of each parameter in ``params`` by short name: full name, short name or block name after a prefix."""
+        """By short name, each parameter's key in ``params``: a prefix, then its full name, short name or block name."""
         keys: dict[str, str] = {}
         for entry in self.store.spec.layout:
             names = dict.fromkeys((self.prefix + entry.name, entry.name, self.block_name(entry)))

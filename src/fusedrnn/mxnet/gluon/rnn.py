@@ -47,13 +47,14 @@ class RNN(RNNLayer):
 class LSTM(RNNLayer):
     """LSTM layers, with states h and c. :class:`RNNLayer` describes the other arguments and errors.
 
-    Nothing is added to the forget gate's bias, unless the initializer of a bias is ``"lstmbias"``.
+    The forget gate's bias has no additional constant, unless the initializer of a bias is ``"lstmbias"``.
 
     Args:
-        projection_size: P, less than H: the size of h and of a direction's output; None for no projection.
-        h2r_weight_initializer: What fills the weights of the projection, as for the other weights.
+        projection_size: P, the size of h and of a direction's output, which must be less than H; None for no
+            projection.
+        h2r_weight_initializer: The initializer of the weights of the projection, as for the other weights.
         state_clip_min: Lower bound of the cell state after each step. Give both bounds or neither.
-        state_clip_max: Upper bound.
+        state_clip_max: Upper bound of the cell state.
         state_clip_nan: Whether clipping also replaces NaN in the cell state, by the lower bound.
     """
 

@@ -1,8 +1,8 @@
 """The cells of MXNet's rnn module, on NumPy arrays.
 
 A cell describes a network and names its parameters; :meth:`~BaseRNNCell.set_params` sets the arrays, and
-:meth:`~BaseRNNCell.unroll` runs it over a sequence, in inference. :class:`FusedRNNCell` runs on the fused operator;
-the others, and what :meth:`FusedRNNCell.unfuse` returns, run the reference, cell by cell and step by step.
+:meth:`~BaseRNNCell.unroll` runs it over a sequence, in inference. :class:`FusedRNNCell` runs on the fused operator. The
+other cells, including those that :meth:`FusedRNNCell.unfuse` returns, run the reference, cell by cell and step by step.
 
     >>> import numpy as np
     >>> rng = np.random.default_rng(0)

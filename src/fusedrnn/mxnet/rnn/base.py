@@ -19,22 +19,22 @@ StateInfo = TypedDict("StateInfo", {"shape": tuple[int, ...], "__layout__": str}
 class BaseRNNCell(ABC):
     """A recurrent cell, or a network of cells, that computes on NumPy arrays in inference.
 
-    Parameters are a dict of named arrays, which may be those of a whole model: a cell finds its own by its prefix. They
-    are neither copied nor converted: inputs, states and parameters must have the same dtype.
+    Parameters are a dict of named arrays. It may be the dict of a whole model: a cell finds its own arrays by its
+    prefix. Arrays are neither copied nor converted, so inputs, states and parameters must have the same dtype.
 
     Raises:
-        TypeError: An argument is of the wrong type.
-        ValueError: An argument has an invalid value.
+        TypeError: If an argument is of the wrong type.
+        ValueError: If an argument has an invalid value.
     """
 
     _cells: Sequence[BaseRNNCell] = ()
-    """In a network of cells: the cells, in the order of their states and prefixes."""
+    """The cells of a network of cells, in the order of their states and prefixes."""
     _get_next_state = True
     """Whether :meth:`unroll` returns the final states."""
 
     @property
     def prefixes(self) -> tuple[str, ...]:
-        """What the names of the parameters start with; one prefix for each cell inside."""
+        """The prefixes of the parameters' names, one for each cell of the network."""
         return tuple(prefix for cell in self._cells for prefix in cell.prefixes)
 
     @property
@@ -54,7 +54,7 @@ class BaseRNNCell(ABC):
 
     @abstractmethod
     def param_shapes(self, input_size: int) -> Shapes:
-        """Name and shape of every parameter for inputs of ``input_size`` features."""
+        """The name and the shape of every parameter, for inputs of ``input_size`` features."""
 
     def set_params(self, params: Mapping[str, Array]) -> None:
         """Compute with these arrays from now on.
@@ -64,21 +64,21 @@ class BaseRNNCell(ABC):
                 Other names are ignored.
 
         Raises:
-            TypeError: ``params`` is not a mapping, or its values are not arrays of one floating dtype.
-            ValueError: A parameter is missing or has the wrong shape.
+            TypeError: If ``params`` is not a mapping, or its values are not arrays of one floating dtype.
+            ValueError: If a parameter is missing or has the wrong shape.
         """
         for cell in self._cells:
             cell.set_params(params)
 
     def unpack_weights(self, params: Mapping[str, Array]) -> dict[str, Array]:
-        """A new dict with this cell's parameters split by gate, as copies, and all other entries.
+        """A new dict with copies of this cell's parameters, split by gate, and with all other entries of ``params``.
 
         Gates have MXNet's names, ``i f c o`` in an LSTM and ``r z o`` in a GRU: ``lstm_i2h_weight`` (4·H, I) becomes
         ``lstm_i2h_i_weight``, ``lstm_i2h_f_weight``, ``lstm_i2h_c_weight``, ``lstm_i2h_o_weight`` (H, I).
 
         Raises:
-            TypeError: ``params`` is not a mapping, or its values are not arrays of one floating dtype.
-            ValueError: A parameter is missing or has the wrong shape.
+            TypeError: If ``params`` is not a mapping, or its values are not arrays of one floating dtype.
+            ValueError: If a parameter is missing or has the wrong shape.
         """
         require(params)
         unpacked = dict(params)
@@ -96,7 +96,7 @@ class BaseRNNCell(ABC):
 
     @abstractmethod
     def _run(self, x: Array, states: list[Array]) -> tuple[Array, list[Array]]:
-        """Outputs (T, N, S) and new states, from inputs (T, N, I) of any size and dtype and from checked states."""
+        """Outputs (T, N, S) and new states, from inputs (T, N, I) and states. Inputs may have any size and dtype."""
 
     def _check_steps(self) -> None:
         """Raise a NotImplementedError if this cell cannot run step by step."""
@@ -107,8 +107,8 @@ class BaseRNNCell(ABC):
         """Zeros for every state, in the order and the layout of :attr:`state_info`.
 
         Raises:
-            TypeError: ``batch_size`` is not an integer, or ``dtype`` not a floating type.
-            ValueError: ``batch_size`` is below 1, or too large for any memory.
+            TypeError: If ``batch_size`` is not an integer, or ``dtype`` is not a floating type.
+            ValueError: If ``batch_size`` is below 1, or too large for any memory.
         """
         batch_size = positive_int("batch_size", batch_size)
         if not np.issubdtype(dtype, np.floating):
@@ -118,7 +118,7 @@ class BaseRNNCell(ABC):
         return [np.zeros(shape, dtype) for shape in shapes]
 
     def __call__(self, inputs: Array, states: Sequence[Array]) -> tuple[Array, list[Array]]:
-        """One step.
+        """Run one step.
 
         Args:
             inputs: (N, I), in the parameters' dtype.
@@ -128,9 +128,9 @@ class BaseRNNCell(ABC):
             The output (N, S) and the new states.
 
         Raises:
-            NotImplementedError: A cell runs over whole sequences only.
-            TypeError: An argument is not an array, or its dtype is not the parameters'.
-            ValueError: An argument has the wrong shape, or :meth:`set_params` was never called.
+            NotImplementedError: If a cell runs only over whole sequences.
+            TypeError: If an argument is not an array, or its dtype is not that of the parameters.
+            ValueError: If an argument has the wrong shape, or :meth:`set_params` was never called.
         """
         self._check_steps()
         x = check_array("inputs", inputs, 2, "(N, I)")
@@ -151,17 +151,17 @@ class BaseRNNCell(ABC):
             length: T, the number of steps.
             inputs: One array in ``layout``, (N, T, I) or (T, N, I), or a list of T arrays (N, I).
             begin_state: The states before the first step; None for zeros.
-            layout: ``"NTC"`` or ``"TNC"``, of an input array and of merged outputs.
+            layout: The layout of an input array and of merged outputs, ``"NTC"`` or ``"TNC"``.
             merge_outputs: True for one output array in ``layout``, False for a list of T arrays (N, S), None for the
                 form of ``inputs``.
 
         Returns:
-            The outputs, and the states after the last step in the order of :attr:`state_info`; an empty list for them
-            from a :class:`FusedRNNCell` without ``get_next_state``.
+            The outputs, and a list of the states after the last step in the order of :attr:`state_info`. A
+            :class:`FusedRNNCell` without ``get_next_state`` returns an empty list instead.
 
         Raises:
-            TypeError: An argument is of the wrong type, or a dtype is not the parameters'.
-            ValueError: An argument has the wrong shape or value, or :meth:`set_params` was never called.
+            TypeError: If an argument is of the wrong type, or a dtype is not that of the parameters.
+            ValueError: If an argument has the wrong shape or value, or :meth:`set_params` was never called.
         """
         x = unroll_inputs(length, inputs, layout)
         if merge_outputs is None:
@@ -180,7 +180,7 @@ class BaseRNNCell(ABC):
         return [tuple(size or batch for size in info["shape"]) for info in self.state_info]
 
     def _check_states(self, name: str, states: object, x: Array) -> list[Array]:
-        """``states`` as a list, each of its shape for the batch of ``x`` (N, I) and of its dtype."""
+        """``states`` as a list, checked: each has its shape for the batch of ``x`` (N, I), and the dtype of ``x``."""
         if not isinstance(states, (list, tuple)):
             raise TypeError(f"{name} must be a list of arrays; got {type(states).__name__}")
         shapes = self._state_shapes(len(x))
@@ -190,7 +190,7 @@ class BaseRNNCell(ABC):
 
 
 class SpecCell(BaseRNNCell):
-    """A cell with a spec, a prefix and parameters of its own; the spec's input size follows from the parameters."""
+    """A cell with its own spec, prefix and parameters. The spec's input size follows from the parameters."""
 
     def __init__(self, spec: RNNSpec, prefix: str, params: Mapping[str, Array] | None) -> None:
         self._spec, self._prefix = spec, prefix
@@ -214,7 +214,7 @@ class SpecCell(BaseRNNCell):
         return dict(self._params)
 
     def _arrays_for(self, x: Array) -> tuple[Array, ...]:
-        """The parameters, if inputs (T, N, I) have their input size and dtype."""
+        """The parameters; an error unless inputs (T, N, I) match their input size and dtype."""
         cell, features = f"{type(self).__name__} {self._prefix!r}", x.shape[2]
         if not self._params:
             raise ValueError(f"params of {cell} are not set; call set_params")

@@ -1,4 +1,4 @@
-"""Checks of the arrays that cells are called with."""
+"""Checks of the arrays that are passed to cells."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def require(params: Mapping[str, Array], names: Iterable[str] = ()) -> None:
 
 
 def take(params: Mapping[str, Array], i2h_weight: str, shapes_for: Callable[[int], Shapes]) -> dict[str, Array]:
-    """The arrays of a cell, each of its shape and all of one floating dtype.
+    """The arrays of a cell, checked: each has its shape, and all have one floating dtype.
 
     Args:
-        params: Arrays by name, the cell's among them.
+        params: Arrays by name, including the cell's.
         i2h_weight: The name of the weight (units, inputs) that has the input size.
         shapes_for: The name and shape of each array of the cell for that input size.
     """
@@ -60,7 +60,7 @@ def take(params: Mapping[str, Array], i2h_weight: str, shapes_for: Callable[[int
 
 
 def unroll_inputs(length: int, inputs: object, layout: Layout) -> Array:
-    """The inputs of an unroll as one array (T, N, C): a view of an array, or the steps in a list stacked."""
+    """The inputs of an unroll as one array (T, N, C): a view of an array, or a stack of the steps in a list."""
     length = positive_int("length", length)
     if layout not in ("NTC", "TNC"):
         raise ValueError(f"layout must be 'NTC' or 'TNC'; got {layout!r}")

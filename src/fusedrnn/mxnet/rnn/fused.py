@@ -19,20 +19,21 @@ _CELLS: dict[str, Callable[..., BaseRNNCell]] = {
 
 
 class FusedRNNCell(SpecCell):
-    """A network of any depth, in one or both directions, run as a whole on the fused operator.
+    """A network of any depth, in one or both directions, that runs as a whole on the fused operator.
 
-    It runs over whole sequences only: calling it raises NotImplementedError, and :meth:`unfuse` returns cells that can
-    be called. Its only parameter, ``{prefix}parameters``, is the flat vector of ``RNNSpec.layout``. Its states are
-    (L·D, N, H), with index layer·D + direction. See :class:`BaseRNNCell`.
+    It runs only over whole sequences: a call for one step raises NotImplementedError, but :meth:`unfuse` returns cells
+    that can be called. Its only parameter, ``{prefix}parameters``, is the flat vector of ``RNNSpec.layout``. Its states
+    are (L·D, N, H), with index layer·D + direction. See :class:`BaseRNNCell`.
 
     Args:
         num_hidden: H.
         num_layers: L.
         mode: ``"rnn_relu"``, ``"rnn_tanh"``, ``"lstm"`` or ``"gru"``.
         bidirectional: Whether each layer runs in both directions.
-        dropout: Probability with which training would drop elements between layers. Cells only infer, and ignore it.
-        get_next_state: Whether :meth:`unroll` returns the final states; else it returns an empty list for them.
-        prefix: What the parameters' names start with; None for the mode and an underscore.
+        dropout: Probability with which training would drop elements between layers. Cells only run inference, and
+            ignore it.
+        get_next_state: Whether :meth:`unroll` returns the final states; else it returns an empty list instead.
+        prefix: The prefix of the parameters' names; None for the mode and an underscore.
         params: Passed to :meth:`set_params` if given.
     """
 
@@ -60,15 +61,15 @@ class FusedRNNCell(SpecCell):
 
     @property
     def state_info(self) -> list[StateInfo]:
-        """Shape (L·D, 0, H) for h and, in an LSTM, c."""
+        """The description of each state: h and, in an LSTM, c, with shape (L·D, 0, H)."""
         return [{"shape": (rows, 0, size), "__layout__": "LNC"} for rows, _, size in self._spec.state_shape(1)]
 
     def param_shapes(self, input_size: int) -> Shapes:
-        """Name and shape of the flat vector for inputs of ``input_size`` features."""
+        """The name and the shape of the flat vector, for inputs of ``input_size`` features."""
         return {self._name: (replace(self._spec, input_size=input_size).layout.size,)}
 
     def set_params(self, params: Mapping[str, Array]) -> None:
-        """Compute with ``{prefix}parameters`` from now on: float32 or float64; its length sets the input size."""
+        """Compute with ``{prefix}parameters``, float32 or float64, from now on. Its length gives the input size."""
         flat, spec = self._take_flat(params)
         if flat.dtype.name not in DTYPES or not flat.dtype.isnative:
             raise TypeError(f"{self._name} must have dtype {' or '.join(DTYPES)}; got {flat.dtype}")
@@ -76,7 +77,7 @@ class FusedRNNCell(SpecCell):
         self._params = {self._name: flat}
 
     def unpack_weights(self, params: Mapping[str, Array]) -> dict[str, Array]:
-        """Split the flat vector by layer, direction and gate: ``{prefix}l0_i2h_f_weight`` (H, I), as copies."""
+        """Copies of the flat vector's parts, by layer, direction and gate: ``{prefix}l0_i2h_f_weight`` (H, I)."""
         flat, spec = self._take_flat(params)
         unpacked = {name: array for name, array in params.items() if name != self._name}
         return self.unfuse().unpack_weights(unpacked | self._by_layer(spec, flat))

@@ -16,12 +16,12 @@ from fusedrnn.mxnet.rnn.checks import Shapes, take
 from fusedrnn.scalars import positive_int
 from fusedrnn.spec import Array, RNNSpec
 
-# MXNet's names of the gates, which its checkpoints have, in our order. Its c is the LSTM's g, its o the GRU's n.
+# MXNet's names of the gates, as in its checkpoints, in our order. Its c is our g of an LSTM, its o our n of a GRU.
 _GATE_NAMES = {"rnn_relu": ("",), "rnn_tanh": ("",), "lstm": ("_i", "_f", "_c", "_o"), "gru": ("_r", "_z", "_o")}
 
 
 class _SingleCell(SpecCell):
-    """A cell of one layer and direction, on :func:`fusedrnn.engines.reference.forward.step`."""
+    """A cell of one layer and direction; it runs :func:`fusedrnn.engines.reference.forward.step`."""
 
     def __init__(self, mode: str, num_hidden: int, prefix: str, params: Mapping[str, Array] | None) -> None:
         if not isinstance(prefix, str):
@@ -59,12 +59,12 @@ class _SingleCell(SpecCell):
         return packed | {name: np.concatenate([own[gate] for gate in gates]) for name, gates in gate_names.items()}
 
     def _gate_shapes(self, input_size: int) -> Shapes:
-        """Name and shape of every gate's part of every parameter."""
+        """The name and the shape of each gate's part of each parameter."""
         shapes, size = self.param_shapes(input_size), self._spec.hidden_size
         return {gate: (size, *shape[1:]) for name, shape in shapes.items() for gate in self._gate_names(name)}
 
     def _gate_names(self, name: str) -> list[str]:
-        """The names of the gates' parts of a parameter: ``lstm_i2h_i_weight`` of ``lstm_i2h_weight``."""
+        """The names of the gates' parts of a parameter, such as ``lstm_i2h_i_weight`` of ``lstm_i2h_weight``."""
         source, _, group = name.rpartition("_")
         return [f"{source}{gate}_{group}" for gate in _GATE_NAMES[self._spec.mode_name]]
 
@@ -87,7 +87,7 @@ class RNNCell(_SingleCell):
     Args:
         num_hidden: H.
         activation: ``"tanh"`` or ``"relu"``.
-        prefix: What the parameters' names start with.
+        prefix: The prefix of the parameters' names.
         params: Passed to :meth:`set_params` if given.
     """
 
@@ -107,8 +107,8 @@ class LSTMCell(_SingleCell):
     """The LSTM cell, with states h and c (N, H).
 
     Its parameters are ``lstm_i2h_weight`` (4·H, I), ``lstm_h2h_weight`` (4·H, H), ``lstm_i2h_bias`` and
-    ``lstm_h2h_bias`` (4·H,), gates i f g o. Nothing is added to the forget gate's bias. Its arguments are those of
-    :class:`RNNCell`, without ``activation``.
+    ``lstm_h2h_bias`` (4·H,), gates i f g o. The forget gate's bias has no additional constant. Its arguments are those
+    of :class:`RNNCell`, without ``activation``.
     """
 
     def __init__(self, num_hidden: int, prefix: str = "lstm_", params: Mapping[str, Array] | None = None) -> None:
@@ -137,7 +137,7 @@ class _CellGroup(BaseRNNCell):
             raise TypeError(f"{name} must be a cell; got {type(cell).__name__}")
         if cell is self:
             raise ValueError(f"{name} must be another cell; got the one that it is added to")
-        # Two cells of the same prefix would silently share their weights.
+        # Two cells with the same prefix would silently share their weights.
         if taken := set(self.prefixes) & set(cell.prefixes):
             raise ValueError(f"{name} must have a prefix of its own; {', '.join(map(repr, sorted(taken)))} is taken")
         self._cells.append(cell)
@@ -157,8 +157,8 @@ class SequentialRNNCell(_CellGroup):
         """Put a cell on top.
 
         Raises:
-            TypeError: ``cell`` is not a cell.
-            ValueError: A cell in the stack has one of its prefixes.
+            TypeError: If ``cell`` is not a cell.
+            ValueError: If a cell in the stack has one of its prefixes.
         """
         self._adopt("cell", cell)
 
@@ -168,7 +168,7 @@ class SequentialRNNCell(_CellGroup):
         return self._filled()[-1].output_size
 
     def param_shapes(self, input_size: int) -> Shapes:
-        """Name and shape of every cell's parameters for inputs of ``input_size`` features at the bottom."""
+        """The name and the shape of every cell's parameters, for inputs of ``input_size`` features at the bottom."""
         shapes: Shapes = {}
         for cell in self._filled():
             shapes.update(cell.param_shapes(input_size))
@@ -192,16 +192,16 @@ class SequentialRNNCell(_CellGroup):
 class BidirectionalCell(_CellGroup):
     """Two cells over the same sequence, one from each end, with concatenated outputs.
 
-    It runs over whole sequences only: calling it raises NotImplementedError. Its states are those of ``l_cell``, then
-    those of ``r_cell``, whose last step is the first of the sequence.
+    It runs only over whole sequences: a call for one step raises NotImplementedError. Its states are those of
+    ``l_cell``, then those of ``r_cell``, whose last step is the first of the sequence.
 
     Args:
-        l_cell: Runs forward.
-        r_cell: Runs in reverse.
+        l_cell: The cell that runs forward.
+        r_cell: The cell that runs in reverse.
 
     Raises:
-        TypeError: An argument is not a cell.
-        ValueError: The cells have a prefix in common.
+        TypeError: If an argument is not a cell.
+        ValueError: If the cells have a prefix in common.
     """
 
     def __init__(self, l_cell: BaseRNNCell, r_cell: BaseRNNCell) -> None:
@@ -215,7 +215,7 @@ class BidirectionalCell(_CellGroup):
         return sum(cell.output_size for cell in self._cells)
 
     def param_shapes(self, input_size: int) -> Shapes:
-        """Name and shape of both cells' parameters for inputs of ``input_size`` features."""
+        """The name and the shape of both cells' parameters, for inputs of ``input_size`` features."""
         left, right = self._cells
         return left.param_shapes(input_size) | right.param_shapes(input_size)
 

@@ -26,11 +26,11 @@ _POLICIES = ("auto", "always")
 class AcceleratedSession:
     """A model that is ready to run, with the interface of ``onnxruntime.InferenceSession``.
 
-    Any number of threads may call :meth:`run` at once. :func:`accelerate` makes it.
+    :func:`accelerate` makes it. Any number of threads may call :meth:`run` at once.
 
     Attributes:
         report: Which recurrent nodes were replaced, which were not, and why.
-        session: The ``onnxruntime.InferenceSession``, for everything that this class does not have.
+        session: The ``onnxruntime.InferenceSession``, for whatever this class lacks.
     """
 
     def __init__(self, session: Any, report: Report) -> None:
@@ -50,14 +50,14 @@ class AcceleratedSession:
             The outputs, in the order of ``output_names``, as ONNX Runtime returns them.
 
         Raises:
-            TypeError: Naming the input, its dtype and what was expected.
-            ValueError: Naming what is wrong: a missing or an unknown name, a shape.
+            TypeError: If an input has the wrong dtype; the message names the input, its dtype and what was expected.
+            ValueError: If a name is missing or unknown, or a shape is wrong; the message names it.
         """
         try:
             outputs: list[Any] = self.session.run(output_names, input_feed, run_options)
             return outputs
         except Exception:
-            self._check(output_names, input_feed)  # says more than ONNX Runtime does
+            self._check(output_names, input_feed)  # raises an error that says more than ONNX Runtime's
             raise
 
     def _check(self, output_names: Sequence[str] | None, input_feed: object) -> None:
@@ -73,12 +73,12 @@ class AcceleratedSession:
         return inputs
 
     def get_outputs(self) -> list[Any]:
-        """The outputs, likewise."""
+        """The outputs, each with ``name``, ``type`` and ``shape``."""
         outputs: list[Any] = self.session.get_outputs()
         return outputs
 
     def get_overridable_initializers(self) -> list[Any]:
-        """The initializers that a call may replace, likewise."""
+        """The initializers that a call may replace, each with ``name``, ``type`` and ``shape``."""
         initializers: list[Any] = self.session.get_overridable_initializers()
         return initializers
 
@@ -103,25 +103,26 @@ def accelerate(
     provider_options: Sequence[Any] | None = None,
     calibration_seconds: float = 1.0,
 ) -> AcceleratedSession:
-    """A session of ONNX Runtime that runs recurrent nodes on the fused operator.
+    """Make a session of ONNX Runtime that runs recurrent nodes on the fused operator.
 
     LSTM, GRU, RNN and com.microsoft.DynamicQuantizeLSTM nodes whose weights are constants become custom operators of
-    ONNX Runtime, in the model's graph and in the bodies of If, Loop and Scan. Everything else stays as it is. The model
-    is measured first; where replaced nodes do not make it faster, ONNX Runtime runs the whole model.
+    ONNX Runtime, in the model's graph and in the bodies of If, Loop and Scan. All other nodes stay unchanged. The model
+    is measured first: if replaced nodes do not make it faster, ONNX Runtime runs the whole model.
 
     Args:
         model: The model, its bytes, or its file.
-        feeds: Inputs to measure with, by name, like those of later calls; several where sizes vary. None for inputs
-            made from their shapes: normal numbers, ones for integers, 1 for a batch and some 100 for other unknown
-            sizes.
-        replace: ``"auto"`` to replace nodes where that is faster, ``"always"`` to replace all that can be, unmeasured.
-        num_threads: The most threads of a call, in ONNX Runtime and here. None for those of ``sess_options``, or else
-            the defaults of both.
+        feeds: Inputs to measure with, by name, similar to those of later calls; a list of several if sizes vary. None
+            for inputs that are made from the model's shapes: normal numbers, ones for integers. There an unknown batch
+            size is 1, and other unknown sizes are about 100.
+        replace: ``"auto"`` to replace nodes where that is faster, ``"always"`` to replace all possible nodes without
+            measuring.
+        num_threads: The most threads of a call, in ONNX Runtime and in the fused operator. None for the number in
+            ``sess_options``, or else for the defaults of both.
         sess_options: ``onnxruntime.SessionOptions``; the operators are added to them.
         providers: The execution providers; None for the CPU.
-        provider_options: Their options.
-        calibration_seconds: How long to measure, about. A few calls are made in any case, of large models at least two
-            of each kind, and at most four times as long.
+        provider_options: The options of the providers.
+        calibration_seconds: How long to measure, approximately. A few calls are made in any case, for large models at
+            least two of each kind; they take at most four times as long.
 
     Returns:
         The session. Its ``report`` says what was replaced.
@@ -129,8 +130,8 @@ def accelerate(
     Raises:
         ImportError: If ONNX Runtime is not installed.
         FileNotFoundError: If there is no such file.
-        TypeError: Naming the argument, what it got and what it expected.
-        ValueError: Likewise; also if the file holds no model, or ONNX Runtime refuses it.
+        TypeError: If an argument has the wrong type; the message names it, what was given and what was expected.
+        ValueError: If an argument has the wrong shape or value, the file holds no model, or ONNX Runtime refuses it.
         NotImplementedError: With ``replace="always"``, if this system cannot load custom operators.
 
     Example:
@@ -181,7 +182,7 @@ def _import_onnxruntime() -> Any:
 
 
 def _load(model: object) -> ModelProto:
-    """The model with its weights inside."""
+    """The model, with its weights in the same object."""
     try:
         if isinstance(model, ModelProto):
             proto = model

@@ -1,6 +1,7 @@
-"""What is used of ONNX Runtime's C API: the numbers of its functions, its struct of a custom operator, its types.
+"""The parts of ONNX Runtime's C API in use: numbers of functions, the struct of a custom operator, types.
 
-The API only grows at its end, so the numbers hold for all later releases. See ``onnxruntime_c_api.h``.
+New functions are only added at the end of the API, so the numbers are valid in all later releases. See
+``onnxruntime_c_api.h``.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import ctypes
 
 API_VERSION = 16
-"""The version of the API that is asked for: the first in which a kernel may return an error."""
+"""The version of the API to request: the first in which a kernel may return an error."""
 
 OPERATOR_FIELDS = (
     "version", "CreateKernel", "GetName", "GetExecutionProviderType", "GetInputType", "GetInputTypeCount",
@@ -16,12 +17,12 @@ OPERATOR_FIELDS = (
     "GetOutputCharacteristic", "GetInputMemoryType", "GetVariadicInputMinArity", "GetVariadicInputHomogeneity",
     "GetVariadicOutputMinArity", "GetVariadicOutputHomogeneity", "CreateKernelV2", "KernelComputeV2",
 )  # fmt: skip
-"""The fields of an ``OrtCustomOp`` of that version: its number, then addresses of functions."""
+"""The fields of an ``OrtCustomOp`` in that version: the version number, then addresses of functions."""
 
 FLOAT, INT32 = 1, 6
 """Numbers of element types."""
 FAIL = 1
-"""The error code of a kernel that failed."""
+"""The error code for a kernel that failed."""
 
 _FUNCTIONS = {
     "CreateStatus": 0, "GetErrorMessage": 2, "CreateCustomOpDomain": 26, "CustomOpDomain_Add": 27,
@@ -43,7 +44,7 @@ class Api:
     """Functions of an ``OrtApi`` for Python; ``base`` is the address of the ``OrtApiBase``.
 
     Attributes:
-        address: Of the ``OrtApi``.
+        address: The address of the ``OrtApi``.
 
     Raises:
         RuntimeError: If this release of ONNX Runtime is too old.
@@ -71,7 +72,7 @@ class Api:
         self._call("AddCustomOpDomain", _address(options), _address(domain))
 
     def release_domain(self, domain: int) -> None:
-        """Free a domain, when no session uses it any more."""
+        """Free a domain. No session may use it any more."""
         self._function("ReleaseCustomOpDomain", None)(_address(domain))
 
     def new_status(self, message: str) -> int:

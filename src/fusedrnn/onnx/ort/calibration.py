@@ -1,7 +1,8 @@
 """Measures which recurrent nodes of a model are faster on the fused operator, and whether that makes the model faster.
 
-Two profiled sessions, one of which has all nodes replaced, tell the time of each node. A session in which the faster
-ones are replaced is then compared with ONNX Runtime alone. All is measured in alternation.
+Two profiled sessions give the time of each node: one is ONNX Runtime alone, the other has all nodes replaced. Then a
+session in which only the faster nodes are replaced is compared with ONNX Runtime alone. The sessions of a comparison
+run in alternation.
 """
 
 from __future__ import annotations
@@ -19,16 +20,17 @@ from fusedrnn.onnx.ort.feeds import Feeds
 from fusedrnn.onnx.ort.sessions import Sessions, node_times
 
 _Round = TypeVar("_Round")
-# The least share of its time in ONNX Runtime alone that a model must save.
+# The smallest saving that counts, as a share of the model's time in ONNX Runtime alone.
 _MIN_GAIN = 0.02
-# So many rounds, of which the first ones do not count, are made even if that takes a few times as long as planned.
+# The least number of rounds, even if they take up to _MAX_EXCESS times as long as planned. The first rounds do not
+# count.
 _MIN_ROUNDS, _WARM_UP_ROUNDS, _MAX_EXCESS = 7, 2, 4
 # A profile has room for a million events.
 _MAX_PROFILED_ROUNDS = 200
 
 
 def _rounds(seconds: float, most: int | None = None) -> Iterator[int]:
-    """The numbers of rounds for about so many seconds, at least one."""
+    """The numbers of rounds that take about that many seconds; at least one."""
     began = perf_counter()
     for number in count():
         elapsed = perf_counter() - began
@@ -48,9 +50,9 @@ class NodeTimes:
     """The times of a node in its fastest run, in seconds.
 
     Attributes:
-        onnxruntime: In ONNX Runtime.
-        fused: On the fused operator, with the best number of threads; None if the node cannot be replaced.
-        threads: That number.
+        onnxruntime: The time in ONNX Runtime.
+        fused: The time on the fused operator with the best number of threads; None if the node cannot be replaced.
+        threads: That number of threads.
     """
 
     onnxruntime: float
@@ -71,13 +73,13 @@ class NodeTimes:
 def measure_nodes(
     sessions: Sessions, feeds: Sequence[Feeds], threads: Sequence[int], seconds: float
 ) -> dict[int, NodeTimes]:
-    """The times of the nodes that these feeds run, by number; of several feeds, the sums.
+    """The times of the nodes that these feeds run, by number; with several feeds, the sums over them.
 
     Args:
         sessions: Makes the sessions.
         feeds: One set of feeds or several.
         threads: Numbers of threads to try.
-        seconds: How long to measure, about.
+        seconds: How long to measure, approximately.
     """
     with tempfile.TemporaryDirectory() as folder:
         before = sessions.profiled([], Path(folder))
@@ -87,7 +89,7 @@ def measure_nodes(
                 before.run(None, each)
                 for num_threads in threads:
                     sessions.set_num_threads(dict.fromkeys(sessions.replaceable, num_threads))
-                    for _ in range(2):  # the first one prepares the one that counts
+                    for _ in range(2):  # the first run prepares the second, which counts
                         after.run(None, each)
         profiles = [node_times(session) for session in (before, after)]
     step = 2 * len(threads)
@@ -102,7 +104,7 @@ def measure_nodes(
 
 
 def _fastest(runs: Sequence[dict[int, float]], num_feeds: int) -> dict[int, float]:
-    """The fastest run of each node, of several feeds the sum: what else the machine does only makes a node slower."""
+    """The fastest run of each node, summed over feeds. Other work on the machine can only make a node slower."""
     totals: dict[int, float] = {}
     for first in range(num_feeds):
         of_feeds = _without_warm_up(runs[first::num_feeds])
@@ -115,9 +117,9 @@ class Times(NamedTuple):
     """The times of a session.
 
     Attributes:
-        median: The median seconds of a run; of several feeds, of a run of each.
-        fastest: Those of the fastest run.
-        relative: The median of the ratio to the first session's run in the same round: what else the machine does
+        median: The median seconds of a run; with several feeds, of one run of each.
+        fastest: The seconds of the fastest run.
+        relative: The median of the ratio to the first session's run in the same round, since other work on the machine
             mostly slows down both.
     """
 
@@ -127,7 +129,7 @@ class Times(NamedTuple):
 
 
 def compare(sessions: Sequence[Any], feeds: Sequence[Feeds], seconds: float) -> list[Times]:
-    """The times of each session, measured in alternation for about so many seconds."""
+    """The times of each session, measured in alternation for about that many seconds."""
     turns, rounds = list(enumerate(sessions)), list[list[float]]()
     for _ in _rounds(seconds):
         times = [0.0] * len(sessions)
@@ -136,7 +138,7 @@ def compare(sessions: Sequence[Any], feeds: Sequence[Feeds], seconds: float) -> 
                 start = perf_counter()
                 session.run(None, each)
                 times[number] += perf_counter() - start
-        turns.append(turns.pop(0))  # none is always the first
+        turns.append(turns.pop(0))  # so that each session is sometimes the first
         rounds.append(times)
     counted = _without_warm_up(rounds)
     return [
@@ -148,12 +150,12 @@ def compare(sessions: Sequence[Any], feeds: Sequence[Feeds], seconds: float) -> 
 def pays(before: Times, after: Times, saved: float) -> bool:
     """Whether replaced nodes make a model faster.
 
-    Both the typical and the fastest run must be, and the time that the nodes themselves save must explain it: on a busy
-    machine two equal sessions differ, too.
+    Both the typical and the fastest run must be faster, and the nodes themselves must save enough time to explain this,
+    because on a busy machine even two equal sessions differ.
 
     Args:
-        before: Of ONNX Runtime alone, the first session of a comparison.
-        after: With replaced nodes.
+        before: The times of ONNX Runtime alone, the first session of a comparison.
+        after: The times with replaced nodes.
         saved: The seconds that the nodes save.
     """
     limit = 1 - _MIN_GAIN

@@ -1,4 +1,4 @@
-"""Chooses which recurrent nodes of a model to replace, and says why."""
+"""Chooses which recurrent nodes of a model to replace, and gives the reasons."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fusedrnn.onnx.ort.report import NodeReport, Report
 from fusedrnn.onnx.ort.rewriting import RecurrentNode
 from fusedrnn.onnx.ort.sessions import Sessions
 
-# ONNX Runtime's level of messages above that of errors.
+# ONNX Runtime's log level above that of errors.
 _SILENT = 4
 _UNSUPPORTED = "custom operators need Linux on x86-64 or aarch64"
 
@@ -29,13 +29,13 @@ def choose(
     """The session to use, and its report.
 
     Args:
-        onnxruntime: The module.
+        onnxruntime: The module ``onnxruntime``.
         sessions: Makes sessions of the model.
         plain: A session in which nothing is replaced.
         policy: ``"auto"`` or ``"always"``.
         feeds: Inputs to measure with; None for examples.
         threads: The most threads of a call.
-        seconds: How long to measure, about.
+        seconds: How long to measure, approximately.
 
     Raises:
         NotImplementedError: If all nodes are to be replaced, and this system cannot load custom operators.
@@ -57,7 +57,7 @@ def choose(
     try:
         times = measure_nodes(sessions, samples, sorted({1, threads}), seconds / 2)
         return _choose_measured(sessions, plain, samples, times, threads, seconds / 2)
-    except Exception as error:  # of many types; what runs without replaced nodes must not fail because of them
+    except Exception as error:  # of many types; a model that runs unchanged must not fail because of replaced nodes
         reason = f"not possible, {type(error).__name__}: {str(error).splitlines()[0]}"
         return plain, _report(sessions, left, {}, reason, threads)
 
@@ -71,7 +71,7 @@ def _choose_measured(
         return plain, _report(sessions, {}, times, "ONNX Runtime alone is faster", threads, (before, before))
     session = sessions.replaced(sorted(chosen))
     best = {number: time_of.threads for number, time_of in chosen.items()}
-    # ONNX Runtime's threads spin for a while: several threads here may slow down what comes after.
+    # ONNX Runtime's threads spin for a while, so several threads in a replaced node may slow down the nodes after it.
     settings = [best] if max(best.values()) == 1 else [best, dict.fromkeys(chosen, 1)]
     results = []
     for setting in settings:
@@ -104,7 +104,7 @@ def _runnable_examples(onnxruntime: Any, sessions: Sessions, plain: Any) -> list
 
 
 class _Choice(NamedTuple):
-    """A node to replace: its threads, and why."""
+    """A node to replace: its number of threads, and the reason."""
 
     threads: int
     reason: str
@@ -116,7 +116,7 @@ def _faster_nodes(sessions: Sessions, times: Mapping[int, NodeTimes]) -> dict[in
     alike = {_kind(sessions.nodes[number]): number for number in chosen}
     for number in sessions.replaceable:
         if number not in times and (other := alike.get(_kind(sessions.nodes[number]))) is not None:
-            # The branch of an If, say, that the feeds do not enter.
+            # For example in a branch of an If that the feeds do not enter.
             reason = f"not run by the feeds, but like {sessions.nodes[other].name!r}"
             chosen[number] = _Choice(chosen[other].threads, reason)
     return chosen

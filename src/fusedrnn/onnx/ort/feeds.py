@@ -1,4 +1,4 @@
-"""The inputs of a model: examples from their shapes, and errors that say what is wrong with them."""
+"""The inputs of a model: examples made from their shapes, and checks with errors that say what is wrong."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DTYPES = {
     "uint8": np.uint8, "bool": np.bool_,
 }  # fmt: skip
 SIZES = (100, 512, 4096)
-"""What axes of unknown size are in examples, one after the other, until the model runs. A batch is 1."""
+"""Sizes to try for axes of unknown size, one after the other, until the model runs. A batch is 1."""
 
 
 def dtype_of(kind: str) -> Any:
@@ -30,8 +30,8 @@ def example_feeds(
 ) -> Iterator[dict[str, Array]]:
     """Feeds of several sizes for these inputs of a session: normal numbers, ones for integers.
 
-    ``num_features`` are sizes that the last axis of an input may have, if its size is not known; other such axes have
-    one of ``sizes``.
+    ``num_features`` are sizes to try for the last axis of an input if its size is unknown; other axes of unknown size
+    have one of ``sizes``.
 
     Raises:
         ValueError: If an input is no tensor of numbers.
@@ -62,8 +62,8 @@ def checked_feeds(feeds: object, inputs: Sequence[Any], optional: Sequence[Any])
     """One set of feeds or several, as a list, checked against a session's inputs.
 
     Raises:
-        TypeError: Naming the input, what it got and what it expected.
-        ValueError: Likewise.
+        TypeError: If an input has the wrong type; the message names it, what was given and what was expected.
+        ValueError: If a name or a shape is wrong; the message is of the same form.
     """
     several = [feeds] if isinstance(feeds, Mapping) else feeds
     if not isinstance(several, Sequence) or not several or not all(isinstance(each, Mapping) for each in several):
@@ -74,7 +74,7 @@ def checked_feeds(feeds: object, inputs: Sequence[Any], optional: Sequence[Any])
 
 
 def check_feeds(feeds: object, inputs: Sequence[Any], optional: Sequence[Any]) -> None:
-    """Check feeds against a session's inputs and its initializers that may be replaced; errors as above."""
+    """Check feeds against a session's inputs and its replaceable initializers; errors as in :func:`checked_feeds`."""
     names = ", ".join(repr(entry.name) for entry in inputs)
     if not isinstance(feeds, Mapping):
         raise TypeError(f"feeds must be a mapping of names to arrays: {names}; got {type(feeds).__name__}")
@@ -91,11 +91,11 @@ def check_feeds(feeds: object, inputs: Sequence[Any], optional: Sequence[Any]) -
 def _check_feed(name: str, value: object, entry: Any) -> None:
     dtype, shape = dtype_of(entry.type), entry.shape
     if dtype is None or not isinstance(value, np.ndarray):
-        return  # lists, sequences and values of ONNX Runtime, which it checks itself
+        return  # ONNX Runtime itself checks lists, sequences and its own values
     if value.dtype != dtype:
         raise TypeError(f"feeds: {name!r} must be {np.dtype(dtype)}; got {value.dtype}")
     if not shape:
-        return  # which ONNX Runtime says of scalars and of unknown shapes
+        return  # this may be a scalar or an unknown shape
     fits = all(not isinstance(size, int) or size == got for size, got in zip(shape, value.shape, strict=False))
     if len(shape) != value.ndim or not fits:
         expected = ", ".join("?" if size is None else str(size) for size in shape)

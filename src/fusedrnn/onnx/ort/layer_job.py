@@ -1,4 +1,4 @@
-"""A layer's inference as one job on ONNX Runtime's memory: the kernel writes Y with its directions apart."""
+"""A layer's inference as one job on ONNX Runtime's memory. The kernel writes Y with its directions apart."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _SYMBOLS = {
     "X": "x", "sequence_lens": "nothing", "initial_h": "h0", "initial_c": "c0", "Y": "y", "Y_h": "h_n", "Y_c": "c_n",
 }  # fmt: skip
 """The symbols of kernel arguments whose values are the addresses of inputs and outputs."""
-# Calls of one thread are planned for so many steps at least: almost all fit into the plan then.
+# Calls of one thread are planned for at least this many steps, so that the plan fits almost all calls.
 _LONG = 256
 _ANY_STEPS = 1 << 62
 _ITEM = np.dtype(np.float32).itemsize
 
 
 class LayerJob:
-    """A layer on arrays by address. Any number of threads may call it at once.
+    """A layer that runs on arrays by address. Any number of threads may call it at once.
 
     Args:
         op: The operator, on the engine ``cpu``.
@@ -45,7 +45,7 @@ class LayerJob:
         self._planned: PlannedCall | None = None
 
     def plan(self, steps: int, batch: int) -> PlannedCall:
-        """The planned call of T steps of N sequences; the last one is kept."""
+        """The planned call of T steps of N sequences; the most recent one is kept."""
         problem: Problem = "forward", steps, batch, None
         planned = self._planned
         if planned is None or planned.problem != problem:
@@ -56,7 +56,7 @@ class LayerJob:
     def run(self, steps: int, batch: int, addresses: Mapping[str, int], lengths: Array | None) -> None:
         """Run a call on inputs and outputs at these addresses; Y's padding must be zero."""
         varlen = None if lengths is None else self._executor.varlen(lengths, steps)
-        weights = self._weights(steps, batch)  # which must live until the job has run
+        weights = self._weights(steps, batch)  # they must live until the job has run
 
         def bind(args: KernelArgs, scratch: Scratch) -> int:
             tables = 0 if varlen is None else varlen.tables(args.plan.row_starts).ctypes.data
@@ -66,16 +66,15 @@ class LayerJob:
         self._executor.run_planned(self.plan(steps, batch), self._team, bind)
 
     def fill_slot(self, operator: Array, steps: int, batch: int, names: Sequence[Sequence[str]]) -> list[object] | None:
-        """Write what repeats calls of N sequences, of T steps and as many others as possible, into an operator's slot.
+        """Prepare an operator's slot for calls of N sequences, with T steps and as many other step counts as possible.
 
-        ``names`` are those of the inputs, and those of the outputs. Returns what the slot refers to; None if such calls
-        are for several threads.
+        ``names`` are the names of the inputs, and those of the outputs. Returns the objects that the slot refers to;
+        None if such calls use several threads.
         """
         is_single = self._team.threads == 1
         if not is_single and not self.plan(steps, batch).is_single:
             return None
-        # A plan is for one T. But that of one thread depends on T by the size of a chunk of steps alone, and by weights
-        # for single steps.
+        # A plan is for one T. With one thread, T only affects the size of a chunk of steps, and the weights if T is 1.
         longest = max(steps, _LONG) if is_single and steps > 1 else steps
         planned = self._executor.plan(("forward", longest, batch, None), 1, directions_apart=True)
         args = planned.args

@@ -1,4 +1,4 @@
-"""A recurrent layer as ONNX Runtime calls it: checks the shapes of a call, prepares its repetition, or runs it."""
+"""A recurrent layer that ONNX Runtime calls: it checks the shapes of a call, prepares repeated calls, or runs one."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class LayerRunner:
     """A layer for ONNX Runtime. Any number of threads may call it at once.
 
     Args:
-        layer: The layer, in float32 or quantized, its X time-major.
-        inputs: The names of the inputs that a call has, of X, sequence_lens, initial_h and initial_c.
+        layer: The layer, in float32 or quantized, with X time-major.
+        inputs: The names of the inputs that a call has, from X, sequence_lens, initial_h and initial_c.
         outputs: The names of the outputs, Y first.
         num_threads: The most threads of a call.
     """
@@ -51,24 +51,24 @@ class LayerRunner:
         self.input_size, self.hidden_size = spec.input_size, spec.hidden_size
         self.directions = sum(part.spec.num_directions for part in layer.parts)
         self._states = [f"initial_{name}" for name in spec.state_names]
-        self._slot: list[object] = []  # what the slot refers to
+        self._slot: list[object] = []  # the objects that the slot refers to
         self._job: LayerJob | None = None
         self.set_num_threads(num_threads)
 
     def set_num_threads(self, num_threads: int) -> None:
-        """Set the most threads of a call. Calls that are prepared already do not change."""
+        """Set the most threads of a call. This does not change calls that are already prepared."""
         self._num_threads = num_threads
         if len(self._ops) == 1:  # a layer with a spec for each direction is two jobs
             self._job = LayerJob(self._ops[0], self._params[0], num_threads)
 
     def check(self, call: int, operator: Array) -> int:
-        """Check the shapes of a call; write its repetition into the operator's slot, if the call has it.
+        """Check the shapes of a call. If the call has the operator's slot, prepare the slot to repeat it.
 
         Returns:
             How the call goes on, one of :data:`fusedrnn.onnx.ort.op_kernel.MODES`.
 
         Raises:
-            ValueError: Naming the input, its shape and what was expected.
+            ValueError: If a shape is wrong; the message names the input, its shape and what was expected.
         """
         words = _words(call)
         shapes, _, has_slot = self._read(words)
@@ -118,7 +118,7 @@ class LayerRunner:
         shapes = {}
         for number, name in enumerate(self.inputs):
             ndim, *sizes = words[number * _SHAPE_WORDS : (number + 1) * _SHAPE_WORDS]
-            shapes[name] = (*sizes[:ndim], *[-1] * (ndim - MAX_AXES))  # axes beyond those are unknown, and errors
+            shapes[name] = (*sizes[:ndim], *[-1] * (ndim - MAX_AXES))  # -1 for further axes: unknown, and an error
         first_input, first_output = CALL.index["input0"], CALL.index["output0"]
         addresses = {name: words[first_input + number] for number, name in enumerate(self.inputs)}
         addresses |= {name: words[first_output + number] for number, name in enumerate(self.outputs)}
@@ -134,7 +134,7 @@ class LayerRunner:
                 raise ValueError(f"{name} must have shape {shape}; got {shapes[name]}")
 
     def _run_parts(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], lengths: Array | None) -> None:
-        """Run a spec for each direction, by the operator."""
+        """Run the operator once for each direction, each with its own spec."""
         x = inputs["X"]
         for direction, (op, params) in enumerate(zip(self._ops, self._params, strict=True)):
             part = slice(direction, direction + 1)
@@ -148,7 +148,7 @@ class LayerRunner:
 
 
 def _words(call: int) -> Sequence[int]:
-    """A call's struct as integers."""
+    """The struct of a call as integers."""
     return list((ctypes.c_int64 * len(CALL)).from_address(call))
 
 

@@ -1,8 +1,8 @@
-"""The machine code of a custom operator of ONNX Runtime: what it asks of an operator, and the kernel of a layer.
+"""The machine code of a custom operator of ONNX Runtime: functions that describe it, and the kernel of a layer.
 
-The kernel reads its inputs through ONNX Runtime's C API. If their shapes are those of the call before, it binds the
-kernel arguments and runs the job, without the interpreter. Otherwise it calls Python, which checks the shapes and
-prepares the next calls, or runs the job itself.
+The kernel reads its inputs through ONNX Runtime's C API. If their shapes are those of the previous call, it binds the
+kernel arguments and runs the job, without the interpreter. Otherwise it calls Python, which checks the shapes, and
+prepares the next calls or runs the job itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fusedrnn.jit.sync import try_lock, unlock
 from fusedrnn.onnx.ort.c_api import OPERATOR_FIELDS, function_offset
 
 MAX_INPUTS, MAX_OUTPUTS, MAX_AXES = 4, 3, 3
-"""X, the lengths, and two states; Y and two states. Inputs of more axes are errors."""
+"""Inputs are X, the lengths and two states; outputs are Y and two states. Inputs of more axes are errors."""
 _SHAPE_WORDS = 1 + MAX_AXES
 
 CALL = Struct(
@@ -26,7 +26,7 @@ CALL = Struct(
     *(f"input{number}" for number in range(MAX_INPUTS)), *(f"output{number}" for number in range(MAX_OUTPUTS)),
     "has_slot", "status",
 )  # fmt: skip
-"""A call: the shape of each input, then the addresses of inputs and outputs; whether it has the slot; an error."""
+"""A call: the shape of each input, the addresses of inputs and outputs, whether it has the slot, and an error."""
 _STEPS, _BATCH = CALL.offset("size0 of 0"), CALL.offset("size1 of 0")
 _NUM_SHAPE_WORDS = MAX_INPUTS * _SHAPE_WORDS
 
@@ -38,23 +38,23 @@ OPERATOR = Struct(
     *(f"output_symbol{number}" for number in range(MAX_OUTPUTS)),
     "min_steps", "max_steps", "steps_at", "scratch", "relocs", "num_fields", "args", "job",
 )  # fmt: skip
-"""An operator: ONNX Runtime's struct; the layer; and from ``busy`` on the *slot*, what repeats the last call.
+"""An operator: ONNX Runtime's struct, the layer, and from ``busy`` on the *slot*: the data to repeat the last call.
 
-``lengths`` is the offset in a call of the address of the lengths, 0 if there are none. One call at a time has the slot,
-which ``busy`` tells. The slot is for calls whose sequences all have T steps, from ``min_steps`` to ``max_steps``; T is
-written to ``steps_at``. ``mode`` is one of :data:`MODES`. ``scratch`` begins with the values of the symbols of kernel
-arguments, whose numbers are ``input_symbol`` and ``output_symbol``. ``args`` is where the arguments are bound, ``job``
-what runs on them.
+``lengths`` is the offset, within a call, of the address of the lengths; 0 if there are none. Only one call at a time
+has the slot; ``busy`` is set meanwhile. The slot is for calls whose sequences all have T steps, with T from
+``min_steps`` to ``max_steps``; the kernel writes T to ``steps_at``. ``mode`` is one of :data:`MODES`. ``scratch``
+begins with the values of the symbols of kernel arguments; ``input_symbol`` and ``output_symbol`` are the numbers of
+symbols. ``args`` is the address where the arguments are bound, ``job`` the function that runs on them.
 """
 FAILED, IN_MACHINE_CODE, IN_PYTHON = MODES = range(3)
-"""How a call goes on: as an error; by the slot; by Python."""
+"""How a call continues: with an error, by the slot, or in Python."""
 CHECK, RUN = range(2)
-"""What Python does when it is called: check and prepare; run."""
+"""What Python does when the kernel calls it: check and prepare, or run."""
 
 _CONSTANT_RESULTS = {
     "GetExecutionProviderType": 0, "GetInputCharacteristic": 0, "GetOutputCharacteristic": 0, "GetInputMemoryType": 0,
 }  # fmt: skip
-"""The CPU; inputs and outputs that must be there; in the CPU's memory."""
+"""The operator runs on the CPU; its inputs and outputs are required; its inputs are in the CPU's memory."""
 
 
 @load_once()
@@ -67,7 +67,7 @@ def load_operator_functions() -> dict[str, int]:
 
 
 _immortal: list[LoadedObject] = []
-# What these functions return is a field of the operator.
+# Each of these functions returns a field of the operator.
 _GETTERS = {
     "GetName": "name", "GetInputTypeCount": "num_inputs", "GetOutputTypeCount": "num_outputs",
     "GetOutputType": "input_type0",
@@ -96,7 +96,7 @@ def build_operator_functions() -> Module:
 
 
 class _ApiCalls:
-    """Calls of ONNX Runtime's functions, of which none is made after an error."""
+    """Calls of ONNX Runtime's functions; after an error, no further call is made."""
 
     def __init__(self, f: Function, api: Value) -> None:
         self._function, self._api, self.status = f, api, f.var(0)
@@ -177,7 +177,7 @@ def _same_shapes(f: Function, operator: Value, call: Value) -> Value:
 
 
 def _unless_full_length(f: Function, lengths: Value, call: Value, mode: Variable) -> None:
-    """Let Python run the call if a sequence is shorter than T."""
+    """Set the mode to Python if a sequence is shorter than T."""
     steps, batch = f.load(call + _STEPS), f.load(call + _BATCH)
     with f.loop(0, batch) as number:
         length = f.load(lengths + number * 4, I32, 4).sext(I64)
@@ -209,5 +209,8 @@ def _run_slot(f: Function, operator: Value, o: Fields, call: Value, bind: Functi
 
 
 OnCall = Callable[[int, int, int], int]
-"""What the kernel calls in Python: with a layer's number, the address of a :data:`CALL`, and :data:`CHECK` or
-:data:`RUN`. It returns one of :data:`MODES`."""
+"""The function that the kernel calls in Python.
+
+Its arguments are a layer's number, the address of a :data:`CALL`, and :data:`CHECK` or :data:`RUN`. It returns one of
+:data:`MODES`.
+"""

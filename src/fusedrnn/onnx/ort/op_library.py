@@ -26,14 +26,14 @@ _Register = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
 _OnCall = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 
 
-# What the function that ONNX Runtime calls does in this thread, and its error.
+# In each thread: the action of the function that ONNX Runtime calls, and the error of that action.
 _registration = threading.local()
 
 
 def _register(options: int, api_base: int) -> int:
     try:
         _registration.register(options, Api(api_base))
-    except BaseException as error:  # nothing may be raised through C
+    except BaseException as error:  # # an exception must not pass through C
         _registration.error = error
     return 0
 
@@ -51,11 +51,11 @@ class OpLibrary:
     """The operators of a session's layers. The session refers to this object's memory.
 
     Args:
-        runners: What runs each layer.
+        runners: The runner of each layer.
         names: The name of each operator.
 
     Attributes:
-        domain: The name of their domain, which no other library has.
+        domain: The name of the operators' domain, unique to this library.
         names: The name of each operator.
     """
 
@@ -78,9 +78,10 @@ class OpLibrary:
             operator[OPERATOR.index["known ndim of 0"]] = 0
 
     def register(self, options: Any, outlives_sessions: bool) -> None:
-        """Make the operators known to sessions with these ``onnxruntime.SessionOptions``; once in the library's life.
+        """Add the operators to ``onnxruntime.SessionOptions``, for sessions with these options. Call this only once.
 
-        Options that outlive the sessions, such as a caller's own, refer to the operators for good: these are not freed.
+        Options that outlive the sessions, such as a caller's own, keep referring to the operators, which then are never
+        freed.
 
         Raises:
             RuntimeError: If ONNX Runtime does not take the operators.
@@ -93,7 +94,7 @@ class OpLibrary:
             vars(_registration).clear()
         if error is not None:
             raise error
-        if outlives_sessions:  # their layers are freed all the same: no session calls them then
+        if outlives_sessions:  # the layers are freed even so: no session calls the operators then
             _immortal.append((self._calls.operators, self._c_names))
             self._domain = 0
 
@@ -125,7 +126,7 @@ class OpLibrary:
 
 
 class _Calls:
-    """What the kernels call; see :data:`fusedrnn.onnx.ort.op_kernel.OnCall`. It does not refer to the library."""
+    """The function for :data:`fusedrnn.onnx.ort.op_kernel.OnCall`. It does not refer to the library."""
 
     def __init__(self, runners: Sequence[LayerRunner]) -> None:
         self._runners, self.operators = runners, list[Array]()
@@ -138,7 +139,7 @@ class _Calls:
                 mode = self._runners[number].check(call, self.operators[number])
             else:
                 self._runners[number].run(call)
-        except BaseException as error:  # nothing may be raised through C
+        except BaseException as error:  # # an exception must not pass through C
             assert self.api is not None
             status = self.api.new_status(f"{type(error).__name__}: {error}")
             ctypes.c_int64.from_address(call + CALL.offset("status")).value = status

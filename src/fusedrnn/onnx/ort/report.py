@@ -1,4 +1,4 @@
-"""What became of the recurrent nodes of a model."""
+"""The report of :func:`accelerate`: which recurrent nodes of a model were replaced, and why."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ class NodeReport:
     """A recurrent node.
 
     Attributes:
-        name: As :attr:`fusedrnn.onnx.Layer.name`: in the body of another node a path.
+        name: As in :attr:`fusedrnn.onnx.Layer.name`; in the body of another node it is a path.
         operator: Its operator, such as ``LSTM``.
         in_body: Whether it is in the body of an If, a Loop or a Scan.
         sizes: I, H and the number of directions; None if they are not known.
         replaced: Whether it runs on the fused operator.
-        reason: Why.
-        seconds: Of its fastest run, in ONNX Runtime and on the fused operator; None where it was not measured.
+        reason: Why it was replaced, or why not.
+        seconds: The seconds of its fastest run, in ONNX Runtime and on the fused operator; None if not measured.
     """
 
     name: str
@@ -30,15 +30,15 @@ class NodeReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What became of the recurrent nodes of a model, and what that changes. ``str(report)`` is a table.
+    """Which recurrent nodes of a model were replaced, and how that changes its time. ``str(report)`` is a table.
 
     Attributes:
         nodes: The recurrent nodes, in the order of the graph.
-        reason: Why the model is as it is.
+        reason: Why nodes were replaced, or why none were.
         num_threads: The most threads of a replaced node.
-        recurrent_share: The recurrent nodes' share of the time in ONNX Runtime alone; None if it was not measured.
-        seconds: Median of a run, in ONNX Runtime alone and with the nodes replaced that were the faster ones; None
-            where it was not measured.
+        recurrent_share: The recurrent nodes' share of the time in ONNX Runtime alone; None if not measured.
+        seconds: The median seconds of a run, in ONNX Runtime alone and with the faster nodes replaced; None if not
+            measured.
     """
 
     nodes: tuple[NodeReport, ...]

@@ -22,7 +22,7 @@ from fusedrnn.op.rnn_op import RNNOp
 
 _INPUTS = ("X", "sequence_lens", "initial_h", "initial_c")
 _OUTPUTS = ("Y", "Y_h", "Y_c")
-# From this version of the format on, a caller may replace an initializer that is an input too.
+# From this version of the format on, a caller may replace an initializer that is also an input.
 _OVERRIDABLE_FROM = 4
 
 
@@ -31,13 +31,13 @@ class RecurrentNode:
     """A recurrent node of a model.
 
     Attributes:
-        name: As :attr:`fusedrnn.onnx.Layer.name`: in the body of another node a path.
+        name: As in :attr:`fusedrnn.onnx.Layer.name`; in the body of another node it is a path.
         operator: The operator, with its domain unless it is ONNX's own.
         in_body: Whether the node is in the body of another node.
-        layer: The layer; None if the node must be left to ONNX Runtime.
-        reason: Why it must be left; None if there is a layer.
+        layer: The layer; None if ONNX Runtime must run the node.
+        reason: Why ONNX Runtime must run it; None if there is a layer.
         inputs: Which of X, sequence_lens, initial_h and initial_c it has.
-        outputs: Y, Y_h and of an LSTM Y_c: the kernel computes all of them, whatever the node names.
+        outputs: Y, Y_h and for an LSTM Y_c. The kernel computes all of them, even if the node names only some.
     """
 
     name: str
@@ -79,9 +79,9 @@ class RewritableModel:
     def replace(
         self, numbers: Sequence[int], domain: str, operators: Sequence[str], names: Sequence[str] = ()
     ) -> ModelProto:
-        """A copy of the model in which the nodes of these numbers are operators of a domain.
+        """A copy of the model in which the nodes with these numbers are operators of a domain.
 
-        Weights that nothing else reads are removed. ``names`` are new names for all recurrent nodes.
+        Weights that no other node reads are removed. ``names`` are new names for all recurrent nodes.
         """
         model = _with_shapes(self.model)
         layer_nodes = list(_layer_nodes(model))
@@ -120,7 +120,7 @@ def _recurrent_node(layer_node: LayerNode, folder: Folder) -> RecurrentNode:
 
 
 def _replaceable_layer(layer_node: LayerNode, folder: Folder) -> Layer:
-    """The layer of a node; errors as of :func:`fusedrnn.onnx.read`, or saying why it must be left."""
+    """The layer of a node. Errors are as in :func:`fusedrnn.onnx.read`, or say why ONNX Runtime must run it."""
     node = layer_node.node
     if not is_recurrent(node):
         raise NotImplementedError(f"{operator_name(node)} is an operator that fusedrnn does not have")
@@ -133,12 +133,12 @@ def _replaceable_layer(layer_node: LayerNode, folder: Folder) -> Layer:
             raise NotImplementedError(f"W is {dtype}, and ONNX Runtime has float32 alone")
     _check_activations(node, layer)
     for part in layer.parts:
-        RNNOp(part.spec, "cpu")  # raises if the engine lacks something
+        RNNOp(part.spec, "cpu")  # raises an error if the engine lacks something
     return layer
 
 
 def _check_activations(node: NodeProto, layer: Layer) -> None:
-    """Reject activations without values for their parameters: the defaults of ONNX Runtime are not those of ONNX."""
+    """Reject activations without values for their parameters, since ONNX Runtime's defaults differ from ONNX's."""
     num_values = Counter({entry.name: len(entry.floats) for entry in node.attribute})
     for parameter in ("alpha", "beta"):
         takers = [
@@ -172,7 +172,7 @@ def _replace_node(recurrent: RecurrentNode, graph: GraphProto, node: NodeProto, 
 def _with_shapes(model: ModelProto) -> ModelProto:
     """A copy of the model with the inferred shapes of the outputs of recurrent nodes.
 
-    ONNX Runtime infers no shapes of operators of other domains, and a Scan needs those of its body's outputs.
+    ONNX Runtime does not infer shapes of operators of other domains, but a Scan needs the shapes of its body's outputs.
     """
     copy = deepcopy(model)
     try:

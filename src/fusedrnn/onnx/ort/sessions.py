@@ -18,7 +18,7 @@ from fusedrnn.onnx.ort.rewriting import RewritableModel
 _LARGEST = (1 << 31) - 1
 """Bytes of the largest message of protobuf."""
 _NODE = "fusedrnn_node_"
-# ONNX Runtime may add to the name of a node that it moves out of a body.
+# ONNX Runtime may add a prefix or a suffix to the name of a node that it moves out of a body.
 _EVENT = re.compile(rf".*{_NODE}(\d+)\D.*kernel_time$")
 
 
@@ -26,16 +26,16 @@ class Sessions:
     """Makes sessions of one model.
 
     Args:
-        onnxruntime: The module.
+        onnxruntime: The module ``onnxruntime``.
         model: The model.
         options: ``onnxruntime.SessionOptions`` of the caller; None if there are none.
-        intra_op_threads: The number of threads of options that are made here.
+        intra_op_threads: The number of threads for options that this class makes.
         arguments: Further arguments of ``onnxruntime.InferenceSession``.
         num_threads: The most threads of a replaced node.
 
     Attributes:
         nodes: The recurrent nodes of the model.
-        replaceable: The numbers of those that can be replaced.
+        replaceable: The numbers of the nodes that can be replaced.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Sessions:
         self._are_own = options is None
         self._options, self._plain_options = options, options
         if options is None:
-            # A session keeps its options: those of one without operators must not refer to any.
+            # A session keeps its options, so those of a session without replaced nodes must not refer to operators.
             self._options, self._plain_options = (onnxruntime.SessionOptions() for _ in range(2))
             for own in (self._options, self._plain_options):
                 own.intra_op_num_threads = intra_op_threads
@@ -69,7 +69,7 @@ class Sessions:
             raise ValueError(f"model must be one that ONNX Runtime runs: {error}") from error
 
     def replaced(self, numbers: Sequence[int]) -> Any:
-        """A session in which the nodes of these numbers, of :attr:`replaceable`, are replaced.
+        """A session in which the nodes with these numbers, from :attr:`replaceable`, are replaced.
 
         Raises:
             RuntimeError: If ONNX Runtime does not take the operators.
@@ -91,7 +91,7 @@ class Sessions:
         library.forget_calls()
 
     def _load_library(self) -> OpLibrary:
-        """The operators of all nodes that can be replaced, made known to sessions with the options."""
+        """The operators of all nodes that can be replaced, registered for sessions with the options."""
         if self._library is None:
             for number in self.replaceable:
                 node = self.nodes[number]
@@ -123,7 +123,7 @@ class Sessions:
 
 
 def node_times(session: Any) -> list[dict[int, float]]:
-    """The seconds of each recurrent node in each run of a profiled session, by number; ends its profile."""
+    """The seconds of each recurrent node, by number, in each run of a profiled session. This ends its profile."""
     events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     runs = sorted((event["ts"], event["dur"]) for event in events if event["name"] == "model_run")
     starts = [start for start, _ in runs]

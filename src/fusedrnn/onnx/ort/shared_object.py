@@ -1,7 +1,7 @@
 """A shared object with one function, which jumps to an address of this process.
 
-ONNX Runtime takes custom operators from a shared object, in which it calls a function by name. This writes such a file,
-in the ELF format of Linux, without a compiler or linker. The file exists in memory only.
+ONNX Runtime takes custom operators from a shared object, in which it calls a function by name. This module writes such
+a file in the ELF format of Linux, without a compiler or linker. The file exists only in memory.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _EXECUTE, _WRITE, _READ = 1, 2, 4
 _DT_NULL, _DT_HASH, _DT_STRTAB, _DT_SYMTAB, _DT_STRSZ, _DT_SYMENT = 0, 4, 5, 6, 10, 11
 _GLOBAL_FUNCTION = 1 << 4 | 2
 _HEADER_BYTES, _SEGMENT_BYTES, _SYMBOL_BYTES = 64, 56, 24
-# Segments of different permissions must not share a page; pages have at most so many bytes.
+# Segments of different permissions must not share a page. No page is larger than this.
 _MAX_PAGE = 1 << 16
 
 
 class _Processor(NamedTuple):
-    """ELF's number of an architecture, and the code that jumps to the address written behind it."""
+    """ELF's number of an architecture, and code that jumps to the address stored after it."""
 
     machine: int
     jump: bytes
@@ -42,8 +42,8 @@ def is_supported() -> bool:
 def load_shared_object(name: str, address: int) -> str:
     """Load a shared object whose function ``name`` is the function at an address; return its path.
 
-    It stays loaded and the path valid for as long as the process lives: the dynamic linker takes a path that it knows
-    for the object that it has loaded from there, whatever is there now.
+    The object stays loaded, and the path valid, until the process ends: for a path from which it has loaded an object,
+    the dynamic linker returns that object without reading the file again.
     """
     descriptor = os.memfd_create(f"{name}.so")
     os.write(descriptor, _image(_PROCESSORS[platform.machine().lower()], name.encode(), address))
@@ -56,11 +56,12 @@ _loaded: list[ctypes.CDLL] = []
 
 
 def _image(processor: _Processor, name: bytes, address: int) -> bytes:
-    """The file: headers, symbols and code in a segment that cannot be written; the dynamic section in one that can."""
+    """The file: headers, symbols and code in a read-only segment, the dynamic section in a writable segment."""
     strings = b"\0" + name + b"\0"
     symbols_at = _HEADER_BYTES + 4 * _SEGMENT_BYTES
     hash_at = symbols_at + 2 * _SYMBOL_BYTES
-    # A hash table of one bucket: the number of buckets and of symbols, the first symbol, the next ones.
+    # A hash table of one bucket: the numbers of buckets and of symbols, the first symbol, and the links between
+    # symbols.
     hash_table = struct.pack("<5I", 1, 2, 1, 0, 0)
     strings_at = hash_at + len(hash_table)
     code_at = _round_up(strings_at + len(strings), 16)
