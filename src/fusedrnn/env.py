@@ -1,8 +1,10 @@
 """Every environment variable that fusedrnn reads, in one place.
 
 ``FUSEDRNN_TARGET``
-    Instruction set to compile for: ``avx512``, ``avx512-half``, ``avx2`` or ``generic``, each also as
-    ``NAME-emulated``. Default: the widest that the processor has.
+    Instruction set to compile for: ``avx512``, ``avx512-half``, ``avx2`` or ``generic``. For int8 and bfloat16, the
+    first two also with ``-vnni`` or ``-bf16``, ``avx2`` with ``-vnni`` and ``avx512`` with ``-amx``. With ``-emulated``
+    behind the name, it need not be one of this processor. Default: the widest that the processor has, but none whose
+    product of bfloat16 is slower there than that of float32.
 ``FUSEDRNN_CACHE_DIR``
     Folder for compiled kernels and the measured rates of the machine; an empty value keeps none on disk. Default:
     ``fusedrnn`` in the user's cache folder, which is that of ``XDG_CACHE_HOME`` on Linux. A folder that another user

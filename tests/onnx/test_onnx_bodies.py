@@ -298,14 +298,14 @@ def test_recursive_and_exponential_calls_are_rejected():
 # ---- recurrent operators that are not supported
 
 
-def quantised(name, domain="com.microsoft", operator="QLinearLSTM"):
+def quantized(name, domain="com.microsoft", operator="QLinearLSTM"):
     return helper.make_node(
         operator, ["X", "Wq", "Rq"], [f"{name or 'y'}/out"], name=name, domain=domain, hidden_size=6
     )
 
 
-def test_error_names_quantised_layers():
-    model = model_with([quantised("q"), quantised(""), quantised("a", operator="AttnLSTM")], outputs=["q/out"])
+def test_error_names_quantized_layers():
+    model = model_with([quantized("q"), quantized(""), quantized("a", operator="AttnLSTM")], outputs=["q/out"])
     with pytest.raises(NotImplementedError) as error_info:
         read(model)
     for part in (
@@ -323,7 +323,7 @@ def test_error_names_quantised_layers():
     [("com.microsoft", "QLinearGRU"), ("x.y", "DynamicQuantizeLSTM"), ("", "GRUUnit"), ("x.y", "LSTM"), ("", "AnyRNN")],
 )  # fmt: skip
 def test_other_recurrent_operators_are_rejected(domain, operator):
-    node = quantised("q", domain, operator)
+    node = quantized("q", domain, operator)
     with pytest.raises(NotImplementedError, match=r"^node 'q' \(.*\) cannot be read"):
         read(model_with([node]))
     with pytest.raises(NotImplementedError, match=r"^node 'branch/else_branch/q' \(.*\) cannot be read"):
@@ -331,7 +331,7 @@ def test_other_recurrent_operators_are_rejected(domain, operator):
 
 
 def test_error_lists_supported_layers():
-    model = model_with([rnn(output="y", name="plain"), quantised("q")])
+    model = model_with([rnn(output="y", name="plain"), quantized("q")])
     with pytest.raises(NotImplementedError, match=r"; name the others to read them alone: 'plain'$"):
         read(model)
     assert_params(read(model, ["plain"]), {"plain": 0})

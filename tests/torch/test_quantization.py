@@ -94,7 +94,7 @@ def test_copies_and_checkpoints(tagger, tokens):
 
 
 def test_training_mode_is_allowed(tagger, tokens):
-    """As for torch's quantised modules; what has no gradient, or no dropout, says so when it is called."""
+    """As for torch's quantized modules; what has no gradient, or no dropout, says so when it is called."""
     tagger.lstm.dropout = 0.0
     model, _ = quantize(tagger)
     expected = run(model, tokens)

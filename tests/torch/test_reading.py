@@ -131,13 +131,13 @@ def without_layers(kind):
     if kind == "exported ours":
         fusedrnn.torch.accelerate(model)
         return torch.export.export(model, (torch.randn(2, 1, 4),)).module(), r"fusedrnn\.rnn\.default in its graph"
-    return torch.ao.quantization.quantize_dynamic(model, {torch.nn.LSTM}), "0: a quantised LSTM"
+    return torch.ao.quantization.quantize_dynamic(model, {torch.nn.LSTM}), "0: a quantized LSTM"
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor.*:UserWarning")
 @pytest.mark.filterwarnings("ignore:The tensor attributes self.*_flat_weights.*:UserWarning")
-@pytest.mark.parametrize("kind", ["frozen", "frozen cell", "exported", "exported ours", "quantised"])
+@pytest.mark.parametrize("kind", ["frozen", "frozen cell", "exported", "exported ours", "quantized"])
 def test_recurrent_operators_outside_layers_are_named(kind):
     model, words = without_layers(kind)
     with pytest.raises(NotImplementedError, match=words):

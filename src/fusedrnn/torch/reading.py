@@ -103,7 +103,7 @@ def _unreadable(model: Module, layers: tuple[str, ...]) -> dict[str, str]:
         if any(name == layer or name.startswith(f"{layer}.") or not layer for layer in layers):
             continue
         if is_quantized(module):
-            unreadable[name] = f"a quantised {type(module).__name__}"
+            unreadable[name] = f"a quantized {type(module).__name__}"
         elif operators := recurrent_operators(module):
             unreadable[name] = f"{', '.join(operators)} in its graph, whose weights belong to no layer"
     return unreadable
