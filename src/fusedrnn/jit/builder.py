@@ -1,7 +1,6 @@
 """A small language over LLVM IR: values with operators, loops and branches as ``with`` blocks.
 
-Addresses are 64-bit integers; loads and stores name the type they access. ``f.var`` makes a variable, which LLVM turns
-back into registers; everything else is assigned once.
+Addresses are 64-bit integers. Loads and stores name their type. ``f.var`` makes a variable; all else is assigned once.
 """
 
 from __future__ import annotations
