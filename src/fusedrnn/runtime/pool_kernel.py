@@ -22,7 +22,7 @@ they need not be kept apart. ``busy`` is not 0 while a job runs, and from the st
 threads beside the caller's; ``spins`` and ``caller_spins`` the iterations before one of them, or the caller, sleeps."""
 SPINNING = 2e-4
 """Seconds after a job for which its threads still spin."""
-CLOSE, MANY_CLOSE = 5e-5, 3
+CLOSE, MANY_CLOSE = 1e-4, 3
 """Calls that follow one another within so many seconds are close; after so many close ones it pays to wake threads."""
 # Whether a thread can tell on which processor it runs, and choose another.
 _HAS_AFFINITY = sys.platform == "linux"
