@@ -1,6 +1,6 @@
 """A small language over LLVM IR: values with operators, loops and branches as ``with`` blocks.
 
-Addresses are 64-bit integers. Loads and stores name the type they access. Every value except an ``f.var`` is assigned once.
+Addresses are 64-bit integers. Loads and stores name the type they access. Only an ``f.var`` is assigned repeatedly.
 """
 
 from __future__ import annotations
