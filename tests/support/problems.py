@@ -70,7 +70,7 @@ class Problem:
 
 
 def make_lengths(kind, T, N, rng):
-    """Lengths (N,) of a kind: ``full`` is None, ``some`` any but 0, ``edges`` any with 0 and T, ``none`` 0 everywhere."""
+    """Lengths (N,) of a kind: ``full`` is None, ``some`` any but 0, ``edges`` any with 0 and T, ``none`` all 0."""
     if kind == "full":
         return None
     if kind == "none":
