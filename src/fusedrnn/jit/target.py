@@ -83,7 +83,7 @@ class Target:
 
     @property
     def tile(self) -> tuple[int, int]:
-        """Rows and vectors of the micro-kernel: the most accumulators that fit the registers beside their operands."""
+        """Rows and vectors of the micro-kernel: as many accumulators as the registers hold beside their operands."""
         if self.format_tile:
             return self.format_tile
         if self.registers == 32:

@@ -32,7 +32,7 @@ offset), and that of their numbers of rows (8-bit numbers)."""
 
 
 class Tiles(Protocol):
-    """The tiles in a function under construction. It chooses how many rows all but :data:`RIGHT_TILES` have."""
+    """The tiles in a function under construction, which chooses how many rows all but :data:`RIGHT_TILES` have."""
 
     def configure(self) -> None:
         """Give the tiles their numbers of rows, unless they have them already. A change sets all tiles to zero."""

@@ -41,7 +41,7 @@ def measure_bandwidth(
 
 
 def measured_rates(*, anew: bool = False) -> MachineRates:
-    """The rates of one thread for the target in force: those that are kept, if any; with ``anew`` always measured anew.
+    """The rates of one thread for the target in force: those kept, or new ones if there are none or with ``anew``.
 
     New rates are kept. A measurement takes most of a second. Nothing else should run on the machine meanwhile, although
     only the best of many short rounds counts.

@@ -74,7 +74,7 @@ def _parsed(content: bytes) -> MachineRates | None:
 
 @lru_cache(maxsize=8)
 def _file(target: Target) -> str:
-    """The file's name for this machine and a target or its base: dot products do not change these rates."""
+    """The file's name for this machine and the target, or the target's base: dot products do not change these rates."""
     name = (target.base or target).name
     machine = f"{_FORMAT} {processor_name()} {sorted(cache_sizes().items())} {os.cpu_count()}"
     return f"rates-{name}-{hashlib.sha256(machine.encode()).hexdigest()[:32]}.rates"

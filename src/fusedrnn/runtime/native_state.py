@@ -12,7 +12,7 @@ _immortal: list[object] = []
 
 
 def publish_pool(control: int, *memory: object) -> None:
-    """Let machine code use the pool with that control block, or none for 0. ``memory`` is never freed: it holds it."""
+    """Let machine code use the pool with that control block; 0 for no pool. Its ``memory`` is never freed."""
     _immortal.extend(memory)
     _state[_CONTROL] = control
 

@@ -19,8 +19,8 @@ CONTROL = Struct(
 )  # fmt: skip
 """The pool's control block. ``cpu_of_thread`` is the address of a table of the processors that its threads run on; 0 if
 they need not be kept apart. ``busy`` is not 0 while a job runs and after the pool is stopped. ``workers`` is how many
-threads there are beside the caller's. ``spins`` is after how many iterations such a thread sleeps, ``caller_spins``
-after how many the caller does."""
+threads there are beside the caller's. Such a thread waits for ``spins`` iterations before it sleeps, the caller for
+``caller_spins``."""
 SPINNING = 2e-4
 """Seconds after a job for which its threads still spin."""
 CLOSE, MANY_CLOSE = 5e-5, 3
