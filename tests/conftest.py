@@ -1,4 +1,4 @@
-"""What the tests stand on: kernels cached for the session only, every target, poisoned memory, threads on any size."""
+"""What tests share: kernels cached for the session only, every target, poisoned memory, threads for any size."""
 
 import ctypes
 import gc
@@ -25,10 +25,10 @@ process_state.reset()
 settings.register_profile("fusedrnn", deadline=None)
 settings.load_profile("fusedrnn")
 
-_ONES = 0xFF  # a byte of which every float of every size is NaN, and every integer -1
+_ONES = 0xFF  # floats of any size that consist of this byte are NaN, and integers are -1
 
 
-# Their tests start processes and take long. The last files should be short ones, so that all workers end together.
+# Folders whose tests start processes and take long. The last files should be short, so that all workers end together.
 _FIRST = {"examples", "keras", "torch"}
 
 
@@ -45,16 +45,16 @@ def pytest_addoption(parser):
     parser.addoption("--all-cases", action="store_true", help="run every case, and optimize all kernels")
 
 
-# XLA compiles what the tests compare with, each of it for one call: compiling takes longer than all else.
+# The tests compare with functions that XLA compiles, each for one call: compiling takes longer than all else.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
-# Processes that share the tests out share the processors, too: torch's threads sleep while they wait.
+# Processes that share the tests share the processors, too: so torch's threads sleep while they wait.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def settled():
-    """Freeze what exists before a file's tests: the garbage collections that they start often then skip it."""
+    """Freeze what exists before a file's tests, which start many garbage collections: these then skip it."""
     gc.collect()
     gc.freeze()
 
@@ -63,7 +63,7 @@ def settled():
 def kernel_cache(request, tmp_path_factory, worker_id):
     """A cache of compiled kernels for this session, so that tests neither read nor fill the user's.
 
-    Those for other targets than the native one are compiled quickly.
+    Many of them are compiled without optimization; see :mod:`quick_compiler`.
     """
     base = tmp_path_factory.getbasetemp()
     # Processes that share the tests share the cache; FUSEDRNN_TEST_CACHE_DIR keeps it from one run to the next.
@@ -95,7 +95,7 @@ def target(request, monkeypatch):
 
 @pytest.fixture
 def traced(monkeypatch):
-    """All buffers are NumPy's, whose memory tracemalloc knows of; of large pages it knows nothing."""
+    """All buffers are NumPy's: tracemalloc knows their memory, but not memory in huge pages."""
     monkeypatch.setattr(buffers, "aligned_empty", partial(buffers.aligned_empty, min_huge=sys.maxsize))
 
 
@@ -123,7 +123,7 @@ def poisoned(monkeypatch):
 
     def lease(self, size):
         lent = plain_lease(self, size)
-        fill(lent.buffer)  # also where it is memory that has come back
+        fill(lent.buffer)  # also if it has been leased before
         return lent
 
     monkeypatch.setattr(np, "empty", empty)
@@ -138,7 +138,7 @@ def use_all_threads():
     """Plans that use all threads for any problem, however small, and are the same on every machine."""
 
     def choose(problem, grids):
-        """Directions first, or layers if there are few rows; then rows if they are many and weights few; else units."""
+        """Split directions, or layers if there are few rows; then rows if they are many and weights few; else units."""
         groups = problem.spec.num_directions > 1 or problem.batch < 2 * problem.rows_per_tile
         layer_dirs = max(grid.layer_dirs for grid in grids) if groups else 1
         threads = max(grid.rows for grid in grids)
@@ -160,7 +160,7 @@ def small_chunks():
 
 @pytest.fixture
 def runs(monkeypatch):
-    """The calls of the operator from PyTorch, as they come: their specs."""
+    """The specs of the operator's calls from PyTorch, in the order of the calls."""
     from torch_calls import record_calls
 
     seen = []

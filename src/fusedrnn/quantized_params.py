@@ -21,9 +21,9 @@ def is_matrix(entry: Parameter) -> bool:
 
 
 def num_operands(spec: RNNSpec) -> int:
-    """The number of operands that weights multiply in a layer-direction: the input, and one for each stage of the cell.
+    """The number of operands that weights multiply in a layer-direction: the input, and one for each recurrent product.
 
-    The first stage multiplies h; a later stage multiplies the operand of a projection, or the reset state of a GRU.
+    The first product multiplies h; a later one multiplies the operand of a projection, or the reset state of a GRU.
     """
     return 1 + len(traced_cell(spec.variant).products)
 

@@ -8,7 +8,7 @@ from fusedrnn.jit import compiler
 from fusedrnn.jit.target import is_x86, known_targets
 
 TARGETS = [target for target in known_targets() if target.base is None] if is_x86() else []
-"""Those of float32 and float64."""
+"""The targets of kernels in float32 and float64."""
 COMMON = {"nn": build_common, "tn": build_common_training}
 
 

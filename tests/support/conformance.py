@@ -24,8 +24,8 @@ from oracles import (
 )
 from problems import Shape, assert_close, assert_gradients_close, make_problem
 
-# Every odd size in every place, every depth in both directions, lengths and states of every kind; and large enough
-# batches and layers among them for every way to split work over two and three threads.
+# They have every odd size in every place, every depth in both directions, and lengths and states of every kind. Some of
+# their batches and layers are large enough for every way to split work over two and three threads.
 SHAPES = (
     Shape(1, 1, 1, 1, states=False),
     Shape(2, 3, 17, 1, layers=3, bidirectional=True),
@@ -50,7 +50,7 @@ TRAINING_SHAPES = (
     Shape(2, 2, 2, 17, layers=4),
     Shape(3, 17, 17, 3, layers=4, bidirectional=True, lengths="edges"),
 )
-# For what multiplies with everything else: small, but of several layers, both ways and one.
+# For tests with many other parameters: small shapes, but of several layers, in both directions and in one.
 REQUEST_SHAPES = (
     Shape(3, 2, 17, 3, layers=2, lengths="edges"),
     Shape(3, 3, 2, 17, layers=2, bidirectional=True, lengths="some"),
@@ -75,7 +75,8 @@ def shapes(draw, largest=63, deepest=3):
     )  # fmt: skip
 
 
-# The fixtures hold for all examples; subclasses share the search; some examples are large.
+# Why these checks are off: the fixtures are the same for all examples, subclasses share the search, and some examples
+# are large.
 RANDOM_SEARCH = {
     "suppress_health_check": [
         HealthCheck.function_scoped_fixture,
@@ -96,7 +97,7 @@ class Conformance:
 
     @staticmethod
     def fit(shape):
-        """A shape as the engine can run it: one that lacks something leaves that away."""
+        """A shape that the engine can run: without what the engine lacks."""
         return shape
 
     def run(self, spec, x, params, states, lengths):
@@ -123,7 +124,7 @@ class Conformance:
 
 
 class AnyShape:
-    """The same on shapes that no one chose; a class of its own, since a random search need not be repeated often."""
+    """The same on random shapes; a class of its own, since a random search need not be repeated in every subclass."""
 
     check, dtypes, fit = Conformance.check, Conformance.dtypes, staticmethod(Conformance.fit)
 
@@ -141,7 +142,7 @@ class TrainingConformance:
     """Training against torch.nn and the reference: outputs, final states, the gradients of everything.
 
     A subclass gives :meth:`train`, and narrows ``dtypes``, ``keeps`` and ``fit`` to what its engine has. An adapter
-    that knows no requests leaves ``test_requests`` out, an engine that drops nothing ``test_dropout``.
+    without requests leaves out ``test_requests``, an engine without dropout ``test_dropout``.
     """
 
     dtypes = ("float32", "float64")
@@ -161,7 +162,7 @@ class TrainingConformance:
         return backward
 
     def check(self, problem, keep, oracles, seed=0):
-        """Compare one problem with what oracles said, by what was absent; the name up to a space counts."""
+        """Compare one problem with the results of oracles; the name of each, up to a space, says what was absent."""
         spec, (steps, batch) = problem.spec, problem.x.shape[:2]
         before = [array.copy() for array in problem.arrays]
         backward = self.forward(problem, keep, next(iter(oracles.values())), seed)
@@ -181,7 +182,7 @@ class TrainingConformance:
         dtypes = pairwise.dtypes(mode, self.dtypes)
         for dtype, keep in product(dtypes, self.keeps):
             problem = training_problem(mode, shape, dtype)
-            # What may be absent has nothing to do with what was kept, nor with the format.
+            # What may be absent depends neither on what was kept nor on the format: one combination tests it.
             known = by_torch if (dtype, keep) == (dtypes[0], self.keeps[-1]) else {"nothing": by_torch["nothing"]}
             self.check(problem, keep, known | {"nothing (reference)": by_reference})
 
@@ -196,10 +197,10 @@ class TrainingConformance:
     @pytest.mark.parametrize("mode", MODES)
     @pytest.mark.parametrize("shape", REQUEST_SHAPES, ids=str)
     def test_requests(self, mode, shape):
-        """Every combination: what is written is right, what is added lies on what was there, and null is nothing."""
+        """Every combination: written gradients are right, added ones are added to what was there, null does nothing."""
         shape = self.fit(shape)
         oracle = expected_training(mode, shape)[1]
-        # What was kept has no part in this.
+        # Requests do not depend on what was kept.
         for dtype, keep in zip(pairwise.dtypes(mode, self.dtypes), cycle(self.keeps), strict=False):
             problem = training_problem(mode, shape, dtype)
             backward = self.forward(problem, keep, oracle)
@@ -214,7 +215,7 @@ class TrainingConformance:
 
     @staticmethod
     def _buffer(request, gradient, dtype):
-        """What a gradient of the caller's holds before, and what it must hold after."""
+        """What the caller's buffer of a gradient holds before the call, and what it must hold after it."""
         if isinstance(gradient, tuple):
             return tuple(zip(*(TrainingConformance._buffer(request, one, dtype) for one in gradient), strict=True))
         held = np.random.default_rng(0).standard_normal(gradient.shape)
@@ -226,7 +227,7 @@ class TrainingConformance:
 
 
 class AnyTrainingShape:
-    """Gradients on shapes that no one chose."""
+    """Gradients on random shapes."""
 
     forward, check = TrainingConformance.forward, TrainingConformance.check
     dtypes, keeps, fit = TrainingConformance.dtypes, TrainingConformance.keeps, staticmethod(TrainingConformance.fit)

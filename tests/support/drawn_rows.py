@@ -1,4 +1,4 @@
-"""Rows with given speeds, as the JSON of a benchmark that figures and pages are drawn from."""
+"""Rows with given speeds, in the form of a benchmark's JSON, from which figures and pages are drawn."""
 
 from __future__ import annotations
 

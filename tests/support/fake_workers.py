@@ -1,4 +1,4 @@
-"""Workers for peers that behave well or badly in one way each."""
+"""Workers for peers: one behaves well, and each of the others misbehaves in one way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arrays that touch memory which no one may touch: one byte read or written past their edge ends the process."""
+"""Arrays beside protected memory: to read or write one byte past their edge ends the process."""
 
 import ctypes
 import mmap
@@ -30,7 +30,7 @@ def fenced(shape, dtype, side):
 
 
 def fenced_copy(array, side):
-    """A copy of an array, fenced and not to be written: a kernel that tries ends the process."""
+    """A fenced copy of an array that must not be written: a kernel that writes to it ends the process."""
     copy = fenced(array.shape, array.dtype, side)
     copy[...] = array
     start = copy.ctypes.data // _PAGE * _PAGE

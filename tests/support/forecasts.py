@@ -1,4 +1,4 @@
-"""The training of examples/train_ddp.py in float64 on torch.nn, and how far others may be from it."""
+"""The training of examples/train_ddp.py in float64 on torch.nn, and how far other results may be from it."""
 
 from __future__ import annotations
 
@@ -50,12 +50,13 @@ def exact():
 def bounds(dtype):
     """How far losses and parameters may lie from the exact ones.
 
-    A wrong gradient moves a parameter by lr in its step, and by momentum in all later ones: by lr / (1 - momentum)
-    together. Each step's may be wrong by the tolerance for gradients, and the parameter is rounded once a step. What
-    training does with an error so small it does with any small step: it makes it no larger, as the losses fall.
+    The error of a gradient moves a parameter by lr times the error in its own step and, by momentum, also in all later
+    steps: by lr / (1 - momentum) times the error in total. The gradient of each step may be wrong by the tolerance for
+    gradients, and the parameter is rounded once a step. Training does not enlarge an error that is so small, since the
+    losses fall.
 
-    A loss moves with the parameters by no more than its gradient says, and with each output's own rounding by twice
-    the residual; the root mean square of the residuals is the root of the loss.
+    A loss moves with the parameters by no more than its gradient says. It moves with the rounding of each output by
+    twice the residual; the root mean square of the residuals is the square root of the loss.
     """
     spec = RNNSpec("lstm", 1, HIDDEN, 2)
     actual = exact()

@@ -8,17 +8,17 @@ from contextlib import contextmanager
 import pytest
 
 FORKS = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-# From Python 3.12 on a fork warns wherever there are threads: that it works all the same is what is tested.
+# From Python 3.12 on, a fork warns if there are threads. The tests check that it works all the same.
 FORK_WARNING = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
 
 
 def in_child(work):
-    """Run it in a forked child: the bytes that it returned, none if it failed."""
+    """Run ``work`` in a forked child; return the bytes that it returned, none if it failed."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(60)  # a child that hangs ends, rather than outlive the tests
+        signal.alarm(60)  # ends a child that hangs: it must not outlive the tests
         try:
             os.write(write, bytes(work()))
         finally:

@@ -36,7 +36,7 @@ def _compile(name, target, emit):
 
 
 def emit_packed_gemm(module, target, compute, **options):
-    """The GEMM on packed weights as the common module has it."""
+    """The GEMM on packed weights that the common module has."""
     if target.multiplies_tiles(compute):
         return emit_tile_gemm(module, target, compute, **options)
     return emit_gemm(module, target, compute, gemm_of(compute), **options)
@@ -50,7 +50,7 @@ def aligned(values):
 
 
 def before_poison(values, axis):
-    """An aligned copy of the values, before 16 elements along an axis that are NaN as floats."""
+    """An aligned copy of the values. Along an axis, 16 elements follow that are NaN as floats."""
     shape = list(values.shape)
     shape[axis] += 16
     whole = aligned_empty(tuple(shape), values.dtype)
@@ -61,7 +61,7 @@ def before_poison(values, axis):
 
 
 def each_target(*formats):
-    """Run a test for each format of operands on each target, and on those with a dot product for it."""
+    """Run a test for each format of operands on each target, and on the targets with a dot product for that format."""
     pairs = [(compute, name) for compute in formats for name in target_names(compute)]
     return pytest.mark.parametrize(("compute", "target"), pairs, indirect=["target"])
 
@@ -76,8 +76,8 @@ def padded(array, multiple, axis):
 def panels_of(columns, compute, target):
     """A matrix (panels, vectors, lanes, K) of bfloat16 bits or int8 as panels (panels, groups, vectors, lanes, group).
 
-    Wide weights are float32 and one to a group. A dot product of bfloat16 takes the second of a pair first. For one of
-    int8 each vector begins with four bytes that hold -128 times the sum of each column.
+    Wide weights are float32 and one to a group. A dot product of bfloat16 takes the second of a pair first. For a dot
+    product of int8, each panel begins with four bytes for each column: they hold -128 times the column's sum.
     """
     if not target.narrow_weights:
         wide = from_bfloat16(columns) if compute == "bfloat16" else columns.astype(np.float32)

@@ -1,9 +1,9 @@
 """What MXNet 1.9.1 computed: the files in goldens/, and what is in them.
 
-``mxnet.json`` names every case with its spec and what came of it on each of MXNet's two ways of computing: with oneDNN
-inside, as it comes, and natively. ``mxnet.npz`` has three vectors for each: ``in``, all inputs one behind the other,
-``onednn`` and ``native``, all results. NaN stands where a result was not right, by the float64 oracle and the project's
-tolerances, when the file was made: a wrong number is not stored. No vector is there where MXNet refused or crashed.
+``mxnet.json`` names every case with its spec, and how it ended on each of MXNet's two paths: with oneDNN, which is the
+default, and native. ``mxnet.npz`` has three vectors for each case: ``in``, all inputs one behind the other, ``onednn``
+and ``native``, all results. Where a result was wrong when the file was made, by the float64 oracle and the project's
+tolerances, NaN is stored and not the wrong number. Where MXNet refused or crashed, there is no vector of results.
 """
 
 import json
@@ -27,7 +27,7 @@ ARGUMENTS = ("data", "parameters", "state", "state_cell")
 class Case:
     """One call of MXNet's operator.
 
-    ``requests`` has one of write, add and null for each of data, parameters, state and state_cell; none of them for
+    ``requests`` has one of write, add and null for each of data, parameters, state and state_cell; it is None for
     inference. ``outcome`` says for each path what was wrong, or how it ended.
     """
 
@@ -41,11 +41,11 @@ class Case:
 
     @property
     def arguments(self):
-        """What has gradients."""
+        """The arguments that have gradients."""
         return ARGUMENTS[: 2 + len(self.spec.state_names)]
 
     def input_shapes(self):
-        """Of the vector of inputs: the call's, the gradients of its results, and what buffers of gradients held."""
+        """Shapes in the vector of inputs: the call's, gradients of its results, and what buffers of gradients held."""
         states = {f"{name}0": shape for name, shape in self._states()}
         shapes = {"x": (self.T, self.N, self.spec.input_size), "params": (self.spec.layout.size,), **states}
         if self.requests is not None:
@@ -57,7 +57,7 @@ class Case:
         return shapes
 
     def result_shapes(self):
-        """Of the vectors of results: outputs, final states, and the gradients that were asked for."""
+        """Shapes in the vectors of results: outputs, final states, and the gradients that were asked for."""
         shapes = {"y": (self.T, self.N, self.spec.output_size)}
         shapes.update({f"{name}_n": shape for name, shape in self._states()})
         inputs = self.input_shapes()
@@ -79,7 +79,7 @@ class Case:
         return None if vector is None else cut(vector, self.result_shapes())
 
     def problem(self):
-        """The inputs as a problem of the tests'."""
+        """The inputs as a :class:`Problem`."""
         given, names = self.inputs(), self.spec.state_names
         lengths = None if self.lengths is None else np.array(self.lengths)
         states = tuple(given[f"{name}0"] for name in names)
@@ -112,7 +112,7 @@ def arrays():
 
 @cache
 def contents():
-    """What the file of facts says."""
+    """The content of ``mxnet.json``."""
     return json.loads((FOLDER / "mxnet.json").read_text())
 
 
@@ -148,7 +148,7 @@ def exact_results(case, given, oracle):
 
 
 def wrong_results(case, found, exact):
-    """The names of results that are not within the tolerances; of parameters' gradients each by its own name."""
+    """The names of results that are not within the tolerances; gradients of parameters have the parameters' names."""
     spec, dtype = case.spec, case.spec.dtype
     limits = tolerance(dtype, longest_sum(spec))
     wrong = [name for name in ("y", "h_n", "c_n") if name in exact and difference(found[name], exact[name], *limits)]
@@ -185,10 +185,10 @@ def blanked(case, found, wrong):
 
 
 def near(spec, name, one, other):
-    """Whether two results of a layer are within the tolerances, each of which is from the exact one."""
+    """Whether two results of a layer differ by no more than each of them may differ from the exact result."""
     if name in ("y", "h_n", "c_n"):
         limits = tolerance(spec.dtype, longest_sum(spec))
     else:
-        # Biases and weights of one size: the largest says how large its sums are.
+        # Biases and weights have one size: the largest number says how large an array's sums are.
         limits = gradient_tolerance(spec.dtype, spec, 4, 2, float(np.abs(other).max()))
     return difference(one, other, *limits) is None

@@ -1,4 +1,4 @@
-"""What is called otherwise in the oldest release of JAX that the extra allows."""
+"""What has another name in the oldest release of JAX that the extra allows."""
 
 import jax
 

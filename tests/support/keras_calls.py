@@ -14,7 +14,7 @@ def assert_within(actual, expected, rtol, atol):
 
 
 def weighted_sum(outputs):
-    """A scalar that depends on every element of the outputs in another way."""
+    """A scalar that depends on each element of the outputs in a different way."""
     terms = []
     for output in outputs:
         factors = np.cos(np.arange(np.prod(output.shape))).reshape(output.shape)

@@ -1,10 +1,10 @@
-"""The same numbers, otherwise laid out in memory."""
+"""The same numbers in other layouts in memory."""
 
 import numpy as np
 
 
 def spread(array, steps):
-    """The same numbers, every so many apart in each dimension (backwards, if negative), NaN between them."""
+    """The same numbers, ``steps`` elements apart in each dimension (backwards if negative), with NaN between them."""
     index = tuple(slice(None, None, step) for step in steps)
     shape = [size * abs(step) for size, step in zip(array.shape, steps, strict=True)]
     holder = np.full(shape, np.nan, array.dtype)

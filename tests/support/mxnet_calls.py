@@ -26,7 +26,7 @@ def layer_of(problem, layout="TNC", backend=None, **options):
 
 
 def to_layout(array, layout):
-    """An array (T, N, C) in that layout, or back."""
+    """An array (T, N, C) converted to that layout, or back."""
     return array if layout == "TNC" else np.ascontiguousarray(array.swapaxes(0, 1))
 
 

@@ -27,7 +27,7 @@ NETWORKS = {
 
 @dataclass(frozen=True)
 class NetworkProblem:
-    """A network and the arguments of its calls; ``options`` are those of forward that may be left out."""
+    """A network and the arguments of its calls; ``options`` are arguments of forward that may be left out."""
 
     spec: NetworkSpec
     x: np.ndarray
@@ -39,7 +39,7 @@ class NetworkProblem:
 
 
 def make_network_problem(spec, T, N, options=(), seed=0):
-    """A random problem with these options of forward, each a name."""
+    """A random problem with the options of forward that ``options`` names."""
     rng = np.random.default_rng([seed, T, N, *sorted(map(len, options))])
 
     def normal(*shape):
@@ -68,7 +68,7 @@ def make_network_problem(spec, T, N, options=(), seed=0):
 
 
 def run(op, problem, training=True, grad_req="write", out=None, seed=3):
-    """(outputs, final states) of a network's op, in training with its gradients behind them."""
+    """(outputs, final states) of a network's op; in training its gradients follow them."""
     options = problem.options if training else {k: v for k, v in problem.options.items() if k != "reserve"}
     if training:
         options = options | {"seed": seed}
@@ -114,7 +114,7 @@ def flat(results):
 
 
 def assert_same(actual, expected):
-    """Results of the same arrays with the same bits."""
+    """Check that two results have the same arrays with the same numbers."""
     actual, expected = flat(actual), flat(expected)
     assert len(actual) == len(expected)
     for one, other in zip(actual, expected, strict=True):

@@ -46,7 +46,7 @@ class Case:
     I: int = 4
     H: int = 6
     dtype: str = "float32"
-    opset: int = 14  # every runtime supports it; later ones add bfloat16 alone
+    opset: int = 14  # every runtime supports it; later ones only add bfloat16
     optional: tuple = ALL
     lengths: tuple | None = None
     weights_inside: bool = False
@@ -219,7 +219,7 @@ class RoundingMatrix(np.ndarray):
 def expected(case, arrays):
     """The outputs as the standard's equations give them, in float64, step by step.
 
-    Of a case in bfloat16, vectors are rounded to it as they enter a product.
+    In a case in bfloat16, each vector is rounded to bfloat16 before a matrix multiplies it.
     """
     a = {name: array.astype(np.float64) for name, array in arrays.items()}
     if arrays["W"].dtype.name == "bfloat16":

@@ -1,4 +1,4 @@
-"""Small models with the structures of those that Python packages ship: recurrent nodes among others, and in bodies.
+"""Small models, built like those that Python packages ship: with recurrent nodes among others, and inside bodies.
 
 Each function returns a model and a function from (T, N) to its inputs.
 """
@@ -107,7 +107,7 @@ def rnn_in_scan():
 
 
 def gru_stack():
-    """Two bidirectional GRUs with lengths, and between them what exporters emit: directions side by side."""
+    """Two bidirectional GRUs with lengths, and between them exporters' nodes that put the directions side by side."""
     nodes = [helper.make_node("Transpose", ["X"], ["x0"], perm=[1, 0, 2])]
     for layer in range(2):
         names = [f"{layer}{name}" for name in ("W", "R", "B")]
@@ -126,7 +126,7 @@ def gru_stack():
     model = model_of(nodes, inputs, [value("Y"), value("h_n")], constants)
 
     def feeds(T, N):
-        # All T, as they mostly are, and shorter ones.
+        # All lengths are T, as they mostly are in use, or any.
         lengths = np.full(N, T) if T % 2 else rng.integers(0, T + 1, N)
         return {"X": normal(N, T, 4), "lengths": lengths.astype(np.int32)}
 

@@ -42,8 +42,8 @@ def torch_module(spec, params):
 class TorchRun:
     """A forward pass of torch.nn, and the gradients by its autograd.
 
-    torch.nn does not accept empty sequences: they are left out, their outputs are zeros, and their states and the
-    gradients of these pass through.
+    torch.nn does not accept empty sequences. They are left out: their outputs are zeros, and their states and the
+    gradients of their states pass through.
     """
 
     def __init__(self, spec, x, params, states, lengths, training=True):
@@ -160,7 +160,7 @@ def seed_of(mode, shape):
 
 
 def training_problem(mode, shape, dtype="float32"):
-    """A problem whose gradients depend on how sums are rounded in the last digits only."""
+    """A problem in which the rounding of sums changes only the last digits of gradients."""
     return make_problem(mode, shape, dtype, seed_of(mode, shape))
 
 

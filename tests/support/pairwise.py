@@ -1,17 +1,18 @@
-"""Fewer cases of a cross product: every pair of parameter values stays, not every combination.
+"""Fewer cases of a cross product: every pair of parameter values stays, but not every combination.
 
-A test or class marked ``pairwise`` keeps all its cases on the native target. Of those on other targets it keeps enough
-that every two values of different parameters meet in one case: a defect that takes three to show is the native
-target's to find, whose kernels come from the same emitters. Where the native target has instructions for formats that
-its base lacks, as with AMX, float32 and float64 are tested on the base, and so in pairs too.
+A test or class marked ``pairwise`` keeps all its cases on the native target. Of its cases on other targets it keeps
+enough that every two values of different parameters meet in one case. Tests on the native target find a defect that
+shows only where three values meet: all targets' kernels come from the same emitters. Where the native target has
+instructions for formats that its base lacks, as with AMX, float32 and float64 are tested on the base, and therefore
+also in pairs.
 
-A test marked ``each_value`` keeps enough cases that each value of each parameter is in one: it is of an adapter, whose
-ways for the kinds of layers and for the options of a call are independent of each other.
+A test marked ``each_value`` keeps enough cases that each value of each parameter is in one of them. It is a test of an
+adapter, whose code for the kinds of layers is independent of its code for the options of a call.
 
-A test or file marked ``one_value("kind")`` keeps one value of that parameter for each combination of the others: the
-code under test does not ask for it, as that of an adapter does not ask for the kind of layer. The name of the test
-draws the value, so that it is always the same and the tests of a file together meet all values. On a test that is
-marked ``each_value`` as well, that holds.
+A test or file marked ``one_value("kind")`` keeps one value of that parameter for each combination of the others. The
+code under test does not depend on the parameter, as an adapter's code does not depend on the kind of layer. The value
+is drawn by the test's name: it is always the same, and the tests of a file together meet all values. If a test is
+marked ``each_value`` as well, only ``each_value`` counts.
 """
 
 import os
@@ -28,9 +29,9 @@ NATIVE = available_targets()[0].name
 
 
 def target_names(compute=None):
-    """Every target of this processor's family, those that it lacks emulated.
+    """Every target of this processor's family; those that the processor lacks are emulated.
 
-    With ``compute`` also those that have a dot product for that format and for no more than they need for it.
+    With ``compute``, also the targets whose first dot product is for that format, and those with tiles for it.
     """
     native = {target.name for target in available_targets()}
 
@@ -45,7 +46,7 @@ def target_names(compute=None):
 def reduce(items):
     """Split collected tests into those to run and those that add no pair of values."""
     kept, groups, singles, draws = [], defaultdict(list), defaultdict(list), defaultdict(list)
-    places = defaultdict(dict)  # of each parameter's values, in the order in which they come
+    places = defaultdict(dict)  # the number of each parameter's values, in the order in which they come
     for item in items:
         if hasattr(item, "callspec") and item.get_closest_marker("each_value") is not None:
             singles[item.nodeid.partition("[")[0]].append(item)
@@ -75,9 +76,9 @@ def dtypes(mode, dtypes=DTYPES):
 
 
 def _is_compiled(params):
-    """Whether a cell is tested on a target in a format: on others than the native one, each cell in one format.
+    """Whether a cell is tested on a target in a format. On targets other than the native one, each cell has one format.
 
-    Of formats of operands about one in three, drawn once and for all.
+    Of the formats of operands, about one in three is tested there, always the same ones.
     """
     if params["target"] == NATIVE:
         return True
@@ -97,7 +98,7 @@ def _drawn_parameters(item):
 
 
 def _name_without(item, drawn, places):
-    """The test's name, and which values its other parameters have: by place, since not every value has a name."""
+    """The test's name, and the values of its other parameters by number, since not every value has a name."""
     words = [item.nodeid.partition("[")[0]]
     for name, value in sorted(item.callspec.params.items(), key=lambda parameter: parameter[0]):
         if name not in drawn:
@@ -107,7 +108,7 @@ def _name_without(item, drawn, places):
 
 
 def covering(items, count=2):
-    """Some of the items that together have every pair of parameter values that all have; or each value for 1."""
+    """Some of the items that together have every pair of parameter values of all; with ``count`` 1 every value."""
     pairs = {item: set(combinations(_values(item), count)) for item in items}
     missing, chosen = set().union(*pairs.values()), []
     while missing:

@@ -147,7 +147,7 @@ class PaperSteps(Steps):
         return self.x @ self.w["i2h_weight"][rows].T + self.w["i2h_bias"][rows]
 
     def from_h(self, row, operand):
-        """The same from the recurrent weights."""
+        """The pre-activation from an operand of the recurrent weights, likewise."""
         rows = slice(row * self.spec.hidden_size, (row + 1) * self.spec.hidden_size)
         return operand @ self.w["h2h_weight"][rows].T + self.w["h2h_bias"][rows]
 
@@ -481,7 +481,7 @@ def products_alone(x, recurrent, s):
 
 
 CELLS = {name: getattr(cells, name) for name in cells.__all__ if name not in noisy.__all__}
-"""The catalogue by name, but the cells that draw random masks."""
+"""The catalogue by name, without the cells that draw random masks."""
 HEADS = {"slstm_heads": cells.slstm.with_heads(2), "everything_heads": everything.with_heads(2)}
 HEADS["layer_norm_heads"] = cells.layer_norm_dreamer_gru.with_heads(2)
 HEADS["early_heads"] = early.with_heads(2)
@@ -493,7 +493,7 @@ ALIKE = {
     "min_lstm", "minimal_rnn", "mut1", "mut2", "mut3", "nas", "original_lstm", "qrnn_f", "qrnn_fo", "res_lstm", "scrn",
     "sgrn", "sgu", "sru_projected", "t_gru", "t_lstm", "t_rnn", "unicornn",
 }  # fmt: skip
-"""Cells that kernels compute in the same way as another one, with parts of its maths."""
+"""Cells that kernels compute in the same way as another cell, with parts of that cell's maths."""
 KERNEL_CELLS = [name for name in ALL_CELLS if name not in ALIKE]
 
 
@@ -525,7 +525,7 @@ def train(problem, keep="gates"):
 
 
 def check_training(problem, oracle):
-    """Training, whatever is kept."""
+    """Check training, whatever is kept."""
     spec = problem.spec
     for keep in SAVE_POLICIES:
         y, final, gradients = train(problem, keep)

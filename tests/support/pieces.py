@@ -1,4 +1,4 @@
-"""Sequences with resets as separate calls on their pieces: what such a call must equal to the last bit."""
+"""Separate calls on the pieces of sequences with resets: a call with resets must equal them to the last bit."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -8,7 +8,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class ResetResults:
-    """The results of a call with resets; gradients of a training call, those of parameters within rounding errors."""
+    """The results of a call with resets, in training with gradients; those of parameters equal within rounding."""
 
     outputs: tuple  # y, then every other state of every step
     final: tuple
@@ -82,7 +82,7 @@ def in_pieces(op, problem, resets, reset_states=None, dall=None, **options):
 
 
 def _join(results, reverses, n, dstates, dreset):
-    """Give the gradients of the pieces' initial states to the states that they are, in the order of backward."""
+    """Give the gradients of the pieces' initial states to dstates and dreset, in the order of backward."""
     for array in dstates:
         array[:, n] = 0
     for number in sorted(results, reverse=True):

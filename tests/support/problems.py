@@ -32,7 +32,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Problem:
-    """A spec and the arguments of its forward call; for training also the gradients of what that returns."""
+    """A spec and the arguments of its forward call; for training also the gradients of the call's results."""
 
     spec: RNNSpec
     x: np.ndarray  # (T, N, I)
@@ -59,25 +59,25 @@ class Problem:
 
     @property
     def arrays(self):
-        """All arrays of floating-point numbers that calls are given."""
+        """All arrays of floating-point numbers that calls get."""
         return (self.x, self.params, *(self.states or ()), self.dy, *self.dstates)
 
     @property
     def padding(self):
-        """Where there is no sequence any more: (T, N)."""
+        """Where a sequence has ended, (T, N)."""
         ends = len(self.x) if self.lengths is None else self.lengths
         return np.broadcast_to(np.arange(len(self.x))[:, None] >= ends, self.x.shape[:2])
 
 
 def make_lengths(kind, T, N, rng):
-    """Lengths (N,) of a kind: none at all, any but 0, any with 0 and T among them, or 0 everywhere."""
+    """Lengths (N,) of a kind: ``full`` is None, ``some`` any but 0, ``edges`` any with 0 and T, ``none`` all 0."""
     if kind == "full":
         return None
     if kind == "none":
         return np.zeros(N, np.int64)
     lengths = rng.integers(1, T + 1, N)
     if kind == "edges":
-        # One of each that padding can go wrong at, in no order.
+        # One of each length at which padding can go wrong, in random places.
         for place, length in zip(rng.permutation(N), (0, T, 1), strict=False):
             lengths[place] = length
     return lengths
@@ -97,7 +97,7 @@ def problem_of(spec, shape, seed=0):
     def exact(values):
         return values.astype(np.float32).astype(dtype)
 
-    # Many features are small ones: where units saturate, errors do not show, and gradients are nothing but errors.
+    # If there are many features, they are small: units that saturate hide errors, and their gradients are mere errors.
     x = exact(rng.standard_normal((shape.T, shape.N, shape.I)) * min(1.0, (shape.H / shape.I) ** 0.5))
     params = exact(rng.uniform(-bound, bound, spec.layout.size))
     states = tuple(exact(rng.uniform(-1, 1, state)) for state in spec.state_shape(shape.N))
@@ -108,7 +108,7 @@ def problem_of(spec, shape, seed=0):
 
 
 def assert_close(actual, expected, dtype, spec):
-    """Outputs and final states within the one tolerance there is."""
+    """Check that outputs and final states are within the tolerance."""
     rtol, atol = tolerance(dtype, longest_sum(spec))
     names = ("y", *(f"{name}_n" for name in spec.state_names))
     for name, one, other in zip(names, (actual[0], *actual[1]), (expected[0], *expected[1]), strict=True):
@@ -118,7 +118,7 @@ def assert_close(actual, expected, dtype, spec):
 
 
 def gradient_parts(spec, gradients):
-    """The arrays of (dx, dparams, dstates) by name, parameters one by one, with the names of each one's neighbours."""
+    """The arrays of (dx, dparams, dstates) by name, parameters one by one, in groups of neighbours."""
     dx, dparams, dstates = gradients
     states = {f"d{name}0": one for name, one in zip(spec.state_names, dstates, strict=True)}
     groups = [{"dx": dx, **states}]
@@ -131,12 +131,12 @@ def gradient_parts(spec, gradients):
     return groups
 
 
-# An array of fewer elements than this may be small by chance: its neighbours say what was summed.
+# The elements of an array with fewer of them than this may be small by chance: its neighbours say how large sums are.
 FEW = 16
 
 
 def assert_gradients_close(actual, expected, dtype, spec, steps, batch, few=FEW):
-    """All gradients within the tolerance for them, each array on its own scale; on its neighbours' if it is small."""
+    """Check gradients with their tolerance: each array on its own scale, on its neighbours' if it has few elements."""
     for one, other in zip(gradient_parts(spec, actual), gradient_parts(spec, expected), strict=True):
         largest = max(float(np.abs(array).max(initial=0)) for array in other.values())
         for name, exact in other.items():
@@ -152,7 +152,7 @@ def bits(array):
 
 
 def assert_same_bits(one, other):
-    """Arrays, or tuples of them that may be nested and hold None, alike to the last bit."""
+    """Check that arrays, or nested tuples of arrays and None, are equal to the last bit."""
     if isinstance(one, (tuple, list)):
         for left, right in zip(one, other, strict=True):
             assert_same_bits(left, right)

@@ -1,4 +1,4 @@
-"""Commands in processes of their own, all of which are ended with the block, whatever happens in it."""
+"""Commands in processes of their own. All of the processes end with the block, whatever happens in it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _LIMIT = 240  # seconds; a command takes a few
 
 
 def processes(mark: str, session: int) -> list[int]:
-    """Those that inherited the mark, or are of the session.
+    """The processes that inherited the mark, or belong to the session.
 
-    Ray's processes write over their environment, torchrun's have sessions of their own: neither does both.
+    Ray's processes overwrite their environment, torchrun's have sessions of their own, but none do both.
     """
     pids = []
     for folder in Path("/proc").glob("[0-9]*"):
@@ -34,7 +34,7 @@ def processes(mark: str, session: int) -> list[int]:
 
 
 def kill_all(mark: str, session: int) -> None:
-    """SIGKILL until none is left: one may start another meanwhile."""
+    """Send SIGKILL until no process is left: one may start another meanwhile."""
     while pids := processes(mark, session):
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
@@ -50,7 +50,7 @@ class Command:
         self.lines: list[str] = []
 
     def wait_for(self, pattern: str) -> re.Match[str]:
-        """Read on to the first line that the pattern matches."""
+        """Read on until the first line that the pattern matches."""
         for line in self.process.stdout:
             self.lines.append(line)
             if match := re.search(pattern, line):
@@ -76,7 +76,7 @@ class Command:
 
 @contextlib.contextmanager
 def running(*arguments: object, **environment: str) -> Iterator[Command]:
-    """``python ARGUMENTS`` as long as the block lasts."""
+    """``python ARGUMENTS``, which runs as long as the block."""
     mark = uuid.uuid4().hex
     process = subprocess.Popen(
         [sys.executable, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -84,7 +84,7 @@ def running(*arguments: object, **environment: str) -> Iterator[Command]:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), _MARK: mark, **environment},
     )  # fmt: skip
     command = Command(process, mark)
-    # Whoever reads the output of a command that hangs reads its end then.
+    # It ends a command that hangs; whoever reads its output then comes to the end.
     timer = threading.Timer(_LIMIT, kill_all, (mark, process.pid))
     timer.start()
     try:

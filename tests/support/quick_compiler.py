@@ -1,9 +1,11 @@
-"""Code for the tests, much of it compiled without optimization: in less time, with the same bits.
+"""Compiles code for the tests, much of it without optimization: that takes less time and gives the same bits.
 
-Always optimized is what users run most: on the native target GEMMs, threads and the four modes. Never optimized is the
-code of emulated targets, which is not meant to be fast. Of the rest, that is of other targets and of variants and other
-cells, whose kernels come from the same emitters, one module in four is optimized, drawn by its name; ``--all-cases``
-optimizes it all. The optimized code of all targets is read in the tests of emitted code.
+- What users run most is always optimized: GEMMs, threads and the four modes on the native target.
+- The code of emulated targets, which is not meant to be fast, is never optimized.
+- The rest is other targets, variants and other cells, whose kernels come from the same emitters. Of these, one module
+  in four is optimized, drawn by its name. ``--all-cases`` optimizes all of them.
+
+The tests of emitted code read the optimized code of all targets.
 """
 
 import zlib

@@ -34,17 +34,17 @@ SHAPE = Shape(3, 3, 3, 4, lengths="edges")
 
 
 def draw(rng):
-    """A random program: names of all kinds, and operations, three to twelve, before and after each product.
+    """A random program: names of all kinds, up to three products, and three to twelve operations around them.
 
-    Of no to three products, the first one of a state or of what operations before it give. Gates have a part from the
-    input or none, and some are in the operand of their own product.
+    The operand of the first product is a state or the result of operations before it. A gate may lack a part from the
+    input, and its part from the input may be in the operand of its own product.
     """
     products = int(rng.integers(0, 4))
     groups = [[f"g{product}{number}" for number in range(rng.integers(1, 3))] for product in range(products)]
     gates = [gate for group in groups for gate in group]
     kinds = rng.choice(["both", "both", "without input", "in its operand"], len(gates))
     inputs = [f"x{number}" for number in range(rng.integers(0, 2))]
-    if all(kinds == "without input"):  # so also without products
+    if all(kinds == "without input"):  # which also holds if there are no products
         inputs = ["x0", *inputs[1:]]
     sections = [[] for _ in range(products + 1)]
     for number in range(rng.integers(3, 13)):

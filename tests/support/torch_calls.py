@@ -1,4 +1,4 @@
-"""Which calls of PyTorch modules the operator has run."""
+"""Records which calls of PyTorch modules the operator runs."""
 
 from fusedrnn.torch import eager
 from fusedrnn.torch.short_call import ShortCall

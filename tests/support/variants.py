@@ -72,7 +72,7 @@ def possible(name, hidden):
     return not (hidden == 1 and "projection_size" in VARIANTS[name][1])
 
 
-# Zero at the kinks of a function. The functions without an entry have none where the derivative jumps.
+# Expressions that are zero at the kinks of a function. The functions without an entry have no kinks.
 _KINKS = {
     "relu": lambda x, a, b: (x,),
     "leaky_relu": lambda x, a, b: (x,),
@@ -111,7 +111,7 @@ class Steps:
         self.margin = np.inf
 
     def projected(self, x):
-        """What a residual connection adds: the last rows of the input's weights by the input."""
+        """What a residual connection adds: the product of the input and the last rows of its weights."""
         rows, bias = self.w["i2h_weight"][-self.spec.hidden_size :], self.w.get("i2h_bias")
         return x @ rows.T + (0 if bias is None else bias[-self.spec.hidden_size :])
 

@@ -1,4 +1,4 @@
-"""What an engine is: the contract between the operator and those who run it."""
+"""What an engine is: the contract between the operator and the engines that run it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Capabilities:
     options: tuple[str, ...] = ()
 
     def missing(self, spec: RNNSpec, needs: Iterable[Need] = ()) -> list[str]:
-        """What a spec and a call's needs require and the engine lacks, by the names of the arguments."""
+        """What a spec and a call's needs require but the engine lacks, by the names of the arguments."""
         missing = []
         if spec.mode not in self.modes and not (self.cells and isinstance(spec.mode, Cell)):
             missing.append(f"mode {spec.mode!r}")
@@ -73,7 +73,7 @@ class Engine(Protocol):
     """Runs one spec on operands that have been checked. Any number of threads may call it at once."""
 
     def compile(self, training: bool = False) -> None:
-        """Prepare now what inference, or with ``training`` training too, would prepare at its first call."""
+        """Prepare now what the first call in inference would prepare; with ``training`` also that in training."""
 
     def forward(self, operands: ForwardOperands) -> tuple[Array, ...]:
         """Inference: write ``y`` and return the final states, which are new arrays."""
@@ -87,8 +87,8 @@ class Engine(Protocol):
     def backward(self, residuals: Any, operands: BackwardOperands) -> None:
         """Write or add the gradients.
 
-        ``residuals`` come from :meth:`train` of an engine of the same kind for the same spec. They stay as they are,
-        for further calls.
+        ``residuals`` come from :meth:`train` of an engine of the same kind for the same spec. They are not changed:
+        further calls may use them.
         """
 
     def reserve_bytes(self, steps: int, batch: int, save: SavePolicy) -> int:
@@ -112,10 +112,10 @@ class CachesCalls(Protocol):
     """
 
     def cache_forward(self, operands: Any, states: Any, residuals: Any) -> CachedForwardCall | None:
-        """The cached form of a forward call, in training with its residuals; None if there is none.
+        """The cached form of a forward call, which in training has ``residuals``; None if there is none.
 
-        The operands are the arrays that the caller gave, without copies; ``states`` is what the caller gave for them.
-        Of a network's engine they are those of :mod:`fusedrnn.engines.network`.
+        The operands are the arrays that the caller gave, not copies; ``states`` is what the caller gave as states. The
+        operands of a network's engine are those of :mod:`fusedrnn.engines.network`.
         """
 
     def cache_backward(self, residuals: Any, operands: Any, grad_req: Any) -> CachedBackwardCall | None:
@@ -126,12 +126,12 @@ StridedPtr = tuple[int, int, int]
 """An array (T, N, features) in memory, its last axis contiguous: address, and the strides of T and N in bytes."""
 NULL: StridedPtr = (0, 0, 0)
 StatePtrs = tuple[int, ...]
-"""Addresses of h and c, and of further states, each (L·D, N, size) and contiguous; 0 for zeros, for no result, or
-without a c."""
+"""Addresses of h and c, and of further states, each (L·D, N, size) and contiguous. An address is 0 for zeros, for a
+result that is not wanted, and for c if there is no c."""
 
 
 class GradPointers(NamedTuple):
-    """Where gradients go, by address, 0 for those that are not computed; and whether to add to what is there.
+    """The addresses where gradients go, 0 for those that are not computed; and whether to add to what is there.
 
     ``params`` are in ``by_layer_direction`` order; ``states`` are dh0 and dc0.
     """

@@ -1,4 +1,4 @@
-"""Who runs a network: the contract, and the engines of its layers, one after the other."""
+"""What runs a network: the contract of its engine, and the engines of its layers run one after the other."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from fusedrnn.network_spec import NetworkSpec
 from fusedrnn.spec import Array, RNNSpec
 
 LayerStates = tuple[tuple[Array, ...], ...]
-"""The final states of each entry of the chain, or gradients of initial ones."""
+"""The final states of each entry of the chain, or the gradients of its initial states."""
 
 
 class NetworkOperands(NamedTuple):
     """The arrays of a forward call, checked.
 
-    Attributes are those of :class:`fusedrnn.engines.operands.ForwardOperands`; ``params`` is the flat vector of the
-    network, ``states`` and ``reset_states`` have an entry for each layer, None for zeros, and ``all_states`` are those
+    Attributes are those of :class:`fusedrnn.engines.operands.ForwardOperands`, but ``params`` is the flat vector of the
+    network, ``states`` and ``reset_states`` have an entry for each layer (None for zeros), and ``all_states`` are those
     of the last layer.
     """
 
@@ -38,7 +38,7 @@ class NetworkOperands(NamedTuple):
 class NetworkGradBuffers(NamedTuple):
     """Arrays for gradients, and whether to add to them, as in :class:`fusedrnn.engines.operands.GradBuffers`.
 
-    ``params`` is the flat vector of the network, ``states`` and ``reset_states`` have an entry for each layer.
+    ``params`` is the flat vector of the network; ``states`` and ``reset_states`` have an entry for each layer.
     """
 
     x: Array | None
@@ -51,9 +51,9 @@ class NetworkGradBuffers(NamedTuple):
     add_reset_states: bool = False
 
     def of_layer(self, index: int, part: slice, dx: Array | None) -> GradBuffers:
-        """Those of a layer, whose parameters are that part of the flat vector; ``dx`` is for the gradient of its input.
+        """The buffers of a layer, whose parameters are that part of the flat vector.
 
-        Only the first layer may add to ``dx``.
+        ``dx`` is for the gradient of the layer's input. Only the first layer may add to it.
         """
         return GradBuffers(
             dx,
@@ -84,7 +84,7 @@ class NetworkEngine(Protocol):
     """Runs one network on operands that have been checked; see :class:`fusedrnn.engines.interface.Engine`."""
 
     def compile(self, training: bool = False) -> None:
-        """Prepare now what inference, or with ``training`` training too, would prepare at its first call."""
+        """Prepare now what the first call in inference would prepare; with ``training`` also that in training."""
 
     def forward(self, operands: NetworkOperands) -> LayerStates:
         """Inference: write ``y`` and return the final states of each layer, which are new arrays."""
@@ -103,11 +103,11 @@ class NetworkEngine(Protocol):
 
 @runtime_checkable
 class RunsNetworks(Protocol):
-    """An engine that runs a network by itself, not layer after layer."""
+    """An engine that runs a network as a whole, not layer after layer."""
 
     @staticmethod
     def network(spec: NetworkSpec, layers: Sequence[Any]) -> NetworkEngine:
-        """What runs the network; ``layers`` are engines of this kind, one for each entry of the chain."""
+        """The engine of the network; ``layers`` are engines of this kind, one for each entry of the chain."""
 
 
 class _Residuals(NamedTuple):
@@ -153,7 +153,7 @@ class EngineChain:
         return tuple([final for final, _ in results]), _Residuals([saved for _, saved in results], steps, batch)
 
     def _forward_operands(self, operands: NetworkOperands) -> list[ForwardOperands]:
-        """Those of each layer; the output of one is the input of the next."""
+        """The operands of each layer; the output of one layer is the input of the next."""
         layers: list[ForwardOperands] = []
         x, last = operands.x, len(self._engines) - 1
         for index, (spec, params) in enumerate(self._parts(operands.params)):
@@ -217,7 +217,7 @@ class NetworkSelector:
         raise NotImplementedError("; ".join(rejections) or "no engine is registered that is used automatically")
 
     def _select_layers(self, name: str, needs: frozenset[Need], rejections: list[str]) -> list[Engine] | None:
-        """The engine of that name for each layer; None, with the reason, if a layer has none."""
+        """The engine of that name for each layer; None if a layer has none: then the reason joins ``rejections``."""
         layers, last = [], len(self._spec.layers) - 1
         for index, (layer, selector) in enumerate(zip(self._spec.layers, self._selectors[name], strict=True)):
             needed = needs

@@ -29,14 +29,14 @@ class ForwardOperands(NamedTuple):
 
     Attributes:
         x: Input (T, N, I), its last axis contiguous.
-        params: The flat parameter vector, contiguous; or with an option ``compute`` of int8 weights also
+        params: The flat parameter vector, contiguous. With a ``compute`` that has int8 weights, it may also be
             :class:`fusedrnn.quantized_params.QuantizedParams`.
         states: ``(h0,)`` or ``(h0, c0)``, each (L·D, N, size) and contiguous; None for zeros.
         lengths: Valid steps of each sequence, int64 (N,); None for T everywhere.
         y: Output (T, N, D·S), its last axis contiguous. An engine does not write its padding.
-        resets: Bools (T, N), contiguous: before which steps of a sequence its states are replaced, none in the padding.
-            None for no resets.
-        reset_states: What replaces them, like ``states``; None for zeros.
+        resets: Bools (T, N), contiguous: whether the states of a sequence are replaced before a step. False in the
+            padding. None for no resets.
+        reset_states: What replaces the states, like ``states``; None for zeros.
         all_states: Where the other states of every step of the last layer go, (T, N, D·H) each and contiguous, in the
             order of ``RNNSpec.other_states``; an engine does not write their padding. Empty if they are not requested.
     """
@@ -81,7 +81,7 @@ class GradBuffers(NamedTuple):
 
 
 def requests_of(grads: Any) -> tuple[GradReq, ...]:
-    """The requests that buffers answer whose first six fields are those of :class:`GradBuffers`."""
+    """The requests that these buffers answer; their first six fields are those of :class:`GradBuffers`."""
     pairs = zip(grads[:3], grads[3:6], strict=True)
     return tuple("null" if buffer is None else "add" if add else "write" for buffer, add in pairs)
 
@@ -118,7 +118,7 @@ class Operand(NamedTuple):
 def forward_operands(letters: str) -> dict[str, Operand]:
     """The arrays of a forward call by name, in the order in which a cached call passes them to machine code.
 
-    ``letters`` are those of the states, ``"hc"`` and further ones.
+    ``letters`` are the letters of the states, ``"hc"`` and further ones.
     """
     return {
         "x": Operand(written=False, contiguous=False),
@@ -134,7 +134,7 @@ RESETS = {"resets": Operand(written=False, contiguous=True)}
 
 
 def backward_operands(letters: str) -> dict[str, Operand]:
-    """The arrays of a backward call, likewise."""
+    """The arrays of a backward call in the same form."""
     return {
         "dy": Operand(written=False, contiguous=False),
         **{f"d{letter}_n": Operand(written=False, contiguous=True) for letter in letters},
@@ -145,7 +145,7 @@ def backward_operands(letters: str) -> dict[str, Operand]:
 
 
 FORWARD, BACKWARD = forward_operands("hc"), backward_operands("hc")
-"""Those of one or two states; each further state is used as the others."""
+"""The arrays of calls with one or two states; a further state is used like these."""
 
 
 def entries(value: object, count: int) -> Sequence[Any] | None:

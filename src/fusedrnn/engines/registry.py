@@ -1,7 +1,7 @@
 """The engines by name: registering them, and selecting the one that runs a given RNN.
 
 An engine is registered with a factory, which is called only when an operator needs the engine: expensive imports
-belong there. A factory that raises NotImplementedError or ImportError declines, with that message.
+belong in the factory. A factory declines a spec if it raises NotImplementedError or ImportError; the message says why.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ class EngineSelector:
 
 
 def cached_op(spec: RNNSpec | NetworkSpec, backend: str | None, create: Callable[[], Op]) -> Op:
-    """The op for this spec, backend and current target: created once, kept while among those used last."""
+    """The op for this spec, backend and current target: created once, and kept while it is among those used last."""
     key = spec, backend, current_target()
     with _ops_lock:
         # A signal handler's call may run in between: an entry may be gone at any time.

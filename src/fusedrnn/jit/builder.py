@@ -1,6 +1,6 @@
 """A small language over LLVM IR: values with operators, loops and branches as ``with`` blocks.
 
-Addresses are 64-bit integers. Loads and stores name their type. ``f.var`` makes a variable; all else is assigned once.
+Addresses are 64-bit integers. Loads and stores name the type they access. Only an ``f.var`` is assigned repeatedly.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ Operand = Value | int | float
 
 
 class Variable:
-    """A variable of a function under construction."""
+    """A variable of a function under construction. LLVM turns it back into registers."""
 
     def __init__(self, function: Function, initial: Value) -> None:
         self._function, self._type = function, initial.type
@@ -134,7 +134,7 @@ class Variable:
 
 @dataclass(frozen=True)
 class Signature:
-    """A function that a module exports: its name and those of its arguments."""
+    """A function that a module exports: its name and the names of its arguments."""
 
     name: str
     arguments: tuple[str, ...]
@@ -148,13 +148,13 @@ class Declared:
 
 
 def _declared(module: ir.Module, name: str, kind: ir.FunctionType) -> ir.Function:
-    """A module's function of that name; it is declared if it is not there yet."""
+    """The module's function of that name; it is declared if the module does not have it yet."""
     known = module.globals.get(name)
     return ir.Function(module, kind, name) if known is None else known
 
 
 class Function:
-    """A function under construction in ``module``, of 64-bit integers or another ``kind``. It may return one of these.
+    """A function under construction in ``module``. Its arguments, and its result if it has one, are of type ``kind``.
 
     Only ``exported`` functions can be called from other modules and from Python.
     """
@@ -192,7 +192,7 @@ class Function:
         return Variable(self, self.as_value(initial))
 
     def alloca(self, size: int) -> Value:
-        """The address of ``size`` bytes on the stack, a multiple of 8."""
+        """The address of ``size`` bytes on the stack; ``size`` is a multiple of 8."""
         with self.builder.goto_entry_block():
             slot = self.builder.alloca(I64, size // 8)
             return Value(self, self.builder.ptrtoint(slot, I64))
@@ -223,7 +223,7 @@ class Function:
         self.intrinsic("llvm.prefetch.p0", VOID, [self.pointer(address), *flags])
 
     def opaque(self, value: Value) -> Value:
-        """The integer, of which the compiler forgets how it was computed: it keeps that out of loops."""
+        """The same integer. The compiler does not know how it was computed, so it cannot compute it anew in loops."""
         return Value(self, self.builder.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [value.ir], side_effect=False))
 
     def intrinsic(self, name: str, result: ir.Type, arguments: Sequence[Any]) -> Value:
@@ -284,7 +284,7 @@ class Function:
         return self.builder.if_else(condition.ir)
 
     def switch(self, value: Value, cases: Mapping[int, _Case]) -> Iterator[_Case]:
-        """``for case in f.switch(value, cases):`` emits the code of each case; for other values none runs."""
+        """``for case in f.switch(value, cases):`` emits the code of each case; for other values no code runs."""
         done = self.builder.append_basic_block("switched")
         switch = self.builder.switch(value.ir, done)
         for number, case in cases.items():

@@ -26,10 +26,10 @@ class _Method(ctypes.Structure):
 def emit_c_function(
     module: Module, function: Function, objects: Collection[int] = (), keeps_lock: bool = False
 ) -> None:
-    """Emit an entry to a function of integers that returns one, which the interpreter can call.
+    """Emit the entry through which the interpreter calls a function that takes integers and returns one.
 
     Arguments whose numbers are in ``objects`` are passed on as addresses of Python objects, all others as integers. The
-    interpreter's lock is released meanwhile, unless the function needs it.
+    interpreter's lock is released during the call, unless the function needs it.
     """
     f = Function(module, _ENTRY, ["self", "arguments", "count"], exported=True, returns=True)
     _, arguments, _ = f.arguments
@@ -45,7 +45,7 @@ def emit_c_function(
 
 
 def c_function(name: str, code: LoadedObject) -> Callable[..., int]:
-    """The function that :func:`emit_c_function` emitted, as one of the interpreter. It lives as long as the process."""
+    """The function that :func:`emit_c_function` emitted, as a Python object. It lives as long as the process."""
     method = _Method(name.encode(), code.address(_ENTRY), _FASTCALL, None)
     _immortal.append((method, code))
     make: Any = ctypes.pythonapi.PyCFunction_NewEx

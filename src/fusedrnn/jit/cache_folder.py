@@ -1,10 +1,10 @@
 """A folder that only this user can write to: its files are run as machine code.
 
-The rule is that of OpenSSH's StrictModes for a user's keys. The folder and its files belong to this process's user,
-every folder and symbolic link on the path to it belongs to that user or to root. Neither the group nor others may write
+The rule is that of OpenSSH's StrictModes for a user's keys. The folder and its files belong to this process's user.
+Every folder and symbolic link on the path to it belongs to that user or to root. Neither the group nor others may write
 to any of them, except to sticky folders on the path, such as /tmp, whose entries only their owners can replace. Files
 are opened relative to the open folder, without following links, and the open file is checked. On Windows nothing is
-checked: Python's functions do not show its permissions.
+checked, because Python's functions do not show permissions there.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def objection(path: Path, status: os.stat_result, user: int, is_parent: bool) ->
         path: For the message.
         status: Of the file, folder or symbolic link itself.
         user: The user who trusts it.
-        is_parent: Whether it is a folder or link on the path to the trusted one: it may be root's, or sticky.
+        is_parent: Whether it is a folder or link on the path to the trusted folder. It may then be root's, or sticky.
     """
     owners = (user, _ROOT) if is_parent else (user,)
     if status.st_uid not in owners:
@@ -158,7 +158,7 @@ class Folder:
 
 
 def _resolved(path: Path, user: int, make: bool) -> Path:
-    """The folder's path without symbolic links; UntrustedError if another user than root can change anything on it."""
+    """The folder's path without symbolic links; UntrustedError if anyone but ``user`` and root can change the path."""
     try:
         os.lstat(path)
     except FileNotFoundError:
@@ -198,13 +198,13 @@ def _status(entry: Path, make: bool) -> os.stat_result:
     except FileNotFoundError:
         if not make:
             raise
-    with suppress(FileExistsError):  # another process was faster: its folder is checked like any
+    with suppress(FileExistsError):  # another process has made it meanwhile: the folder is checked like any other
         os.mkdir(entry, 0o700)
     return os.lstat(entry)
 
 
 def _require(path: Path, status: os.stat_result, user: int, is_parent: bool) -> None:
-    """Raise UntrustedError if there is an objection. The message has the command that removes it, if there is one."""
+    """Raise UntrustedError if there is an objection. The message gives the command to resolve it, if there is one."""
     reason = objection(path, status, user, is_parent)
     if reason and status.st_uid == user:
         reason += f"; if you trust its content, run: chmod go-w {shlex.quote(str(path))}"

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def compile_module(module: Module, target: Target, debug: int = 0) -> bytes:
-    """The object file of a module. From ``debug`` level 3 on LLVM IR is logged, from level 4 on also assembly."""
+    """The object file of a module. If ``debug`` is 3 or more, LLVM IR is logged; if it is 4 or more, assembly too."""
     parsed, machine = optimize(module, target)
     if debug >= 3:
         logger.info(f"LLVM IR of {module.name} for {target.name}\n{parsed}")
@@ -55,5 +55,5 @@ def target_machine(target: Target) -> llvm.TargetMachine:
 
 
 def version() -> str:
-    """The version of the compiler and what it compiles for: object files of another one are not loaded."""
+    """The version of the compiler and what it compiles for: object files of another version are not loaded."""
     return f"{llvmlite.__version__} {llvm.llvm_version_info} {llvm.get_process_triple()}"

@@ -1,6 +1,6 @@
 """Instructions that add the products of a group of small numbers to each lane of a vector.
 
-A target that stands for another processor computes the same by instructions that every processor has.
+An emulated target computes the same with instructions that every processor has.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _BFLOAT16: ir.Type = _Bfloat16()
 
 
 def add_int8_products(v: Vectors, unsigned: Value, signed: Value, total: Value) -> Value:
-    """``total`` plus the products of four uint8 and four int8 in each lane.
+    """In each lane: ``total`` plus the four products of a uint8 and an int8.
 
     Args:
         v: Vectors of float32.
-        unsigned: A vector of int32, each lane of which holds four uint8.
-        signed: The same of int8.
+        unsigned: A vector of int32; each lane holds four uint8.
+        signed: A vector of int32; each lane holds four int8.
         total: A vector of int32; sums wrap around.
     """
     if not v.target.emulated:
@@ -49,7 +49,7 @@ def add_int8_products(v: Vectors, unsigned: Value, signed: Value, total: Value) 
 
 
 def _emulated_int8_products(v: Vectors) -> Any:
-    """A function of the module instead of the instruction: in place, it would be most of a kernel's code."""
+    """A function that stands for the instruction: repeated in place, its code would be most of a kernel."""
     module, name = v.function.module, f"add_int8_products_{v.lanes}"
     if name not in module.globals:
         f = Function(module, name, ["total", "unsigned", "signed"], returns=True, kind=v.itype)
@@ -62,21 +62,21 @@ def _emulated_int8_products(v: Vectors) -> Any:
 
 
 def add_groups_of_products(products: Value, total: Value) -> Value:
-    """``total`` plus each group of four adjacent integers, one group for each lane."""
+    """Each lane of ``total`` plus one group of four adjacent integers of ``products``."""
     for first in range(_INT8_GROUP):
         total = total + shuffle(products, products, range(first, products.type.count, _INT8_GROUP))
     return total
 
 
 def add_bfloat16_products(v: Vectors, left: Value, right: Value, total: Value) -> Value:
-    """``total`` plus the product of the numbers in the high halves of each lane, then that of those in the low halves.
+    """In each lane: ``total`` plus the product of the high halves, then plus the product of the low halves.
 
     Each product and sum rounds once, to nearest even, as a fused multiply-add of float32 does. Denormals are zero.
 
     Args:
         v: Vectors of float32.
-        left: A vector of int32, each lane of which holds two bfloat16.
-        right: Likewise.
+        left: A vector of int32; each lane holds two bfloat16.
+        right: Like ``left``.
         total: A vector of float32.
     """
     if not v.target.emulated:

@@ -2,9 +2,10 @@
 
 All are within 4 ulp over their whole range. tanh, sigmoid and exp use one range reduction: s·x = n·ln 2 + s·r with
 |s·r| ≤ ln 2 / 2, where n is rounded by adding and subtracting a number so large that no fraction bits remain. With C =
-r·coth(s·r / 2), an even function of r, e^(s·x) = 2ⁿ·(C + r) / (C - r): two sums replace a longer series, and one
-division computes both this quotient and that of the function. C is a polynomial in r² whose coefficients minimise the
-largest relative error of the exponential: 5e-10 for float32 (0.009 of half an ulp), 2e-19 for float64 (0.002).
+r·coth(s·r / 2), an even function of r, e^(s·x) = 2ⁿ·(C + r) / (C - r). The two sums make a longer series unnecessary,
+and a single division computes both this quotient and that of the function. C is a polynomial in r² whose coefficients
+minimise the largest relative error of the exponential: 5e-10 for float32 (0.009 of half an ulp), 2e-19 for float64
+(0.002).
 
 tanh x = ((2ⁿ - 1)·C + (2ⁿ + 1)·r) / ((2ⁿ + 1)·C + (2ⁿ - 1)·r) with s = 2. It needs no branch near zero: there n = 0 and
 the quotient is r / C, accurate down to denormals. sigmoid x = (C - r) / ((C - r) + 2ⁿ·(C + r)) with s = -1. Results
@@ -157,7 +158,7 @@ class Elementwise:
         return ((x >= low) & (x <= high)).select(value, 0.0)
 
     def _exponential(self, x: Value, scale: float, ln2: Sequence[float]) -> tuple[Value, Value, Value]:
-        """2ⁿ, C and r of exp(scale·x), for x in range; ``ln2`` is a sum of parts, the largest first."""
+        """2ⁿ, C and r of exp(scale·x), for x in range. The parts ``ln2``, the largest first, add up to ln 2."""
         form = self.format
         # The large number includes the exponent's bias: the sum's last bits, shifted left, are 2ⁿ.
         magic = 1.5 * 2.0**form.mantissa + form.bias
@@ -178,7 +179,7 @@ class Elementwise:
         form = self.format
         x = self.clip(x, -form.bias * math.log(2), (form.bias + 2) * math.log(2))
         power, coth, r = self._exponential(x, 1.0, [form.ln2_high, form.ln2_low])
-        # 2ⁿ is too large for the format before the result is: large results are computed as half of them.
+        # 2ⁿ may be too large for the format where the result is not: half of a large result is computed, then doubled.
         is_large = x > 1.0
         half = (power.bitcast(self.itype) - (1 << form.mantissa)).bitcast(self.type)
         result = is_large.select(half, power) * ((coth + r) / (coth - r))
@@ -193,7 +194,7 @@ class Elementwise:
         root = ((form.bias - 1) << form.mantissa) + int((math.sqrt(2) - 1) * 2**form.mantissa)  # the bits of √½
         exponent = (bits - root) >> form.mantissa
         m = (bits - (exponent << form.mantissa)).bitcast(self.type)
-        # An integer added to the bits of a number whose last bit counts ones.
+        # The bits of a number whose last bit is worth 1: an integer added to the bits is added to the number.
         magic = ((form.bias + form.mantissa) << form.mantissa) + (1 << (form.mantissa - 1))
         n = (exponent + magic).bitcast(self.type) - 1.5 * 2.0**form.mantissa
         t = (m - 1.0) / (m + 1.0)
@@ -205,7 +206,7 @@ class Elementwise:
         return (x < 0.0).select(math.nan, result)
 
     def _artanh_series(self, t: Value, terms: int) -> Value:
-        """2·artanh(t) / t by its series, so many terms of it."""
+        """2·artanh(t) / t, by that many terms of its series."""
         square = t * t
         series = self.const(2 / (2 * terms - 1))
         for term in reversed(range(terms - 1)):
@@ -216,7 +217,8 @@ class Elementwise:
         """The hyperbolic tangent."""
         magnitude = self.abs(x)
         limit = self.format.tanh_is_one
-        # ln 2 as one number has an error: n times 2⁻²⁹ (float64: 2⁻⁵⁵), n ≤ 30 (60). It fades as tanh flattens.
+        # ln 2 as one number has an error. It grows to n·2⁻²⁹ (float64: n·2⁻⁵⁵) with n ≤ 30 (60), but where n is large,
+        # tanh is flat, and the error does not show.
         power, coth, r = self._exponential((magnitude > limit).select(limit, magnitude), 2.0, [math.log(2)])
         numerator = self.fma(power - 1.0, coth, (power + 1.0) * r)
         return self._intrinsic("copysign", numerator / self.fma(coth - r, self.const(2.0), numerator), x)

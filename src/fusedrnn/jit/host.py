@@ -1,4 +1,4 @@
-"""This processor: the targets that it can run, the one in force, its name and its caches."""
+"""This processor: the targets that it can run, the target in force, the processor's name and its caches."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from fusedrnn.jit.target import Target, known_targets
 
 # Processors, by LLVM's names, that execute a 512-bit instruction as two 256-bit halves, one after the other.
 _SPLITS_512_BITS = ("znver4",)
-# On them micro-kernels of so many rows and vectors were measured to be the fastest; see docs/experiments.md.
+# On them, micro-kernels of this many rows and vectors were measured to be the fastest; see docs/experiments.md.
 _TILE_OF_SPLIT = (6, 4)
 # On these, vdpbf16ps takes twice as long as the same products in float32, and the bits are the same.
 _SLOW_PAIRS = ("sapphirerapids", "emeraldrapids", "graniterapids", "graniterapids-d")
-# 256-bit vectors take more instructions for the same work: they pay only if they save that share of padded lanes.
+# 256-bit vectors take more instructions for the same work. They pay only if 512-bit vectors have at least this many
+# times as many lanes, padding included.
 _HALF_VECTORS_PAY = 1.07
 
 _DOT_PRODUCT_SETS = {
     "AVX-512 BF16": "avx512bf16", "AVX-512 VNNI": "avx512vnni", "AVX-VNNI": "avxvnni", "AMX-BF16": "amx-bf16",
     "AMX-INT8": "amx-int8",
 }  # fmt: skip
-"""LLVM's feature by name."""
+"""LLVM's feature for each instruction set, by the name of the set."""
 
 
 @lru_cache(maxsize=1)
@@ -50,7 +51,7 @@ def available_targets() -> tuple[Target, ...]:
 
 
 def _with_tile(target: Target) -> Target:
-    """The target with the tile that is the fastest one on this processor. No bit depends on it."""
+    """The target with the tile that is the fastest on this processor. The tile changes no bit of a result."""
     if target.vector_bits == 512 and _host_name() in _SPLITS_512_BITS:
         base = None if target.base is None else _with_tile(target.base)
         return replace(target, format_tile=target.format_tile or _TILE_OF_SPLIT, base=base)
@@ -65,14 +66,14 @@ def _missing(target: Target) -> list[str]:
 
 @lru_cache(maxsize=1)
 def _tiles_are_permitted() -> bool:
-    """Whether the system permits tiles. It is asked once, so that a process does not change its target."""
+    """Whether the system permits tiles. The system is asked once, so that a process does not change its target."""
     from fusedrnn.jit.amx import request_permission  # few processors need it
 
     return request_permission()
 
 
 def emulated(target: Target) -> Target:
-    """The same kernels, compiled for this processor: their vectors are split over shorter ones. Correct, not fast."""
+    """The same kernels compiled for this processor: long vectors are split into shorter ones. Correct, not fast."""
     native = available_targets()[0]
     return replace(
         target,
@@ -88,7 +89,7 @@ def emulated(target: Target) -> Target:
 
 
 def _default_target() -> Target:
-    """The widest target that the processor can run, unless its instruction for pairs is a slow one."""
+    """The widest target that the processor can run, except those whose instruction for pairs is slow on it."""
     is_slow = _host_name() in _SLOW_PAIRS
     return next(t for t in available_targets() if not (is_slow and t.multiplies_pairs("bfloat16")))
 
@@ -97,7 +98,7 @@ def current_target() -> Target:
     """The target in force: the widest that the processor runs at full speed, or the one ``FUSEDRNN_TARGET`` names.
 
     Raises:
-        ValueError: If the variable names no target, or one that this processor lacks.
+        ValueError: If the variable names no target, or one that this processor cannot run.
     """
     name = env.target()
     if not name:
@@ -120,7 +121,7 @@ def current_target() -> Target:
 def target_for(hidden_size: int, dtype: str) -> Target:
     """The target for layers of that many units: the one in force, or the one with vectors half as long.
 
-    On processors that split 512-bit instructions, half vectors are taken if they leave that many fewer lanes empty.
+    The shorter vectors are for processors that split 512-bit instructions, if enough fewer lanes then stay empty.
     """
     target = current_target()
     if env.target() or _host_name() not in _SPLITS_512_BITS:

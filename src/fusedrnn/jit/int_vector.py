@@ -13,7 +13,7 @@ _WORD_MASK = 0xFFFFFFFF
 
 
 class IntVectors:
-    """Operations on vectors of so many words in a function under construction."""
+    """Operations on vectors of ``lanes`` words in a function under construction."""
 
     def __init__(self, function: Function, lanes: int) -> None:
         self.function, self.lanes = function, lanes
@@ -43,7 +43,7 @@ class IntVectors:
         return Value(f, builder.trunc(high, self.type)), Value(f, builder.trunc(product, self.type))
 
     def at_least(self, vector: Value, limit: Value) -> Value:
-        """Which lanes are at least the limit's, both taken as unsigned."""
+        """Which lanes are at least as large as those of the limit; both are unsigned."""
         return Value(self.function, self.function.builder.icmp_unsigned(">=", vector.ir, limit.ir))
 
 
@@ -53,7 +53,7 @@ def int_vector(bits: int, lanes: int) -> ir.Type:
 
 
 def shuffle(low: Value, high: Value, lanes: Iterable[int]) -> Value:
-    """Lanes of two vectors by number; the numbers of ``high`` follow those of ``low``."""
+    """A vector of lanes of two others, by number; the numbers of ``high`` follow those of ``low``."""
     numbers = list(lanes)
     mask = ir.Constant(ir.VectorType(I32, len(numbers)), numbers)
     return Value(low.function, low.function.builder.shuffle_vector(low.ir, high.ir, mask))

@@ -16,11 +16,12 @@ from fusedrnn.jit.target import Target
 from fusedrnn.locks import Lock
 
 Job = Callable[..., None]
-"""A kernel of two integers: the address of its arguments, and the number of the thread that runs it."""
+"""A kernel that takes two integers: the address of its arguments, and the number of the thread that runs it."""
 
 _Load = TypeVar("_Load", bound=Callable[..., Any])
 
-# Held while code is compiled or loaded: llvmlite has a lock of its own, which no forked child could open.
+# Held while code is compiled or loaded, and during a fork: llvmlite has a lock of its own, and a child that was forked
+# while that lock is held could never open it.
 lock = Lock(guards_fork=True)
 
 
@@ -66,7 +67,7 @@ def fetch(name: str, target: Target, build: Callable[..., Module], *arguments: A
     """The object file of the code that ``build(*arguments)`` emits: from the cache, or compiled.
 
     Args:
-        name: Tells it apart from all other code for the target: it names the arguments, too.
+        name: A name that no other code for the target has. It must tell the arguments apart, too.
         target: What to compile for.
         build: A function of the module that emits the code. A change in that module, or in any that it imports, makes
             the object files in the cache obsolete.
@@ -77,7 +78,7 @@ def fetch(name: str, target: Target, build: Callable[..., Module], *arguments: A
 
 
 def function(code: LoadedObject, name: str, arguments: int, returns: bool = False) -> Callable[..., Any]:
-    """A function of that many integers, which returns one or nothing. A call releases the interpreter's lock."""
+    """A function that takes that many integers and returns one or nothing. A call releases the interpreter's lock."""
     prototype = ctypes.CFUNCTYPE(ctypes.c_int64 if returns else None, *[ctypes.c_int64] * arguments)
     with lock:
         callable_ = prototype(code.address(name))

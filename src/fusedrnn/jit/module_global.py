@@ -8,7 +8,7 @@ from fusedrnn.jit.builder import I64, Function, Module, Value
 
 
 class Global:
-    """A 64-bit integer of a module's own, 0 when the module is loaded."""
+    """A 64-bit integer inside a module. It is 0 when the module is loaded."""
 
     def __init__(self, module: Module, name: str) -> None:
         self._variable = ir.GlobalVariable(module, I64, name)

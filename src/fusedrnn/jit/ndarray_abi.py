@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# From an array's data pointer to other fields. They have been the same in every release of NumPy.
+# Byte offsets from an array's data pointer to its other fields. They have been the same in every release of NumPy.
 NDIM, SHAPE, STRIDES, DTYPE, FLAGS = 8, 16, 24, 40, 48
 _ALIGNED, _WRITEABLE = 0x100, 0x400
 _WORD = 8
 
 
 class ObjectLayout(NamedTuple):
-    """Byte offsets in an object: of a tuple's items and their number, of its type, of an array's data pointer."""
+    """Byte offsets: of a tuple's items and of their number, of an object's type, of an array's data pointer."""
 
     items_offset: int
     size_offset: int
@@ -26,7 +26,7 @@ class ObjectLayout(NamedTuple):
 
 @lru_cache(maxsize=1)
 def object_layout() -> ObjectLayout | None:
-    """The layout in this interpreter; None if it is not the expected one, so that objects must not be read."""
+    """The layout in this interpreter; None if it is not the expected one: then machine code must not read objects."""
     if sys.implementation.name != "cpython" or ctypes.sizeof(ctypes.c_void_p) != _WORD:
         return None
     head = object.__basicsize__
@@ -63,7 +63,7 @@ def _layout_is_known(probe: Any, layout: ObjectLayout) -> bool:
 
 
 def guard_of(argument: Any, symbol: int, written: bool) -> list[int] | None:
-    """The guard for arguments like this one, None or an array; None if no guard can describe it.
+    """The guard for arguments like this one, which is an array or None. Returns None if no guard can describe it.
 
     See :data:`fusedrnn.engines.cpu.launch.call_kernel.GUARD`; ``symbol`` is the number of the symbol for its address.
     The guard compares the identity of the dtype: its user must hold a reference to the dtype.

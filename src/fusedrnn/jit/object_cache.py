@@ -1,8 +1,8 @@
-"""Object files on disk: what one process compiles, later ones load. Measured rates of the machine are kept likewise.
+"""Object files on disk: what one process compiles, later ones load. Measured rates of the machine are kept there too.
 
 A file is named by a hash of all that its content depends on. It begins with a hash of its name and its content: a file
-that is damaged, half written or another one's copy is compiled again. Files are written under a temporary name and then
-renamed, so that processes may write at the same time. Only a folder that no other user can write to is used, see
+that is damaged, half written or a copy of another file is compiled again. Files are written under a temporary name and
+then renamed, so that processes may write at the same time. Only a folder that no other user can write to is used, see
 :mod:`fusedrnn.jit.cache_folder`; without one, kernels stay in memory.
 """
 
@@ -28,7 +28,7 @@ _FORMAT = b"fusedrnn object file 2\n"
 _OBJECT = re.compile(r"[A-Za-z]\w*-[a-z0-9-]+-[0-9a-f]{32}\.(o|rates)")
 _TEMPORARY = re.compile(r"[A-Za-z]\w*-[a-z0-9-]+-[0-9a-f]{32}\w*(\.\w+)?\.tmp")
 _MAX_FILE_BYTES = 64 << 20
-# Writing a file takes milliseconds: a temporary file of this age, in seconds, is that of a process that was killed.
+# Writing a file takes milliseconds: a temporary file of this age, in seconds, was left by a process that was killed.
 _STALE_SECONDS = 3600.0
 
 
@@ -55,7 +55,7 @@ def _key(name: str, target: Target, emitter: str) -> str | None:
 
 
 def _header(file: str, image: bytes) -> bytes:
-    """The beginning of a file: it fits this content under this name only."""
+    """The beginning of a file. It is valid for this content under this name only."""
     return _FORMAT + hashlib.sha256(file.encode() + b"\0" + image).digest()
 
 
@@ -65,8 +65,8 @@ class ObjectCache:
 
     path: Path
     user: int | None = field(default_factory=current_user)  # who must own folder and files; None checks nothing
-    # The oldest files above these limits are removed. Dozens of cells in every dtype on every target have room, of 10
-    # to 30 KB each.
+    # The oldest files above these limits are removed. A file has 10 to 30 KB: there is room for dozens of cells in
+    # every dtype on every target.
     max_files: int = 1024
     max_bytes: int = 256 << 20
 
@@ -97,12 +97,12 @@ class ObjectCache:
         except UntrustedError as error:
             self._warn(error)
         except OSError as error:
-            # The code in memory is good: later processes compile it again, no more.
+            # The code in memory is good. The only loss is that later processes compile it again.
             env.warn_once(
                 str(self.path),
                 f"fusedrnn keeps compiled kernels in memory, and every process compiles them again: {self.path} cannot "
-                f"be written: {error.strerror or error}. For another folder set FUSEDRNN_CACHE_DIR, for none to an "
-                "empty string.",
+                f"be written: {error.strerror or error}. To use another folder, set FUSEDRNN_CACHE_DIR to it; to use "
+                "none, set it to an empty string.",
             )
 
     def rejection(self) -> str:
@@ -122,7 +122,8 @@ class ObjectCache:
         env.warn_once(
             str(self.path),
             f"fusedrnn keeps compiled kernels in memory and loads none from {self.path}, where another user could have "
-            f"placed code: {error}. For another folder set FUSEDRNN_CACHE_DIR, for none to an empty string.",
+            f"placed code: {error}. To use another folder, set FUSEDRNN_CACHE_DIR to it; to use none, set it to an "
+            "empty string.",
         )
 
     def _prune(self, folder: Folder, written: str) -> None:

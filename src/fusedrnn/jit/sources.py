@@ -2,7 +2,7 @@
 
 It covers the module that emits the kernel and all modules of this package that it imports, directly or not. They are
 read through the import system, not the file system: the package may lie in a zip archive, consist of bytecode alone or
-be part of a frozen application. Where they cannot be read there is no hash, and no kernel is kept on disk.
+be part of a frozen application. If a module cannot be read, there is no hash, and no kernel is kept on disk.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import NamedTuple
 _PACKAGE = "fusedrnn"
 _BUILDER = "fusedrnn.jit.builder"
 _COMPILER = "fusedrnn.jit.compiler"
-# Modules of emitters import these to load the code, for the target in force, which is part of the name itself: neither
-# changes what is emitted for a target.
+# Modules of emitters import these to load the code for the target in force. The target is itself a part of the file's
+# name, and neither module changes what is emitted for a target.
 _NOT_COVERED = {"fusedrnn.jit.loader", "fusedrnn.jit.host"}
 _SOURCE, _READABLE = tuple(SOURCE_SUFFIXES), tuple(SOURCE_SUFFIXES + BYTECODE_SUFFIXES)
 _IMPORT = re.compile(rb"^[ \t]*(?:from|import) (fusedrnn[\w.]*)(?: import (\([^)]*\)|[^\n]*))?", re.MULTILINE)
@@ -34,8 +34,8 @@ _IMPORTED_AT = time.time()
 def digest(emitter: str) -> bytes | None:
     """SHA-256 of the module ``emitter``, all that it imports and the compiler; None if one of them cannot be read.
 
-    None as well if one of the files is newer than its import by this process: the code that runs is then not the code
-    in the file.
+    Also None if one of the files has changed since this process imported it: the code that runs is then not the code in
+    the file.
     """
     total = hashlib.sha256()
     try:
@@ -51,7 +51,7 @@ def covered_modules(emitter: str) -> set[str]:
     """The modules of this package that may change the machine code of a kernel that the module ``emitter`` emits.
 
     Raises:
-        LookupError: If one of them cannot be read, or ``emitter`` cannot emit code: the emitter is another one then.
+        LookupError: If one of them cannot be read, or if ``emitter`` cannot emit code: then it is the wrong module.
     """
     names = _imported_by(emitter)
     if _BUILDER not in names:
@@ -70,7 +70,7 @@ def _imported_by(module: str) -> set[str]:
 
 
 class _Module(NamedTuple):
-    """What a module holds, and the modules of this package that it imports, in functions too."""
+    """The content of a module, and the modules of this package that it imports, also inside functions."""
 
     content: bytes
     imports: frozenset[str]
@@ -111,7 +111,7 @@ def _bytecode_imports(code: CodeType) -> Iterator[tuple[str, set[str]]]:
 
 
 def _modules(module: str, names: set[str]) -> Iterator[str]:
-    """The modules that an import names. A package is none of them: its own code defines nothing that emitters use."""
+    """The modules that an import names. A package itself is left out: its code defines nothing that emitters use."""
     spec = find_spec(module)
     if spec is None or spec.submodule_search_locations is None:
         yield module
@@ -128,7 +128,7 @@ def _changed_since_import(spec: ModuleSpec) -> bool:
         except OSError:  # inside an archive, or no file at all
             path = os.path.dirname(path).rstrip(os.sep)
             continue
-        # Tools set the time of modification to what they like, but not ctime. On Windows that is the time of creation.
+        # Tools can set the time of modification to any value, but not ctime. On Windows, ctime is the time of creation.
         changed = status.st_mtime if os.name == "nt" else status.st_ctime
         return changed > _IMPORTED_AT and stat.S_ISREG(status.st_mode)
     return False

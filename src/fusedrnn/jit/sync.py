@@ -1,7 +1,7 @@
 """What threads need inside machine code: atomics, waiting, a barrier, progress counters, flush-to-zero mode.
 
-A thread that waits spins for a while and now and then yields its processor. Then it sleeps: on a futex where there is
-one (Linux), elsewhere for a moment at a time.
+A waiting thread first spins and yields its processor from time to time. Then it sleeps: on a futex where there is one
+(Linux), elsewhere for a moment at a time.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from fusedrnn.jit.target import is_x86
 CACHE_LINE = 64
 BARRIER_BYTES = 3 * CACHE_LINE
 PROGRESS_BYTES = 2 * CACHE_LINE
-# Offsets in a barrier: the generation that threads wait on, the number that have arrived, the number asleep. Each has
-# a cache line of its own, because different threads write them.
+# Offsets in a barrier: the generation that threads wait on, how many threads have arrived, how many are asleep. Each
+# number has a cache line of its own, because different threads write them.
 _GENERATION, _ARRIVED, _ASLEEP = 0, CACHE_LINE, 2 * CACHE_LINE
 # Linux: the number of the system call, and its operations on a futex of this process.
 _FUTEX_NUMBERS = {"x86_64": 202, "amd64": 202, "aarch64": 98}
@@ -36,7 +36,7 @@ def atomic_add(f: Function, address: Value, amount: int) -> Value:
 
 
 def atomic_load(f: Function, address: Value) -> Value:
-    """Load the integer at an address; what its writer wrote before it is visible, too."""
+    """Load the integer at an address; all that the thread which stored it wrote before is visible, too."""
     return Value(f, f.builder.load_atomic(f.pointer(address), "seq_cst", 8, typ=I64))
 
 
@@ -47,12 +47,12 @@ def atomic_store(f: Function, address: Value, value: Value) -> None:
 
 
 def try_lock(f: Function, address: Value) -> Value:
-    """Whether this thread has set the integer at an address to 1: it was 0. Unlock by storing 0 atomically."""
+    """Set the integer at an address to 1; return whether it was 0 before. Unlock by storing 0 atomically."""
     return Value(f, f.builder.atomic_rmw("xchg", f.pointer(address), I64(1), "seq_cst")).is_zero
 
 
 def lock(f: Function, address: Value) -> None:
-    """Return once this thread has set the integer at an address from 0 to 1: for locks held for a moment."""
+    """Return once this thread has set the integer at an address from 0 to 1: for locks that are held briefly."""
     with f.forever() as loop:
         f.break_if(loop, try_lock(f, address))
         yield_processor(f)
@@ -72,7 +72,7 @@ def yield_processor(f: Function) -> None:
 def emit_wait(module: Module) -> Function:
     """A function of (address, value, spins, asleep): return once the integer at the address is not the value.
 
-    After ``spins`` iterations the thread sleeps; ``asleep`` is the address of the number of threads that do.
+    After ``spins`` iterations the thread sleeps; ``asleep`` is the address of the number of sleeping threads.
     """
     f = Function(module, "wait", ["address", "value", "spins", "asleep"])
     address, value, spins, asleep = f.arguments
@@ -150,7 +150,7 @@ def emit_wait_for_progress(module: Module, wait: Function) -> Function:
 
 
 def publish_progress(f: Function, progress: Value, steps: Value) -> None:
-    """Let the threads that wait for it know that so many steps are done."""
+    """Tell the threads that wait for this progress how many steps are done."""
     atomic_store(f, progress, steps)
     wake(f, progress, progress + CACHE_LINE)
 

@@ -1,6 +1,6 @@
 """Vector instruction sets to compile for: vector length, registers, fused multiply-add.
 
-:mod:`fusedrnn.jit.host` says which of them this processor has. Kernels depend on this module alone.
+The code of kernels depends on this module, but not on :mod:`fusedrnn.jit.host`, which says what this processor has.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ class Target:
 
     Attributes:
         name: What ``FUSEDRNN_TARGET`` calls it.
-        description: For people.
+        description: What it is, for users.
         vector_bits: Length of its vectors.
         registers: Number of its vector registers.
         fma: Whether it has fused multiply-add.
         cpu: LLVM's name of the processor to compile for.
         features: LLVM's features beyond those of ``cpu``.
         required: LLVM's features that a processor must have to run the code.
-        format_tile: A tile in place of the usual one: for GEMM operands that are not of the dtype of the sums, see
-            :meth:`for_compute`, or for a processor on which another one is faster, see :mod:`fusedrnn.jit.host`.
+        format_tile: A tile in place of the usual one. It is set for GEMM operands of another format than the sums, see
+            :meth:`for_compute`, and for processors on which another tile is faster, see :mod:`fusedrnn.jit.host`.
         dot_products: Formats of GEMM operands for which it has an instruction that adds the products of a group.
         has_tiles: Whether those instructions multiply tiles, as AMX's do, and not vectors.
         base: The same target without those instructions; None if it has none.
-        narrow_weights: Whether packed weights have the format of operands; else that of sums, rounded.
-        emulated: Whether it stands for another processor, whose instructions this one may lack.
+        narrow_weights: Whether packed weights have the format of operands; if not, they are rounded to it, but stored
+            in the format of sums.
+        emulated: Whether its kernels are compiled for this processor, which may lack the target's instructions.
     """
 
     name: str
@@ -57,7 +58,7 @@ class Target:
     def multiplies_pairs(self, compute: str) -> bool:
         """Whether it multiplies vectors of pairs of that format and adds them in float32.
 
-        Processors with tiles can, but take twice as long as for the same products in float32.
+        Processors with tiles have that instruction, too, but it takes twice as long as the same products in float32.
         """
         return compute == "bfloat16" and compute in self.dot_products and not self.has_tiles
 
@@ -68,9 +69,9 @@ class Target:
     def for_compute(self, compute: str, narrow_weights: bool = True) -> Target:
         """The target for GEMM operands of that format, with the tile for them.
 
-        It is the base unless there is a dot product for the format, so that code for others is compiled once. Without
-        a dot product narrow weights that multiply float32 are widened in registers, which pays only where it saves
-        traffic, and never without a fused multiply-add: SSE2 has no instruction that widens. The bits are the same.
+        Without a dot product for the format it is the base, so that code for other formats is compiled only once. Then
+        narrow weights that multiply float32 are widened in registers. That pays only where it saves traffic, and never
+        on a target without a fused multiply-add: SSE2 has no instruction that widens. The bits are the same.
         """
         if compute in self.dot_products:
             return self
@@ -82,7 +83,7 @@ class Target:
 
     @property
     def tile(self) -> tuple[int, int]:
-        """Rows and vectors of the micro-kernel: the largest accumulator whose operands still fit the registers."""
+        """Rows and vectors of the micro-kernel: as many accumulators as the registers hold beside their operands."""
         if self.format_tile:
             return self.format_tile
         if self.registers == 32:
@@ -92,14 +93,14 @@ class Target:
 
     @property
     def one_row_panels(self) -> int:
-        """Panels of the micro-kernel for one row. Each of its vectors is a chain of sums, so a panel has too few."""
+        """How many panels the micro-kernel for one row has: one panel has too few vectors, each a chain of sums."""
         return -(-_MIN_CHAINS[self.registers] // self.tile[1])
 
 
-# Chains of multiply-adds that keep a processor busy: the next of a chain waits some four cycles for the last. By number
-# of registers.
+# By number of registers: how many chains of multiply-adds keep a processor busy. In a chain, each one waits some four
+# cycles for the one before.
 _MIN_CHAINS = {16: 6, 32: 8}
-# By number of registers and whether there is a fused multiply-add. Widened operands take registers of their own.
+# Tiles by number of registers and by whether there is a fused multiply-add. Widened operands take registers, too.
 _TILES = {
     "bfloat16": {(32, True): (6, 3), (16, True): (5, 2)},
     "int8": {(32, True): (6, 4), (16, True): (5, 2), (16, False): (4, 2)},
@@ -123,7 +124,7 @@ def _with_dot_products(
 
 
 def _with_avx512_dot_products(base: Target) -> tuple[Target, ...]:
-    """A target of AVX-512 with the instructions that later processors added, then without them."""
+    """The targets of AVX-512 with the instructions that later processors added, then the one without them."""
     vnni, bf16 = ("avx512vnni",), ("avx512vnni", "avx512bf16")
     return (
         _with_dot_products(base, "bf16", ("bfloat16", "int8"), "VNNI and BF16", bf16),

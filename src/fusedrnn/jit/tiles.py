@@ -1,7 +1,7 @@
-"""The tiles of AMX: eight registers of a thread, each of up to 16 rows of 64 bytes, and what multiplies them.
+"""The tiles of AMX: eight registers of a thread, each of up to 16 rows of 64 bytes, and the product of two tiles.
 
-A target that stands for another processor keeps tiles in memory, and computes the same in the same order by
-instructions that every processor has.
+An emulated target keeps tiles in memory, and computes the same in the same order with instructions that every processor
+has.
 """
 
 from __future__ import annotations
@@ -27,30 +27,32 @@ _I8 = ir.IntType(8)
 _WORD_BYTES = 4
 _CONFIG_BYTES = 64
 _PALETTE, _ROW_BYTES_OFFSETS, _ROWS_OFFSET = 1, (16, 24), 48
-"""Where in a configuration the bytes of the tiles' rows are, 16-bit numbers, and the numbers of rows, 8-bit ones."""
+"""The palette of a configuration, and offsets in it: those of the tiles' bytes per row (16-bit numbers, four at each
+offset), and that of their numbers of rows (8-bit numbers)."""
 
 
 class Tiles(Protocol):
-    """The tiles in a function under construction. Those but :data:`RIGHT_TILES` have a number of rows of its choice."""
+    """The tiles in a function under construction, which chooses how many rows all but :data:`RIGHT_TILES` have."""
 
     def configure(self) -> None:
-        """Give tiles their numbers of rows, unless they have them. If they change, all tiles become zeros."""
+        """Give the tiles their numbers of rows, unless they have them already. A change sets all tiles to zero."""
 
     def load(self, tile: int, address: Value, stride: Value) -> None:
-        """Load a tile, whose rows are so many bytes apart."""
+        """Load a tile from rows that are ``stride`` bytes apart."""
 
     def multiply(self, sums: int, left: int, right: int) -> None:
         """Add the product of two tiles to the tile ``sums``.
 
-        A row of ``left`` holds 16 groups of numbers, of 32 bits each; a row of ``right`` one group for each column.
+        A row of ``left`` holds 16 groups of numbers; a row of ``right`` holds one group for each column. A group has
+        32 bits.
         """
 
     def store(self, tile: int, address: Value, stride: Value) -> None:
-        """Store a tile, in rows that are so many bytes apart."""
+        """Store a tile in rows that are ``stride`` bytes apart."""
 
 
 TilesOf = Callable[[Function, Value], Tiles]
-"""The tiles in a function, with so many rows."""
+"""From a function and a number of rows to the tiles in that function."""
 
 
 def emit_tiles(module: Module, target: Target, instruction: str) -> TilesOf:
@@ -67,7 +69,7 @@ def emit_tiles(module: Module, target: Target, instruction: str) -> TilesOf:
 
 @contextmanager
 def released_tiles(f: Function, target: Target) -> Iterator[None]:
-    """Begin and end with tiles in their initial state, so that the system need not save them beyond the block.
+    """Begin and end with tiles in their initial state, so that the system need not save them outside the block.
 
     What the thread ran before may have left them in another state. Nothing is emitted for targets without tiles.
     """
@@ -91,7 +93,7 @@ class AmxTiles:
         self._instruction, self._f, self._rows = instruction, f, rows
 
     def configure(self) -> None:
-        """See :class:`Tiles`. To configure takes ten times as long as to ask."""
+        """See :class:`Tiles`. Setting a configuration takes ten times as long as reading it."""
         f = self._f
         config = f.alloca(_CONFIG_BYTES)
         f.intrinsic("llvm.x86.sttilecfg", VOID, [f.pointer(config)])
@@ -120,12 +122,12 @@ class AmxTiles:
 
 
 def _repeated(number: int, bits: int, times: int) -> int:
-    """An integer that holds the number so many times."""
+    """An integer that holds ``number`` in each of ``times`` fields of ``bits`` bits."""
     return sum(number << place * bits for place in range(times))
 
 
 class _EmulatedTiles:
-    """See :class:`Tiles`: in memory, loaded, stored and multiplied by functions."""
+    """See :class:`Tiles`. These are in memory, and functions load, store and multiply them."""
 
     def __init__(self, load: Function, store: Function, multiply: Function, f: Function, rows: Value) -> None:
         self._load, self._store, self._multiply = load, store, multiply
@@ -188,9 +190,9 @@ def _emit_multiply(module: Module, target: Target, instruction: str) -> Function
 
 
 def _add_bfloat16_row(v: Vectors, sums: Value, left: Value, right: Value) -> None:
-    """Two chains of fused multiply-adds from zero, over each half of all pairs, added up and then to the sums.
+    """Two chains of fused multiply-adds begin at zero, one over the low and one over the high numbers of all pairs.
 
-    That is the order which Intel's manual defines. Denormals are zero.
+    Their sum is added to ``sums``. This is the order that Intel's manual defines. Denormals are zero.
     """
     f = v.function
     totals = [f.var(v.const(0.0)) for _ in range(2)]

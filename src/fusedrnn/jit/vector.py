@@ -58,8 +58,9 @@ class Vectors(Elementwise):
     def transpose_square(self, addresses: Sequence[Value]) -> list[Value]:
         """Load a square at any alignment and transpose it: lane i of vector j is number j at address i.
 
-        A transpose exchanges each bit of the lane's number with that bit of the row's. The highest bit is exchanged by
-        loading halves of two rows into one vector, which takes no shuffle on most processors; the others by shuffles.
+        A transpose exchanges each bit of a lane's number with the same bit of its row's number. To exchange the highest
+        bit, halves of two rows are loaded into one vector, which takes no shuffle on most processors. The other bits
+        are exchanged by shuffles.
         """
         half = self.lanes // 2
         rows = [
@@ -90,7 +91,7 @@ class Vectors(Elementwise):
         return self._splat(scalar, self.format.scalar)
 
     def reduce(self, vector: Value, combine: Callable[[Value, Value], Value]) -> Value:
-        """All lanes combined by halves, the result in every lane."""
+        """Combine all lanes; every lane holds the result."""
         distance = self.lanes // 2
         while distance:
             swapped = shuffle(vector, vector, [lane ^ distance for lane in range(self.lanes)])

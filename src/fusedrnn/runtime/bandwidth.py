@@ -8,7 +8,7 @@ from fusedrnn.runtime.peak import measure_peak, measure_reading
 
 MEMORY = "memory"
 _ROUNDS = 5
-# For the cost model: many short rounds, so that one of them is undisturbed.
+# For the cost model: many short rounds, so that at least one of them is undisturbed.
 _SHORT_ROUNDS, _SHORT_READ_BYTES = 24, 1 << 24
 
 
@@ -22,16 +22,16 @@ def measure_bandwidth(
 ) -> dict[str, float]:
     """GB/s that ``threads`` threads read together, by level: ``"L2"``, ``"L3"`` where they are known, ``"memory"``.
 
-    Every thread sums an array of its own repeatedly; the best of a few rounds counts. The arrays fill half of the L2,
-    together a quarter of the L3, and three times the L3. The measurement takes less than a second.
+    Every thread sums an array of its own repeatedly; the best of a few rounds counts. For the L2, each array fills half
+    of it. For the L3, all arrays together fill a quarter of it. For memory, they are together three times as large as
+    the L3. The measurement takes less than a second.
 
     Args:
         threads: Their number.
         caches: Bytes of each level; None for those of this machine.
-        read_bytes: Bytes that each thread reads in a round: some milliseconds.
+        read_bytes: Bytes that each thread reads in a round, which takes some milliseconds.
         min_memory_bytes: Least size of a thread's array in memory: more than a core's share of any processor's L3.
-        rounds: How often each cache is measured; memory, which takes longest, is not measured more often than that by
-            default.
+        rounds: How often each cache is measured. Memory takes longest and is measured no more often than the default.
     """
     arrays = array_bytes(threads, cache_sizes() if caches is None else caches, min_memory_bytes)
     return {
@@ -41,10 +41,10 @@ def measure_bandwidth(
 
 
 def measured_rates(*, anew: bool = False) -> MachineRates:
-    """The rates of one thread that are kept for the target in force; measured and kept if there are none, or ``anew``.
+    """The rates of one thread for the target in force: those kept, or new ones if there are none or with ``anew``.
 
-    A measurement takes the better part of a second. Nothing else should run on the machine meanwhile, though the best
-    of many short rounds counts.
+    New rates are kept. A measurement takes most of a second. Nothing else should run on the machine meanwhile, although
+    only the best of many short rounds counts.
     """
     target = current_target()
     rates = None if anew else kept_rates(target)

@@ -1,4 +1,4 @@
-"""Memory that outlives a call: scratch passed from call to call, and buffers that return with their last reference."""
+"""Memory that outlives a call: scratch for later calls, and buffers that return to a pool with their last reference."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from numpy.typing import DTypeLike, NDArray
 Array = NDArray[Any]
 _CACHE_LINE = 64
 _HUGE_PAGE = 2 << 20
-# Scratch buffers that an op keeps for its next calls: as many as callers that use it at the same time, within reason.
+# How many scratch buffers an op keeps for its next calls, at most: one for each caller that uses it at the same time.
 _MAX_IDLE_SCRATCH = 4
-# A buffer serves requests of at least a sixteenth of its size; a buffer of up to the second number of bytes, any.
+# A buffer serves requests of at least a sixteenth of its size. A buffer of at most _SMALL bytes serves any request.
 _MAX_EXCESS, _SMALL = 16, 1 << 20
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: DTypeLike, *, min_huge: int = 3 << 18) -> Array:
     """A new C-contiguous array that begins at a cache line; its content is undefined.
 
-    From ``min_huge`` bytes on it gets huge pages where the system has them. Its cache lines are then consecutive in
-    physical memory, which a cache holds without conflicts, and it takes few entries of the TLB.
+    An array of at least ``min_huge`` bytes gets huge pages where the system has them. Its cache lines are then
+    consecutive in physical memory, so that a cache holds them without conflicts, and it takes few entries of the TLB.
     """
     kind = np.dtype(dtype)
     size = math.prod(shape) * kind.itemsize
@@ -36,10 +36,10 @@ def aligned_empty(shape: tuple[int, ...], dtype: DTypeLike, *, min_huge: int = 3
 
 
 def _huge_pages(size: int) -> Array:
-    """Memory for that many bytes from a multiple of the huge page's size on, for which huge pages are requested."""
+    """Memory that holds ``size`` bytes from a multiple of the huge page's size on. Huge pages are requested for it."""
     try:
         memory = mmap.mmap(-1, -(-size // _HUGE_PAGE) * _HUGE_PAGE + _HUGE_PAGE, flags=mmap.MAP_PRIVATE)
-    except (OSError, OverflowError) as error:  # as NumPy has it
+    except (OSError, OverflowError) as error:  # the same error as NumPy's
         raise MemoryError(f"Unable to allocate {size} bytes of memory: {error}") from error
     with suppress(OSError):  # a system without them
         memory.madvise(mmap.MADV_HUGEPAGE)
@@ -57,9 +57,9 @@ class _Returned(weakref.ref["Lease"]):
 class Lease:
     """A buffer of bytes that returns to its pool with the last reference to this object.
 
-    An array that NumPy makes of it refers to it. The callback of a weak reference, the pool's own ``append``, returns
-    the buffer: the garbage collector may run anywhere, so it must neither run Python code, which an interrupt could
-    break off, nor take a lock.
+    An array that NumPy makes of it refers to it. The callback of a weak reference returns the buffer. The callback is
+    the pool's own ``append``: the garbage collector may call it anywhere, so it must neither run Python code, which an
+    interrupt could break off, nor take a lock.
     """
 
     __slots__ = ("__weakref__", "_returned", "address", "buffer")
@@ -78,7 +78,7 @@ class Lease:
 class BufferPool:
     """Buffers of one kind, leased or idle. The methods of a deque are atomic: no lock is needed.
 
-    There are as many buffers as were leased at once, and a few more for sizes far apart.
+    It has as many buffers as were leased at the same time, and a few more if their sizes are far apart.
 
     Args:
         max_idle: Idle buffers to keep; the one that has been idle longest is freed first.
@@ -95,7 +95,7 @@ class BufferPool:
         """A buffer of at least ``size`` bytes, a whole number of cache lines; its content is undefined.
 
         It is the smallest idle buffer that is large enough. A buffer that is many times too large stays idle: a caller
-        that keeps little shall not occupy much memory.
+        that keeps little must not occupy much memory.
         """
         try:
             last = self._idle.pop()
@@ -115,11 +115,11 @@ class BufferPool:
                 if removed is not None:
                     self._idle.remove(removed)
             except ValueError:
-                continue  # another thread was faster
+                continue  # another thread has taken it
             if smallest is None:
                 return self._new(size)
             if too_large:
-                # Large enough for all requests that the idle buffer is too large for.
+                # The new buffer is large enough for every request that the idle buffer is too large for.
                 return self._new(smallest.buffer.size // (_MAX_EXCESS * _CACHE_LINE) * _CACHE_LINE)
             return Lease(smallest.buffer, smallest.address, self._idle)
 

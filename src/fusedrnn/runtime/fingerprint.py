@@ -1,9 +1,9 @@
 """A fingerprint of memory, computed at the speed of reading it: has the content changed?
 
-Eight independent 64-bit lanes of h ← rotate((h ⊕ word)·odd). Every step is a bijection, so a change of a single word
-always shows. Any other change is missed with a probability of about 2⁻⁶⁴: the product spreads a difference to higher
-bits, and the rotation brings high bits, such as a sign, down to where the next product spreads them. (Without it two
-changed signs in one lane would cancel.) It is no protection against someone who wants it to miss a change.
+Eight independent 64-bit lanes compute h ← rotate((h ⊕ word)·odd). Every step is a bijection, so a change of a single
+word always shows. Any other change is missed with a probability of about 2⁻⁶⁴: the product spreads a difference to
+higher bits, and the rotation brings high bits, such as a sign, down to where the next product spreads them. (Without
+the rotation, two changed signs in one lane would cancel.) Changes that it misses can be constructed on purpose.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LANES = 8
 MEMORY_RANGE = Struct("begin", "size", "copy")
 """A range of memory: its address, its bytes (a multiple of 4), and the address to copy them to; 0 for no copy."""
 _ODD = 0x9E3779B97F4A7C15
-# No multiple of 32, which would bring the sign of one float to that of another one.
+# Not a multiple of 32: that would move the sign bit of one float to the sign bit of another.
 _ROTATION = 47
 
 
@@ -58,7 +58,7 @@ def build_fingerprint() -> Module:
 
 
 def _emit_range(module: Module, name: str) -> Function:
-    """A function of one range; the one named ``copy`` copies it as well."""
+    """A function of one range; the function named ``copy`` copies the range as well."""
     f = Function(module, name, ["data", "size", "result", "copy"])
     data, size, result, copy = f.arguments
     lanes = [f.var(lane + 1) for lane in range(LANES)]

@@ -11,7 +11,7 @@ from fusedrnn.jit.sync import emit_barrier, emit_wait
 CHAIN = Struct("num_jobs", "num_threads", "barrier", "spins")
 """The arguments of a chain; its jobs follow. The barrier is zero at first."""
 CHAINED_JOB = Struct("function", "arguments")
-"""A job of a chain. Threads beyond those that it needs are to return at once."""
+"""A job of a chain. All threads call it, and those that it does not need must return at once."""
 
 
 @load_once()

@@ -1,7 +1,7 @@
-"""The rates that one thread of this machine was measured to reach, kept in the folder of compiled kernels.
+"""The measured rates of one thread of this machine, kept in the folder of compiled kernels.
 
 A file belongs to a processor, its caches, its number of cores and a target. Reading it takes a fraction of a
-millisecond, once in a process; measuring takes the better part of a second, see :mod:`fusedrnn.runtime.bandwidth`.
+millisecond, once in a process; measuring takes most of a second, see :mod:`fusedrnn.runtime.bandwidth`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _of_this_process: dict[str, MachineRates | None] = {}
 
 
 def kept_rates(target: Target) -> MachineRates | None:
-    """What this process or an earlier one measured with a target's vectors; None if none did, or if it is emulated."""
+    """What this or an earlier process measured with a target's vectors; None if none has, or if it is emulated."""
     if target.emulated:
         return None
     file = _file(target)
@@ -74,7 +74,7 @@ def _parsed(content: bytes) -> MachineRates | None:
 
 @lru_cache(maxsize=8)
 def _file(target: Target) -> str:
-    """The name of the file of this machine and a target: dot products do not change these rates."""
+    """The file's name for this machine and the target, or the target's base: dot products do not change these rates."""
     name = (target.base or target).name
     machine = f"{_FORMAT} {processor_name()} {sorted(cache_sizes().items())} {os.cpu_count()}"
     return f"rates-{name}-{hashlib.sha256(machine.encode()).hexdigest()[:32]}.rates"

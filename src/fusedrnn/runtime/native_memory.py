@@ -1,7 +1,7 @@
 """Memory for machine code that runs without the interpreter: slots of scratch, taken and returned with atomics.
 
-Calls at the same time take different slots, successive calls the same one. A slot grows and is never freed: there are
-as many as calls that run at once.
+Calls at the same time take different slots, successive calls the same one. A slot's memory grows and is never freed:
+as many slots have memory as calls have run at once.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from fusedrnn.jit.sync import try_lock, yield_processor
 from fusedrnn.runtime.buffers import aligned_empty
 
 SLOT = Struct("busy", "address", "size", *(f"_{i}" for i in range(3, 8)))
-"""A slot: whether a call has it, its memory and the bytes of that. It has a cache line of its own."""
+"""A slot: whether a call has it, the address of its memory, and how many bytes that has. It fills a cache line."""
 _NUM_SLOTS = 16
 _CACHE_LINE, _HUGE_PAGE = 64, 2 << 20
-# From so many bytes on memory begins at a huge page, and the system is asked for those.
+# Memory of at least this many bytes begins at a huge page, and the system is asked for huge pages.
 _MIN_HUGE = 3 << 18
 _MADV_HUGEPAGE = 14
 
@@ -57,7 +57,10 @@ def scratch_slots() -> int:
 
 
 def emit_grow(module: Module) -> Function:
-    """Emit the function of (slot, size): whether the slot's memory has that many bytes now; its content is lost."""
+    """Emit the function of (slot, size) that gives the slot that many bytes, and returns whether it could.
+
+    If the memory has to grow, its content is lost.
+    """
     f = Function(module, "grow", ["slot", "size"], returns=True)
     slot, size = f.arguments
     fields = SLOT.read(f, slot)

@@ -1,4 +1,4 @@
-"""What machine code that runs without the interpreter reads of the process: the thread pool, and the threads to use."""
+"""What machine code reads of the process without the interpreter: the thread pool, and how many threads to use."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import numpy as np
 
 _state = np.zeros(2, np.int64)
 _CONTROL, _NUM_THREADS = range(2)
-# Control blocks of pools. A caller in machine code may hold the address of one: its memory outlives the pool, and its
-# ``busy`` refuses jobs then.
+# Control blocks of pools. A caller in machine code may still hold the address of one: so its memory outlives the pool,
+# and its ``busy`` then refuses jobs.
 _immortal: list[object] = []
 
 
 def publish_pool(control: int, *memory: object) -> None:
-    """Let machine code use the pool with that control block, in memory that is never freed; 0 for no pool."""
+    """Let machine code use the pool with that control block; 0 for no pool. Its ``memory`` is never freed."""
     _immortal.extend(memory)
     _state[_CONTROL] = control
 
@@ -23,10 +23,10 @@ def publish_num_threads(threads: int) -> None:
 
 
 def control_cell() -> int:
-    """Where machine code finds the address of the control block of the current pool; that is 0 without one."""
+    """Where machine code finds the address of the current pool's control block; the address is 0 without a pool."""
     return int(_state.ctypes.data + 8 * _CONTROL)
 
 
 def num_threads_cell() -> int:
-    """Where machine code finds how many threads a call may use; 0 before anyone has set or asked for that."""
+    """Where machine code finds how many threads a call may use; 0 until that number has been published."""
     return int(_state.ctypes.data + 8 * _NUM_THREADS)

@@ -1,6 +1,6 @@
 """A team of threads of an OpenMP runtime, in a process where others use that runtime too.
 
-OpenMP's threads spin for some milliseconds after each job. The threads of a pool beside them would have to compete with
+OpenMP's threads spin for some milliseconds after each job. The threads of a separate pool would have to compete with
 them for the processors.
 """
 
@@ -17,14 +17,14 @@ from fusedrnn.jit.struct import Struct
 from fusedrnn.runtime.thread_pool import ThreadTeam
 
 _OMP_JOB = Struct("job", "arguments", "num_threads", "omp_get_num_threads", "omp_get_thread_num", "failed")
-"""A job, its arguments and its number of threads; functions of the runtime; whether it granted fewer threads."""
+"""A job, its arguments and number of threads; functions of the runtime; whether the runtime granted fewer threads."""
 
 
 class OpenMP:
     """The functions of an OpenMP runtime, under GNU's names, which other runtimes have too.
 
     Args:
-        library: A library that has these functions, or was linked with one that has.
+        library: A library that has these functions, or was linked with one that has them.
 
     Raises:
         AttributeError: If it does not have them.

@@ -27,13 +27,13 @@ PEAK = Struct("results", *_BARRIER_FIELDS)
 """``results`` begins with the operands; a thread's results are at ``(tid + 1) * RESULT_BYTES``."""
 RESULT_BYTES = 256
 _CPUS_OFFSET = 128
-"""Where in a thread's results its processors at the beginning and the end are noted, 64-bit integers."""
+"""Where in a thread's results two 64-bit integers are: the processors on which it began and ended."""
 _READING = Struct("arrays", "size", "repeats", "results", *_BARRIER_FIELDS)
-"""Each thread has an array of ``size`` bytes, one behind the other, and reads it so many times."""
+"""The threads' arrays, of ``size`` bytes each, lie one behind the other. A thread reads its own ``repeats`` times."""
 # Vectors read in an iteration, and bytes of prefetch distance.
 _VECTORS_READ, _PREFETCH_DISTANCE = 8, 1024
-# Samples of a peak, some 30 ms, in which a processor reaches its full frequency. Up to the second number of them if the
-# threads have not yet run on as many processors as they may use.
+# Samples of a peak: some 30 ms, in which a processor reaches its full frequency. If the threads have not yet run on as
+# many processors as they may use, there are up to _MAX_SAMPLES.
 _SAMPLES, _MAX_SAMPLES = 24, 40
 # Rounds of a sample, half a millisecond each: shorter than a time slice, so that one of them is undisturbed.
 _ROUNDS = 3
@@ -45,8 +45,8 @@ class PeakSample:
 
     Attributes:
         gflops: The rate of the threads together, of the best round.
-        spread: Whether in that round each thread had its own processor, or all available ones were in use, or the
-            system does not tell.
+        spread: Whether in that round each thread had its own processor, or all available processors were in use. Also
+            true where the system does not tell.
     """
 
     gflops: float
@@ -95,9 +95,9 @@ def sample_peak(number_format: str, threads: int) -> PeakSample:
 
 
 def is_spread(cpus: NDArray[np.int64], threads: int) -> bool:
-    """Whether threads on these processors, (threads, 2), had each its own, as far as there are so many.
+    """Whether each thread had a processor of its own, or all available processors were in use.
 
-    Numbers are -1 where the system does not tell.
+    ``cpus`` (threads, 2) are the processors on which each thread began and ended, -1 where the system does not tell.
     """
     if (cpus < 0).any():
         return True
@@ -106,12 +106,12 @@ def is_spread(cpus: NDArray[np.int64], threads: int) -> bool:
 
 
 def measure_reading(size: int, threads: int, read: int, rounds: int) -> float:
-    """GB/s that the threads read together, each its own array, again and again.
+    """GB/s that the threads read together. Each thread reads its own array again and again.
 
     Args:
         size: Bytes of a thread's array.
         threads: Their number.
-        read: Bytes that a thread reads in a round, at least.
+        read: How many bytes a thread reads in a round, at least.
         rounds: How often to measure; the best round counts.
 
     Raises:
@@ -189,8 +189,9 @@ def _begin(
 ) -> tuple[Function, Fields, Vectors, Value]:
     """Begin a job: all threads wait for one another. Return it, its arguments, its vectors and its thread's number.
 
-    The system may wake a thread on the processor of the thread that woke it, where it waits for a time slice: longer
-    than the work that is measured. At a barrier the other one lets it run, and it migrates to a processor of its own.
+    The system may put a woken thread on the processor of the thread that woke it. There it waits for a time slice:
+    longer than the work that is measured. At a barrier the thread that woke it lets it run, and it migrates to a
+    processor of its own.
     """
     module = Module(module_name)
     barrier = emit_barrier(module, emit_wait(module))

@@ -1,4 +1,4 @@
-"""The instructions whose rates are a format's peak: each a small emitter of a loop of independent ones."""
+"""The instructions whose rates are a format's peak. Each has a small emitter of a loop of independent instructions."""
 
 from __future__ import annotations
 
@@ -21,21 +21,25 @@ Step = Callable[[Vectors, Value, Value, Value], Value]
 
 
 class Instruction(Protocol):
-    """What is measured."""
+    """An instruction that is measured."""
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Its name, for users."""
 
     @property
     def iterations(self) -> int:
-        """Of the loop: half a millisecond."""
+        """Iterations of the loop, which take half a millisecond."""
 
     def operations(self, target: Target, dtype: str) -> int:
         """Multiplications and additions in an iteration."""
 
     def emit(self, v: Vectors, operands: Value, into: Value) -> None:
-        """A loop that runs it on operands in memory, all zeros, and stores something that depends on all of them."""
+        """Emit a loop that runs it.
+
+        ``operands`` is the address of operands, all zeros. ``into`` is where a result may be stored that depends on
+        all iterations.
+        """
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class VectorInstruction:
     """An instruction on vectors, in chains.
 
     Attributes:
-        name: For people.
+        name: Its name, for users.
         products: Products that it adds to a lane.
         step: Emits it.
         chains: Independent chains: enough to hide the latency on any processor known, few enough for 16 registers.
@@ -76,11 +80,11 @@ class VectorInstruction:
 
 @dataclass(frozen=True)
 class TileInstruction:
-    """An AMX instruction, which adds the products of two tiles to a third of 16 x 16 sums.
+    """An AMX instruction, which adds the products of two tiles to a third one of 16 x 16 sums.
 
     Attributes:
-        name: For people, and LLVM's name of it.
-        products: Products that it adds to a 32-bit number for each 32-bit number in a row: 2 of bfloat16, 4 of int8.
+        name: Its name, for users and for LLVM.
+        products: Products that it adds to a sum for each 32-bit group of a row: 2 of bfloat16, 4 of int8.
         iterations: See :class:`Instruction`.
     """
 
@@ -94,7 +98,7 @@ class TileInstruction:
         return 2 * len(_SUM_TILES) * TILE_ROWS * numbers_per_row * numbers_per_row * self.products
 
     def emit(self, v: Vectors, operands: Value, into: Value) -> None:
-        """See :class:`Instruction`. All tiles are zeros, as they are configured; they are released at the end."""
+        """See :class:`Instruction`. Configuring the tiles sets them to zero; they are released at the end."""
         f = v.function
         tiles = AmxTiles(self.name, f, f.constant(TILE_ROWS))
         with released_tiles(f, v.target):
@@ -105,7 +109,7 @@ class TileInstruction:
 
 
 def _fma(v: Vectors, total: Value, factor: Value, addend: Value) -> Value:
-    """h·0 + 0 of zeros stays a normal number."""
+    """A step of a chain. Factor and addend are zeros, so that the chain never holds a denormal number."""
     return v.fma(total, factor, addend)
 
 

@@ -18,15 +18,16 @@ CONTROL = Struct(
     "busy", "workers", "caller_spins", *(f"_{i}" for i in range(35, 40)),
 )  # fmt: skip
 """The pool's control block. ``cpu_of_thread`` is the address of a table of the processors that its threads run on; 0 if
-they need not be kept apart. ``busy`` is not 0 while a job runs, and from the stop of the pool on. ``workers`` are the
-threads beside the caller's; ``spins`` and ``caller_spins`` the iterations before one of them, or the caller, sleeps."""
+they need not be kept apart. ``busy`` is not 0 while a job runs and after the pool is stopped. ``workers`` is how many
+threads there are beside the caller's. Such a thread waits for ``spins`` iterations before it sleeps, the caller for
+``caller_spins``."""
 SPINNING = 2e-4
 """Seconds after a job for which its threads still spin."""
 CLOSE, MANY_CLOSE = 1e-4, 3
-"""Calls that follow one another within so many seconds are close; after so many close ones it pays to wake threads."""
+"""Calls are close if less than CLOSE seconds lie between them. After MANY_CLOSE in a row it pays to wake threads."""
 # Whether a thread can tell on which processor it runs, and choose another.
 _HAS_AFFINITY = sys.platform == "linux"
-# Processors in the C library's masks.
+# How many processors a mask of the C library holds.
 _MAX_CPUS = 1024
 
 
@@ -46,7 +47,7 @@ def _field(control: Value, name: str) -> Value:
 
 
 def _publish_job(f: Function, control: Value) -> None:
-    """Start the threads on what the control block says."""
+    """Start the threads on the job in the control block."""
     atomic_add(f, _field(control, "job_count"), 1)
     wake(f, _field(control, "job_count"), _field(control, "num_asleep"))
 
@@ -117,10 +118,11 @@ def current_cpu(f: Function) -> Value:
 
 
 def emit_spread_out(module: Module) -> Function:
-    """A function of (cpu_of_thread, tid): a thread on the processor of a thread before it migrates to another.
+    """A function of (cpu_of_thread, tid): thread ``tid`` migrates if a thread of a lower number has its processor.
 
-    The system wakes a thread where it last ran, or where the thread that wakes it runs; that two of them share a
-    processor while another one idles, it notices milliseconds later. Once apart, threads may again run anywhere.
+    The system wakes a thread where it last ran, or where the thread that wakes it runs. If two threads then share a
+    processor while another one is idle, the system notices that only milliseconds later. Once apart, threads may again
+    run anywhere.
     """
     f = Function(module, "spread_out", ["cpu_of_thread", "tid"])
     cpu_of_thread, tid = f.arguments
@@ -139,7 +141,7 @@ def emit_spread_out(module: Module) -> Function:
 
 
 def _emit_migrate(module: Module) -> Function:
-    """A function of (cpu_of_thread, tid): go to a processor that is allowed and that no thread before this one has."""
+    """A function of (cpu_of_thread, tid): move to an allowed processor that no thread of a lower number has."""
     f = Function(module, "migrate", ["cpu_of_thread", "tid"])
     cpu_of_thread, tid = f.arguments
     allowed, free = (f.alloca(_MAX_CPUS // 8) for _ in range(2))

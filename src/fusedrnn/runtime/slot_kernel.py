@@ -1,11 +1,11 @@
 """The machine code of slots: a call claims some of them, copies their rows into arrays and back, and releases them.
 
-A slot holds one row of each of several arrays (layers, rows, elements), and has an owner: a number that is never used
-again. At most one call has a claim on a slot. A claim is a number too, another one for each call, so that a call which
-releases a slot twice does not end the claim of another.
+A slot holds one row of each of several arrays (layers, rows, elements). It has an owner: a number that is never used
+again. At most one call has a claim on a slot. A claim is a number too. Each call has a different one: a call that
+releases a slot twice does not end another call's claim.
 
-The interpreter's lock is held all the time. So nothing is done by halves: signals are handled, and other threads run,
-before or after it.
+The interpreter's lock is held during a call. So a call is done as a whole: signals are handled, and other threads run,
+only before or after it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ SLOTS = Struct(
     "owners", "claims", "capacity", "rows", "row_bytes", "parts", "num_parts", "num_owners", "items_offset",
     "data_offset",
 )  # fmt: skip
-"""The owner of each slot, :data:`NOBODY` if it is free; the claim on it, 0 if there is none; the rows, ``row_bytes``
-each, and what they consist of; how many owners there have been; where a tuple has its items, and an array its address.
-An owner's number modulo ``capacity`` is that of its slot."""
+"""``owners``: the owner of each slot, :data:`NOBODY` if it is free. ``claims``: the claim on each slot, 0 if there is
+none. ``rows``: the rows of the slots, ``row_bytes`` each; ``parts``: what a row consists of. ``num_owners``: how many
+owners there have been. ``items_offset``, ``data_offset``: where a tuple has its items, and an array its address. An
+owner's number modulo ``capacity`` is the number of its slot."""
 PART = Struct("offset", "layers", "bytes")
 """The part of one array in a row: where it begins, how many layers it has, and the bytes of each."""
 NOBODY = -1
@@ -34,8 +35,8 @@ into rows, or set rows to zero; make the slots free; end the claim."""
 UNKNOWN, REPEATED, CLAIMED = 1, 2, 3
 """Why a slot cannot be claimed: it has another owner or none, this call has claimed it already, or another call has."""
 KINDS = 4
-"""A call returns 0, or the kind of its error plus this times the number of the owner among those it was given. With
-JOIN it returns the new owner, :data:`NOBODY` if no slot is free."""
+"""A call returns 0, or ``kind + KINDS * index``: the kind of its error, and the index of the owner among those that the
+call was given. With JOIN it returns the new owner, :data:`NOBODY` if no slot is free."""
 
 
 @load_once(2)
@@ -48,9 +49,9 @@ def load_use_slots(reads_objects: bool) -> Callable[..., int]:
 def build_use_slots(reads_objects: bool) -> Module:
     """The module of ``use_slots(slots, actions, claim, owners, count, rows, arrays)``.
 
-    ``owners`` is an array of ``count`` integers; ``arrays`` is a tuple of an array (layers, rows, elements) for each
-    part, whose first ``count`` rows are those of the owners. GATHER sets the other rows to zero. Where the module does
-    not read objects, they are the addresses of the integers, and of the addresses of the arrays.
+    ``owners`` is an array of ``count`` integers. ``arrays`` is a tuple with an array (layers, rows, elements) for each
+    part. Its first ``count`` rows are those of the owners; GATHER sets its other rows to zero. If the module does not
+    read objects, ``owners`` is the address of the integers, and ``arrays`` that of the arrays' addresses.
     """
     module = Module("use_slots")
     claim_all, take, release, copy_rows = (
@@ -82,12 +83,12 @@ def build_use_slots(reads_objects: bool) -> Module:
 
 
 def _slot(f: Function, slots: Value, owners: Value, number: Value) -> Value:
-    """The slot of an owner, by its number among those of a call."""
+    """The slot of an owner, by the owner's number among those of a call."""
     return f.load(owners + number * 8) % SLOTS.read(f, slots).capacity
 
 
 def _emit_claim(module: Module) -> Function:
-    """A function of (slots, claim, owners, count): claim the slots of all, or of none, with the result of the call."""
+    """A function of (slots, claim, owners, count): claim the slots of all, or of none, and return the call's result."""
     undo = _emit_release(module, "undo")
     f = Function(module, "claim", ["slots", "claim", "owners", "count"], returns=True)
     slots, claim, owners, count = f.arguments
@@ -110,7 +111,7 @@ def _emit_claim(module: Module) -> Function:
 
 
 def _emit_release(module: Module, name: str = "release") -> Function:
-    """A function of (slots, claim, owners, count): end the claim on their slots, where they have this one."""
+    """A function of (slots, claim, owners, count): end this claim on those slots of the owners that have it."""
     f = Function(module, name, ["slots", "claim", "owners", "count"])
     slots, claim, owners, count = f.arguments
     with f.loop(0, count) as number:
@@ -122,7 +123,7 @@ def _emit_release(module: Module, name: str = "release") -> Function:
 
 
 def _emit_take(module: Module) -> Function:
-    """A function of (slots, claim): claim a free slot for a new owner, and return that, or NOBODY."""
+    """A function of (slots, claim): claim a free slot for a new owner; return the owner, NOBODY if no slot is free."""
     f = Function(module, "take", ["slots", "claim"], returns=True)
     slots, claim = f.arguments
     c, owner, slot = SLOTS.read(f, slots), f.var(NOBODY), f.var(0)
@@ -141,7 +142,7 @@ def _emit_take(module: Module) -> Function:
 
 
 def _emit_copy(reads_objects: bool) -> Callable[[Module], Function]:
-    """What emits a function of (slots, actions, owners, count, rows, arrays): GATHER, SCATTER or CLEAR."""
+    """The emitter of a function of (slots, actions, owners, count, rows, arrays): it does GATHER, SCATTER or CLEAR."""
 
     def emit(module: Module) -> Function:
         f = Function(module, "copy_rows", ["slots", "actions", "owners", "count", "rows", "arrays"])

@@ -22,18 +22,18 @@ _all: weakref.WeakSet[Slots] = weakref.WeakSet()
 
 
 class Slots:
-    """So many slots of one row of each array; see :mod:`fusedrnn.runtime.slot_kernel`.
+    """Slots, each of which holds one row of each array; see :mod:`fusedrnn.runtime.slot_kernel`.
 
     Args:
         capacity: The number of slots.
-        shapes: Of the arrays with one row, each (layers, 1, elements).
-        dtype: Of the arrays.
+        shapes: The shapes of the arrays with one row, each (layers, 1, elements).
+        dtype: The dtype of the arrays.
 
     Attributes:
         owners: The owner of each slot, int64 (capacity,), NOBODY if it is free.
         use: The function ``use(address, actions, claim, owners, count, rows, arrays)`` of machine code.
-        address: Its first argument.
-        claims: Numbers for claims, each another one.
+        address: The first argument of ``use``.
+        claims: Numbers for claims, all of them different.
     """
 
     def __init__(self, capacity: int, shapes: Sequence[tuple[int, int, int]], dtype: DTypeLike) -> None:
@@ -63,12 +63,12 @@ class Slots:
     def _use_by_address(
         self, address: int, actions: int, claim: int, owners: Array, count: int, rows: int, arrays: Sequence[Array]
     ) -> int:
-        """The same where machine code does not know how the interpreter lays out objects."""
+        """:attr:`use` where machine code does not know how the interpreter lays out objects."""
         addresses = np.array([array.ctypes.data for array in arrays], np.int64)
         return self._use(address, actions, claim, owners.ctypes.data, count, rows, addresses.ctypes.data)
 
     def forget_claims(self) -> None:
-        """End all claims: in a forked child, where the calls that have them do not run."""
+        """End all claims. For a forked child: the calls that have the claims do not run there."""
         self._claimed[:] = 0
 
 

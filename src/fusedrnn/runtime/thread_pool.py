@@ -29,8 +29,8 @@ from fusedrnn.runtime.native_state import publish_num_threads, publish_pool
 from fusedrnn.runtime.pool_kernel import CLOSE, CONTROL, MANY_CLOSE, SPINNING, build_pool
 from fusedrnn.scalars import shown
 
-# Iterations of a waiting loop, of 15 ns or more. An idle thread sleeps after a quarter of a millisecond; a thread that
-# waits for others of its own job a little later. With more threads than processors, threads sleep at once.
+# Iterations of a waiting loop, each of 15 ns or more. An idle thread sleeps after a quarter of a millisecond; a thread
+# that waits for others of its own job, a little later. With more threads than processors, threads sleep at once.
 _IDLE_SPINS, _BUSY_SPINS, _OVERSUBSCRIBED_SPINS = 16_000, 20_000, 10
 
 _num_threads: int | None = None
@@ -38,13 +38,13 @@ _limit: ContextVar[int | None] = ContextVar("fusedrnn_threads", default=None)
 
 
 def get_num_threads() -> int:
-    """Threads that a call made here may use."""
+    """How many threads a call made here may use."""
     limit = _limit.get()
     return process_num_threads() if limit is None else limit
 
 
 def process_num_threads() -> int:
-    """Threads that a call may use where no :func:`thread_limits` hold, as on the threads of other runtimes."""
+    """How many threads a call may use outside :func:`thread_limits`, as on the threads of other runtimes."""
     return _default() if _num_threads is None else _num_threads
 
 
@@ -128,7 +128,7 @@ class ThreadPool:
                 thread = threading.Thread(target=self._run_worker, args=(tid,), name=f"fusedrnn-{tid}", daemon=True)
                 thread.start()
                 self._threads.append(thread)
-        except BaseException:  # the system has no more threads, or an interrupt: no pool is left incomplete
+        except BaseException:  # no more threads in the system, or an interrupt: leave no incomplete pool behind
             self._functions.stop(self._address)
             raise
 
@@ -137,14 +137,14 @@ class ThreadPool:
 
     @property
     def memory(self) -> tuple[object, ...]:
-        """What the control block is in, and what it refers to."""
+        """The arrays that hold the control block and what it refers to."""
         return self._control, self._cpu_of_thread
 
     def control(self) -> int:
         """The address of the control block, for callers that dispatch a job.
 
         Raises:
-            RuntimeError: In a child that was forked inside this call, by a signal handler say.
+            RuntimeError: In a child that was forked inside this call, for example by a signal handler.
         """
         if os.getpid() != self._process:
             raise RuntimeError("this process was forked inside the call: the threads to run it on do not exist here")
@@ -178,11 +178,11 @@ class ThreadTeam:
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self.spins = _OVERSUBSCRIBED_SPINS if _is_oversubscribed(threads) else _BUSY_SPINS
-        # When a call ended last, and when one on several threads did; the calls in a row that were close to the last.
+        # When the last call ended; when the last one on several threads did; how many calls in a row have been close.
         self._call_ended, self._job_ended, self._num_close = 0.0, 0.0, 0
 
     def note_call_start(self) -> bool:
-        """Whether a call that starts now finds the threads spinning, or is one of so many that they should be."""
+        """Note that a call starts. Returns whether the threads still spin, or should, after so many close calls."""
         now = perf_counter()
         self._num_close = self._num_close + 1 if now - self._call_ended < CLOSE else 0
         return now - self._job_ended < SPINNING or self._num_close >= MANY_CLOSE
@@ -194,7 +194,7 @@ class ThreadTeam:
             self._job_ended = now
 
     def run(self, job: Job, arguments: int, num_threads: int) -> bool:
-        """Run ``job(arguments, tid)`` on that many threads and wait for all; False if so many are not free now."""
+        """Run ``job(arguments, tid)`` on that many threads and wait for all; False if the threads are not free now."""
         with borrow_pool(self.threads) as pool:
             return pool is not None and pool.run(address(job), arguments, num_threads)
 
@@ -206,7 +206,7 @@ def pool_team(threads: int) -> ThreadTeam:
 
 
 class PoolLease:
-    """Permission to use the pool, while someone holds it: if its holder fails anywhere, it goes with the frame."""
+    """Permission to use the pool while this object lives: if its holder fails anywhere, it is freed with the frame."""
 
 
 _pool: ThreadPool | None = None
@@ -229,7 +229,7 @@ def try_acquire_pool() -> PoolLease | None:
 
 
 def release_pool(lease: PoolLease) -> None:
-    """End the lease now: a traceback may keep the frame that holds it."""
+    """End the lease now, since a traceback may keep the frame that holds it."""
     global _lease
     with _lock:
         if _lease is not None and _lease() is lease:
@@ -280,7 +280,7 @@ def _at_exit() -> None:
 
 
 def _after_fork_in_child() -> None:
-    """Forget the pool, whose threads do not exist here, and the default, since the processors may be others."""
+    """Forget the pool, whose threads do not exist here, and the default, since the processors may differ here."""
     global _pool, _lease
     _pool, _lease = None, None
     publish_pool(0)

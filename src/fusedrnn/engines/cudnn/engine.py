@@ -73,7 +73,7 @@ class CuDNNEngine:
     """Runs one spec on a PyTorch device; see :class:`fusedrnn.engines.interface.Engine`.
 
     Every call copies its arrays to the device and its results back. Parameters that can never change
-    (:func:`fusedrnn.frozen`) stay there until others come. In float32, TF32 is off while a call runs.
+    (:func:`fusedrnn.frozen`) stay there until a call has other frozen ones. In float32, TF32 is off while a call runs.
 
     Args:
         spec: What to run, without dropout, clipping, peepholes or other activations, which cuDNN lacks.
@@ -144,7 +144,7 @@ class CuDNNEngine:
             write_or_add(buffer, gradient, grads.add_states)
 
     def reserve_bytes(self, steps: int, batch: int, save: SavePolicy) -> int:
-        """The device memory that a call of that size saves, measured by one; with lengths it may be less."""
+        """The device memory that a call of that size saves, measured by such a call; with lengths it may be less."""
         return self.train(self._zeros(steps, batch), save, 0)[1].nbytes
 
     def _zeros(self, steps: int, batch: int) -> ForwardOperands:
@@ -155,7 +155,7 @@ class CuDNNEngine:
 
     @contextmanager
     def _torch_modes(self, differentiable: bool) -> Iterator[None]:
-        """PyTorch's modes, whatever those of the caller: with a graph or without, no autocast, no TF32.
+        """Set PyTorch's modes, whatever the caller's are: with a graph or without, no autocast, no TF32.
 
         Raises:
             MemoryError: If PyTorch cannot allocate memory.

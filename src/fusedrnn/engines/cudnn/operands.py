@@ -26,7 +26,7 @@ class PackedIndices(NamedTuple):
     Attributes:
         rows: An index into arrays (T, N, ...): of all rows, or of those of a packed sequence, (rows, ...).
         sequences: An index into the N sequences: all, or those that are not empty, longest first.
-        batch_sizes: How many sequences have each step of the packed sequence, int64; None if nothing is packed.
+        batch_sizes: Active sequences at each step of the packed sequence, int64; None if nothing is packed.
     """
 
     rows: Any
@@ -77,7 +77,7 @@ def array_of(tensor: Tensor) -> Array:
 
 
 def _entries(spec: RNNSpec) -> Iterator[Parameter | None]:
-    """The parameters in the order of PyTorch's functions; None for a bias that they take and the spec lacks."""
+    """The parameters in the order of PyTorch's functions; None for a bias that these take and the spec lacks."""
     for layer, direction, kind in product(range(spec.num_layers), range(spec.num_directions), _ORDER):
         if spec.layout.has(kind):
             yield spec.layout.entry(layer, direction, kind)

@@ -14,7 +14,8 @@ _switches: Any = torch.backends.cudnn.rnn
 class FullPrecision:
     """A context in which cuDNN multiplies in float32 and not in TF32.
 
-    PyTorch's switch is for the whole process: the first thread to enter turns TF32 off, the last to leave restores it.
+    PyTorch's switch is for the whole process: the first thread to enter turns TF32 off, the last one to leave sets the
+    switch back.
     """
 
     def __init__(self) -> None:
@@ -41,7 +42,7 @@ class FullPrecision:
     def _turn_off() -> str | None:
         try:
             allowed = torch._C._get_cudnn_allow_tf32()
-        except RuntimeError:  # the newer switches differ for RNNs and convolutions: the older one has no value then
+        except RuntimeError:  # the newer switches differ for RNNs and convolutions: then the older one has no value
             before = str(_switches.fp32_precision)
             if before == "ieee":
                 return None

@@ -43,7 +43,7 @@ class ArrayLayout:
 
 
 class Arrays:
-    """The arrays of a layout in a buffer of a pool, of undefined content, until a caller's arrays replace them.
+    """The arrays of a layout in a buffer of a pool. Their content is undefined. A caller's arrays can replace them.
 
     The buffer returns to the pool with the last reference to this object and to its arrays.
 

@@ -38,7 +38,7 @@ class OnednnResiduals:
         weights: Its parameters.
         reserve: The arrays, as in ``program.reserve``.
         nbytes: Bytes of these.
-        intact: One element until a backward call takes the workspaces, which it overwrites.
+        intact: One element, until a backward call takes the workspaces to overwrite them.
     """
 
     program: Program
@@ -150,7 +150,7 @@ class OneDNNEngine:
             return self._program(steps, batch, True, threads).reserve.nbytes
 
     def _named(self, states: Sequence[Array | None] | None) -> list[tuple[str, Array | None]]:
-        """Arrays of all states with the names of these; None stands for one None each."""
+        """The array of each state with the state's name; None instead of the arrays stands for one None each."""
         names = self.spec.state_names
         return list(zip(names, (None,) * len(names) if states is None else states, strict=True))
 
@@ -173,7 +173,7 @@ class OneDNNEngine:
         program.forward(residuals.weights, reserve.addresses | scratchpad)
 
     def _intact_reserve(self, residuals: OnednnResiduals) -> Arrays:
-        """A reserve with intact workspaces: the call's own, or once a backward call has taken it, a recomputed one."""
+        """A reserve with intact workspaces: the call's own, or a recomputed one if a backward call has taken that."""
         try:
             residuals.intact.pop()
             return residuals.reserve

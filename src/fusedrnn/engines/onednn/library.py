@@ -66,7 +66,7 @@ _NEW = POINTER(c_void_p)
 def _cell_signatures(cell: str) -> dict[str, tuple[Any, ...]]:
     """The functions that create a cell's primitive descriptors, from one memory descriptor for each array.
 
-    That of backward also takes a memory descriptor for each gradient, and forward's primitive descriptor as a hint.
+    The one for backward also takes a memory descriptor for each gradient, and forward's primitive descriptor as a hint.
     """
     activation, slopes = ((c_int,), (c_float, c_float)) if cell == "vanilla_rnn" else ((), ())
     begin = c_int, _NEW, c_void_p, c_int, *activation, c_int
@@ -129,7 +129,7 @@ class Library:
             on several threads can share a primitive.
 
     Raises:
-        ImportError: If a file is missing, it is not oneDNN 3, or it finds no CPU to run on.
+        ImportError: If a file is missing, if the library is not oneDNN 3, or if it finds no CPU to run on.
     """
 
     def __init__(self, path: Path) -> None:
@@ -231,7 +231,7 @@ def find() -> Path:
 
 
 def _load_with_dependencies(name: str, folder: Path) -> ctypes.CDLL:
-    """Load a library, after those dependencies that are in its folder, where the system's loader does not look.
+    """Load a library after its dependencies in the same folder, where the system's loader does not look.
 
     Raises:
         ImportError: If a file is missing; the message names it.

@@ -31,7 +31,7 @@ _WEIGHTS: dict[int, Kind] = {
     WEIGHTS_PEEPHOLE: "peephole_weight",
     WEIGHTS_PROJECTION: "h2r_weight",
 }
-# oneDNN's GRU has the gates update, reset, candidate, which are our z, r, n: for each of our r, z, n its place there.
+# oneDNN's GRU has the gates update, reset, candidate: our z, r, n. Here is the place there of each of our r, z, n.
 _GRU_GATES = (1, 0, 2)
 
 
@@ -54,8 +54,8 @@ class Stack:
 def stacks(spec: RNNSpec) -> tuple[Stack, ...]:
     """The stacks of a network, from the first layer on.
 
-    One primitive runs several layers only if all of them read the same number of features. Both directions of it
-    would be independent stacks: a network whose layers read both directions of the layer below has a stack per layer.
+    One primitive runs several layers only if all of them read the same number of features. Its two directions would be
+    independent of each other, so a network whose layers read both directions of the layer below has a stack per layer.
     """
     if spec.bidirectional:
         return tuple(Stack(layer, 1, spec.layer_input_size(layer)) for layer in range(spec.num_layers))
@@ -116,7 +116,7 @@ class ParamLayout:
         dims, first = self.dims(stack, argument), self._offset(stack, argument)
         layer = self._offset(stack, argument, layer=1) - first if stack.layers > 1 else self.spec.layout.size
         direction = self._offset(stack, argument, direction=1) - first if dims[1] > 1 else layer
-        # In memory a matrix has a row for each of oneDNN's last dimensions, and the first inner one is contiguous.
+        # In memory a matrix has a row for each index of oneDNN's last dimensions; the first inner one is contiguous.
         special = {WEIGHTS_PEEPHOLE: (dims[-1], 1), WEIGHTS_PROJECTION: (1, dims[2])}
         inner: tuple[int, ...] = special.get(argument, (1, dims[-1] * dims[2], dims[2]))
         return Descriptor.strided(self.library, dims, (layer, direction, *inner))
@@ -124,7 +124,7 @@ class ParamLayout:
     def read_bias(self, stack: Stack, params: Array, bias: Array) -> None:
         """Write a stack's bias (layers, D, rows, H) from a vector in oneDNN's order of gates.
 
-        The two biases of a gate are added. The recurrent one of an ``lbr_gru``'s candidate, which r multiplies, has a
+        The two biases of a gate are added. The recurrent bias of an ``lbr_gru``'s candidate, which r multiplies, has a
         row of its own.
         """
         bias.fill(0)

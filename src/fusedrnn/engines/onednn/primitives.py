@@ -28,7 +28,7 @@ _FROM, _TO = 1, 17
 
 
 class Handle:
-    """An object of the library, an argument of its functions: ``destroy`` is called with the last reference."""
+    """An object of the library, which its functions take. ``destroy`` is called when the last reference goes."""
 
     def __init__(self, library: Library, destroy: str, create: str, *arguments: Any) -> None:
         self.library, self._destroy = library, destroy
@@ -72,7 +72,7 @@ def _int64s(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
 
 
 class Primitive(Handle):
-    """A computation on arrays of fixed layouts, described by ``name`` without ``_primitive_desc_create``.
+    """A computation on arrays of fixed layouts. ``name`` lacks the ending ``_primitive_desc_create``.
 
     Attributes:
         description: Its primitive descriptor.

@@ -31,7 +31,7 @@ from fusedrnn.engines.onednn.weights import WeightCache, Weights
 _INFERENCE, _TRAINING, _BACKWARD = 96, 64, 128
 _LEFT_TO_RIGHT, _RIGHT_TO_LEFT, _CONCATENATED = 1, 2, 3
 _ACTIVATIONS = {"rnn_relu": 0x20, "rnn_tanh": 0x21}
-# The flag by which backward overwrites the gradients of weights; without it, it adds to them.
+# The flag that makes backward overwrite the gradients of weights; without the flag, backward adds to them.
 _OVERWRITE = 1
 _MAX_IDLE = 4
 
@@ -82,7 +82,7 @@ class BoundStack:
 
     Attributes:
         run: The primitive.
-        conversions: How its weights get to the layouts in which it reads them.
+        conversions: How its weights are brought to the layouts in which it reads them.
         reorders: In backward, what copies the gradient of each of its weights to a flat vector.
     """
 
@@ -182,7 +182,7 @@ class Program:
         self._idle[False].append(bound)
 
     def backward(self, weights: Weights, saved: Mapping[str, int], scratch: Arrays, dparams: Array | None) -> None:
-        """Write the gradients of all operands to ``scratch``, from those of the results there.
+        """Write the gradients of all operands to ``scratch``, which holds the gradients of the results.
 
         ``saved`` are the addresses of the call's reserve, whose workspaces are overwritten. ``dparams`` is the vector
         for the gradient of the parameters, with gates in oneDNN's order; None if it is not requested.

@@ -48,14 +48,14 @@ def thread_limit(library: Library) -> Callable[[int], AbstractContextManager[int
     try:
         begin, end = runtimes.get(library.runtime, _tbb)(library.cdll)
     except AttributeError as error:
-        raise ImportError(f"the threads of {library.path} cannot be bounded: {error}") from None
+        raise ImportError(f"the threads of {library.path} cannot be limited: {error}") from None
 
     @contextmanager
     def limit(num_threads: int) -> Iterator[int]:
         if _used_before_fork and library.runtime == SYCL:
             raise NotImplementedError(
-                "engine 'onednn' runs on SYCL, which a child forked after its first use cannot go on with; "
-                "start processes by spawn"
+                "engine 'onednn' runs on SYCL, which does not work in a child that was forked after its first use; "
+                "start processes with the method spawn"
             )
         allowed = 1 if _used_before_fork else num_threads
         state = begin(allowed)
@@ -67,7 +67,7 @@ def thread_limit(library: Library) -> Callable[[int], AbstractContextManager[int
     return limit
 
 
-# For each runtime, a function that begins a limit and returns a state, and one that takes it and ends the limit.
+# For each runtime: a function that begins a limit and returns a state, and one that takes the state and ends the limit.
 _Limit = tuple[Callable[[int], Any], Callable[[Any], object]]
 
 

@@ -39,7 +39,7 @@ class _TwoReorders:
 
 @dataclass(frozen=True, eq=False)
 class Conversion:
-    """How a stack's weights get from the flat vector to a layout; ``reorder`` is None if they have it there."""
+    """How a stack's weights are brought to a layout; ``reorder`` is None if they have it in the flat vector already."""
 
     stack: Stack
     argument: int

@@ -126,7 +126,7 @@ def _steps(steps: int, lengths: Array | None, reverse: bool) -> Iterator[Step]:
 
 
 def _cut(resets: Resets, reverse: bool, dresets: Sequence[Array], t: int, gradients: list[Array]) -> list[Array]:
-    """The gradients of the states before the reset of the step at time t; adds those of the replacements."""
+    """The gradients of the states before the reset at time t; adds those of the replacements to ``dresets``."""
     before, of_replacements = resets.cut(t, reverse, gradients)
     for total, gradient in zip(dresets, of_replacements or (), strict=False):
         total += gradient
@@ -138,7 +138,7 @@ class _DirectionBackward:
 
     Attributes:
         dall_states: The gradients (T, N, size) of some states of every step, by their names.
-        cut: From the time of a step and the gradients of what it started from to those of the states before it.
+        cut: From the time of a step and the gradients of the states it started from to those of the states before it.
     """
 
     def __init__(
@@ -194,7 +194,7 @@ class _DirectionBackward:
         return values | self._parameters
 
     def _step(self, values: dict[Leaf, Array]) -> tuple[Array, Array | None, list[Array]]:
-        """The gradients of the pre-activations from the input (N, G·H), of the input itself, of the previous states."""
+        """The gradients of the pre-activations from the input (N, G·H), of the input itself, of the states before."""
         cell = self._cell
         # The default is for a gate or a state that the cell does not use.
         grads: dict[Leaf, Array] = defaultdict(lambda: np.zeros_like(values[StateCotangent(cell.states[0])]))
@@ -235,7 +235,7 @@ class _DirectionBackward:
 class _Linear:
     """The backward of ``x @ weight.T + bias``; adds to the gradients of the weight and the bias.
 
-    All operands are rounded as in forward, the gradient of the result too: the bias' gradient is the sum of that.
+    All operands are rounded as in forward. The gradient of the result is rounded, too: its sum is the bias' gradient.
     """
 
     def __init__(self, weight: Array, dweight: Array, dbias: Array | None, rounded: Rounding) -> None:

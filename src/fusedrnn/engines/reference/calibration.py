@@ -28,7 +28,7 @@ def operand_ranges(spec: RNNSpec, params: Array, inputs: Iterable[Array]) -> Arr
         return rows
 
     rounding = OperandRounding(weights=lambda weight: weight, rows=note)
-    with np.errstate(invalid="ignore", over="ignore"):  # of what is not finite; the range says so
+    with np.errstate(invalid="ignore", over="ignore"):  # values that are not finite show in the range
         for x in inputs:
             forward(replace(spec, compute=None), x, params, rounding=rounding)
     return ranges

@@ -21,7 +21,7 @@ from fusedrnn.spec import Array, RNNSpec
 
 @dataclass(frozen=True)
 class ReferenceResiduals:
-    """A tape, and the bytes of the tape and of the copies that it refers to, lengths excepted."""
+    """A tape, and the bytes of the tape and of the copies that it refers to, except the lengths."""
 
     tape: Tape
     nbytes: int

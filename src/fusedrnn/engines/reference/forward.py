@@ -86,7 +86,7 @@ def forward(
         outputs = []
         for direction in range(spec.num_directions):
             own_tape = None if tape is None else DirectionTape()
-            # Weights are rounded once; the rows that they multiply, step by step.
+            # Weights are rounded once; the rows that they multiply are rounded step by step.
             weights = layer_weights(spec, flat, layer, direction)
             weights |= {kind: rounding.weights(weights[kind]) for kind in _MATRICES if kind in weights}
             if spec.heads > 1:
@@ -138,7 +138,7 @@ def _run_step(
     x: Array,
     states: tuple[Array, ...],
 ) -> tuple[Array, tuple[Array, ...]]:
-    """One step, in training with a tape, which it extends."""
+    """One step. In training it has a tape, and extends it."""
     own_masks = next(masks)
     x_gates = linear(rounded(0, x), weights["i2h_weight"], weights.get("i2h_bias"))
     if tape is None:
@@ -153,14 +153,17 @@ def _run_step(
 
 
 def _output_and_states(new: Sequence[Array], states: Sequence[Array]) -> tuple[Array, tuple[Array, ...]]:
-    """The output and the states of a step, in the shapes of the states before: the output is the last, or the first."""
+    """The output and the states after a step, in the shapes of the states before it.
+
+    ``new`` are the states, then the output if it is none of them; else the first state is the output.
+    """
     own_output = new[len(states) :]
     after = tuple(in_rows(value, state) for value, state in zip(new, states, strict=False))
     return in_rows(own_output[0], after[0]) if own_output else after[0], after
 
 
 def _own_array(value: Array | float, like: Array) -> Array:
-    """A value in the shape of ``like`` that is no view, also if it is a number or depends on parameters alone."""
+    """A value in the shape of ``like``, never as a view. It may be a number, or depend on parameters alone."""
     rows = in_rows(value, like)
     # A view of one gate would keep the pre-activations of all gates in memory.
     return rows if rows.base is None and rows.shape == like.shape else np.broadcast_to(rows, like.shape).copy()
@@ -244,7 +247,7 @@ def step_leaves(
 
 
 def in_rows(value: Array | float, like: Array) -> Array:
-    """A value (N, H) as ``like`` is: also a number, and (H,) or (1,), which depends on parameters alone."""
+    """A value in the shape (N, H) of ``like``. It may be a number; (H,) or (1,) if it depends on parameters alone."""
     if isinstance(value, float):  # such as the expectation of a mask
         return np.full_like(like, value)
     return value if value.ndim > 1 else np.broadcast_to(value, like.shape)
@@ -268,7 +271,7 @@ def parameter_leaves(cell: TracedCell, weights: Mapping[str, Any]) -> dict[Leaf,
 
 
 def gate_rows(cell: TracedCell, x_count: int, h_count: int) -> tuple[dict[str, slice], dict[str, slice]]:
-    """The rows of each gate among those of the input weights, which are so many, and of the recurrent weights."""
+    """The rows of each gate in the input weights, of ``x_count`` rows, and in the recurrent weights, of ``h_count``."""
     size = x_count // len(cell.x_gates) if cell.x_gates else h_count // len(cell.h_gates)
 
     def rows(gates: Sequence[str]) -> dict[str, slice]:

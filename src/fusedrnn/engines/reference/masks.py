@@ -25,7 +25,7 @@ def expected_masks(cell: TracedCell, dtype: DTypeLike) -> Iterator[StepMasks]:
 def random_masks(
     cell: TracedCell, seed: int, layer_dir: int, steps: int, shape: tuple[int, int], dtype: DTypeLike, reverse: bool
 ) -> Iterator[StepMasks]:
-    """The masks (N, H) of each step of a layer-direction, in the order in which it runs over the steps."""
+    """The masks (N, H) of each step of a layer-direction, in the order in which it computes the steps."""
     for t in reversed(range(steps)) if reverse else range(steps):
         yield {
             mask: dropout.step_mask(seed, mask.keep, number, layer_dir, None if mask.per_sequence else t, *shape)

@@ -17,7 +17,7 @@ class Resets(NamedTuple):
 
     Attributes:
         marks: Bools (T, N): a sequence begins anew at that step. False in the padding.
-        states: What replaces the states: (L·D, N, size) each, or of one direction of one layer (N, size); None for
+        states: What replaces the states: (L·D, N, size) each, or (N, size) for one direction of one layer; None for
             zeros.
     """
 
@@ -25,11 +25,11 @@ class Resets(NamedTuple):
     states: Sequence[Array] | None
 
     def of(self, layer_dir: int) -> Resets:
-        """Those of the direction of a layer with that index."""
+        """The resets of the layer-direction with that index."""
         return Resets(self.marks, self.states and tuple(state[layer_dir] for state in self.states))
 
     def rows(self, t: int, reverse: bool) -> Array:
-        """Which sequences are reset before the step at time t: where a piece begins, or in reverse ends."""
+        """Which sequences are reset before the step at time t: a piece of them begins (in reverse: ends) there."""
         boundary = t + 1 if reverse else t
         if boundary == len(self.marks):
             return np.zeros(self.marks.shape[1], bool)

@@ -14,18 +14,19 @@ from fusedrnn.spec import Array, RNNSpec
 Rounding = Callable[[Array], Array]
 """From rows (..., K) to the same rows in the format of operands, in the same float type."""
 RowRounding = Callable[[int, Array], Array]
-"""From the number of an operand of a layer-direction, and its rows: 0 is the input, 1 + s the operand of stage s."""
+"""From the number of an operand of a layer-direction, and its rows: 0 is the input, 1 + p the operand of product p."""
 
 
 class OperandRounding(NamedTuple):
     """How the operands of a network are rounded.
 
-    A product of int8 operands is exact but for the scales. Here it is that of the rows they stand for, in floats: where
-    it cancels, a rounding remains. int8_weights have the range of floats here, and less in kernels, which scale last.
+    A product of int8 operands is exact except for the scales. Here, the numbers that the integers stand for are
+    multiplied as floats: where terms cancel, a rounding error remains. With int8_weights, sums have the range of floats
+    here, and a smaller one in kernels, which scale last.
 
     Attributes:
-        weights: Of weights.
-        rows: Of the rows that they multiply, by layer·D + direction, the operand's number and the rows.
+        weights: How weights are rounded.
+        rows: How the rows that they multiply are rounded, by layer·D + direction, the operand's number and the rows.
     """
 
     weights: Rounding
@@ -33,7 +34,7 @@ class OperandRounding(NamedTuple):
 
     @classmethod
     def of(cls, spec: RNNSpec, params: Array | QuantizedParams) -> OperandRounding:
-        """That of a spec; parameters that are quantized are not rounded again, and may have ranges."""
+        """The rounding of a spec. Quantized parameters are not rounded again, and they may have ranges."""
         rounded_row = row_rounding(spec.compute)
         weights = _int8 if spec.compute == "int8_weights" else rounded_row
         ranges = None

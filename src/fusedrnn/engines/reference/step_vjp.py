@@ -20,7 +20,7 @@ class StepVjp:
 
     Attributes:
         saved: What forward saves of each step besides the states: all other forward values that the rest uses.
-        operands: The operand of each stage; of reductions the first value that they read.
+        operands: The operand of each stage; for a stage of reductions, the first value that they read.
         from_outputs: The cotangents of the cell's leaves, from those of the new states and of the output.
         from_operands: For each stage, the cotangents of the cell's leaves, from that of the stage's operand, or from
             those of its means and variances.
@@ -45,7 +45,7 @@ def step_vjp(cell: TracedCell) -> StepVjp:
     used = {arg for node in walk(cotangents) if node not in forward for arg in node.args}
     used.update(stage.operand for stage in cell.products)
     available = available_leaves(cell)
-    # A tape has no other place for them.
+    # A tape has no other place for means and variances.
     available = {node: leaf for node, leaf in available.items() if node not in moments}
     saved = [node for node in forward if node in used and node not in available and not isinstance(node, Constant)]
     available.update({node: Saved(index) for index, node in enumerate(saved)})

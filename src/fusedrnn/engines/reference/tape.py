@@ -9,11 +9,11 @@ from fusedrnn.spec import Array
 
 @dataclass
 class DirectionTape:
-    """What one direction of one layer leaves for backward, in the order in which it runs over the steps.
+    """What one direction of one layer leaves for backward, in the order in which it computes the steps.
 
     Attributes:
-        states: The initial states (N, size), then those after each step.
-        before: Those that each step starts from: the states before it, or where it resets them what replaces them.
+        states: The initial states (N, size), then the states after each step.
+        before: The states that each step starts from: those before it or, where they are reset, what replaces them.
         saved: The values (N, H) of :attr:`StepVjp.saved` of each step.
     """
 

@@ -1,4 +1,4 @@
-"""The loop over the steps of one direction of one layer, and what it keeps of the states."""
+"""The loop over the steps of one direction of one layer, and which states it keeps."""
 
 from __future__ import annotations
 
