@@ -130,7 +130,7 @@ class Tiling:
         return (self.spec.layout.size + num_scales) * self.item
 
     def is_pipelined(self, layer_dir_groups: int) -> bool:
-        """Whether so many groups of layer-directions are pipelined layers: several are in a network of one direction."""
+        """Whether so many groups of layer-directions are pipelined layers: several are if there is one direction."""
         return self.spec.num_directions == 1 and layer_dir_groups > 1
 
     def num_vectors(self, size: int) -> int:
