@@ -92,8 +92,8 @@ def emit_gemm(
 def k_parts(f: Function, k: Value, most: int, multiple: int, is_cut: Value) -> Iterator[tuple[Value, Value]]:
     """Cut K into parts of at most ``most`` groups; if ``most`` is 0 or ``is_cut`` is false, into one part.
 
-    Every part but the last has a multiple of ``multiple`` groups. Yields the first group of a part and the number of its
-    groups. There is a part even if there are no groups.
+    Every part but the last has a multiple of ``multiple`` groups. Yields the first group of a part and the number of
+    its groups. There is a part even if there are no groups.
     """
     if not most:
         yield f.constant(0), k
