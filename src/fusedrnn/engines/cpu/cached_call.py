@@ -213,7 +213,7 @@ class CachedBackward(_CachedCall):
             initial = states if self._num_states > 1 else (states[0], None)
         address = weights.address or weights.matrices[0]
         arrays = (dy, *final, dx, dparams, *initial)
-        if info.resets is not None:  # so had the original call: the layout, which is the same, has a place for them
+        if info.resets is not None:  # the original call had resets too, so the layout has a place for them
             arrays = (*arrays, info.resets)
         if not self._guarded.run(arrays, address, residuals.lease.address, signed(info.seed)):
             return None

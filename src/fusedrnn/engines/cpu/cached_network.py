@@ -209,7 +209,7 @@ class CachedNetworkBackward(_CachedNetworkCall):
         if initial is None:
             return None
         arrays = (dy, *final, dx, dparams, *initial)
-        if residuals.resets is not None:  # so had the original call: the layout, the same one, has a place for them
+        if residuals.resets is not None:  # the original call had resets too, so the layout has a place for them
             arrays = (*arrays, residuals.resets)
         values = (*weights_addresses(residuals.weights), *map(signed, residuals.seeds))
         if not self._guarded.run(arrays, reserve=residuals.lease.address, values=values):

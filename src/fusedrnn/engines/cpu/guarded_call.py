@@ -127,7 +127,7 @@ class GuardedJob:
     def run(
         self, arrays: tuple[Any, ...], weights: int = 0, reserve: int = 0, seed: int = 0, values: Sequence[int] = ()
     ) -> bool:
-        """Run the job on these arrays; False if it has not run, because a guard fails or others have the threads.
+        """Run the job on these arrays; False if it has not run: a guard failed, or another call has the threads.
 
         ``weights`` is the address of the packed parameters, or of unpacked parameters that are not among the arrays.
         ``values`` are the values of the last symbols.

@@ -33,7 +33,7 @@ _MAJOR_VERSION = 1
 _DESCRIBE_OFFSET = 40
 """Where the exchange API has ``dltensor_from_py_object_no_sync``: after a version, a pointer and three functions."""
 _FLOAT, _LANES = 2, 1 << 16
-"""DLPack's code of floating-point numbers, and its field of vectors of one element."""
+"""DLPack's code for floating-point numbers, and its number of lanes, one, in the upper 16 bits."""
 
 
 def describe_function(tensor_class: type) -> int:

@@ -34,7 +34,7 @@ def _l3_bytes() -> int:
 def _narrow_int8_rows() -> tuple[tuple[float, int], ...]:
     """The most rows for which int8 weights are narrow, by the bytes that these weights take as float32.
 
-    To multiply more rows takes longer than to read the weights as float32: in part from L2, in part from L3, or from
+    Multiplying more rows takes longer than reading the weights as float32: in part from L2, in part from L3, or from
     memory. Measured, see docs/benchmarks/formats.md. If weights are a little larger than L3, a step reads a part of
     them from L3.
     """

@@ -1,4 +1,4 @@
-"""The initial accumulators of forward's GEMMs that packed weights lack: for unpacked weights and projections."""
+"""Initial accumulators that packed weights do not hold: of forward's GEMMs on unpacked weights and projections."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The scaffolding of the forward and the backward time loop: rows, steps, states, gates and weights.
 
-Rows are sorted by descending length, so that those still active at a step are the first ones, in either direction.
+Rows are sorted by falling length, so that those still active at a step are the first ones, in either direction.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class Matrix(Protocol):
             cols: The columns of B.
             c: The result.
             c_in: The initial accumulators; None for the matrix's bias.
-            next_panel: How many panels after this one the panel is that is multiplied next; it is prefetched.
+            next_panel: The distance, in panels, to the panel that is multiplied next; it is prefetched.
         """
 
 

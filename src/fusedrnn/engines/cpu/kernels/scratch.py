@@ -126,7 +126,7 @@ _FORWARD_THREAD = Arena(
     operand_table=lambda s: s.converted_rows * _POINTER_BYTES,
     # The biases of the input, then those of the state.
     biases=lambda s: 2 * s.biases_size,
-    # A part of a panel of weights that the caller has not packed.
+    # A packed part of a panel, for GEMMs on unpacked weights.
     unpacked=lambda s: s.unpacked_size,
     # Addresses of the part of rows that a head reads.
     head_table=lambda s: _POINTER_BYTES * s.head_rows,
@@ -176,7 +176,7 @@ _BACKWARD_THREAD = Arena(
     # Rows converted to the format of operands, and their addresses.
     operand_rows=lambda s: s.converted_rows * s.operand_row,
     operand_table=lambda s: s.converted_rows * _POINTER_BYTES,
-    # A part of a panel of weights that the caller has not packed.
+    # A packed part of a panel, for GEMMs on unpacked weights.
     unpacked=lambda s: s.unpacked_size,
     # The gradients of means and variances of each row.
     moments=lambda s: s.rows * s.num_moments * s.tiling.vector_bytes,

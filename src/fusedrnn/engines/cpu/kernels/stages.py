@@ -101,7 +101,7 @@ class StageKernel:
     projects: bool  # whether it is the projection, whose units are those of h
     accumulates_in_place: bool  # whether its GEMM accumulates onto the input's pre-activations
     derivative: StageDerivative  # the gradients that its GEMMs need
-    first_x_gate: int  # the number of its first gate in the input weights; any if it has no columns of these
+    first_x_gate: int  # the number of its first gate in the input weights; any number if it has no columns there
     first_h_gate: int  # the same in the recurrent weights, which the projection follows
     first_grad: int  # the number of distinct gradients of the stages before
     results: tuple[tuple[Result, Expr], ...] = ()  # what is computed after its GEMM, each with its expression

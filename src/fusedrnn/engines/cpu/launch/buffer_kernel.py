@@ -1,4 +1,4 @@
-"""The machine code that runs a call on buffers without the interpreter, for runtimes that call functions of C.
+"""The machine code that runs a call on buffers without the interpreter, for runtimes that call C functions.
 
 :mod:`fusedrnn.engines.cpu.buffer_call` writes the structs.
 """

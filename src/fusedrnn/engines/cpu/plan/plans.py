@@ -168,7 +168,7 @@ def _backward_sizes(problem: ProblemSize, share: LargestShare, packed: int, reco
     sizes.head_rows = max(sizes.head_rows, sizes.recomputed_rows * (spec.heads > 1))
     sizes.masked_row = problem.masked_row
     sizes.converted_rows = sizes.recomputed_rows if problem.converts_rows else 0
-    # A direction's part of dx: for this layer and the one above; with one layer only if there are two directions.
+    # A direction's parts of dx: for this layer and the one above. A single layer has them only with two directions.
     sizes.dx_partial_row = pad_against_conflicts(max(spec.output_size, spec.input_size) * problem.item)
     sizes.dx_partial_step = problem.batch * sizes.dx_partial_row
     sizes.dx_partial_size = problem.steps * sizes.dx_partial_step

@@ -78,7 +78,7 @@ class ThreadChoice:
                 self._count_late(duration, now)
 
     def _count_late(self, duration: float, now: float) -> None:
-        """Start a trial after several late calls; one of n times the duration on one thread counts as n."""
+        """Start a trial after several late calls; one that takes n times as long as on one thread counts as n."""
         if duration <= self._best_alone:
             self._late = max(0, self._late - 1)
         elif now >= self._next_trial:

@@ -80,7 +80,7 @@ class PackedLayout(NamedTuple):
         for names in _FORWARD, _BACKWARD:
             backward_offset, num_forward_tasks = end, len(tasks)
             for index, name in product(range(len(matrices)), names):
-                # The offset of a matrix is after its scales.
+                # The offset is that of the matrix, which follows its scales.
                 scales = [task for task in matrices[index][name] if name in _MATRICES and task.kind == PACK_VECTOR]
                 offsets[index][name] = end + sum(_bytes(tiling, task) for task in scales)
                 tasks += [task._replace(dest=end + task.dest) for task in matrices[index][name]]
