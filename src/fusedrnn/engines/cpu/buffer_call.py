@@ -1,4 +1,4 @@
-"""Calls on buffers by address that machine code runs without the interpreter: what they read is written down here.
+"""Calls on buffers by address that machine code runs without the interpreter: the structs that this code reads.
 
 A call is laid out once, for one shape. Any number of threads may run it at once.
 """
@@ -42,7 +42,7 @@ class GatheredParams(NamedTuple):
 
     Attributes:
         sizes: The bytes of each.
-        blocks: How they become the vector, whose number is behind theirs.
+        blocks: The blocks that are transposed into the flat vector, which has the buffer number after theirs.
     """
 
     sizes: tuple[int, ...]
@@ -52,20 +52,20 @@ class GatheredParams(NamedTuple):
 class BufferCall:
     """A forward or backward call of one shape on buffers by address.
 
-    Arrays are contiguous and of the spec's dtype, but ``lengths``, 32-bit integers (N,); ``resets``, bools (T, N),
-    False in the padding; ``seed``, one 64-bit integer; and ``reserve``, bytes that begin at a cache line. The padding
-    of ``y`` and ``dx`` is set to zero.
+    Arrays are contiguous and of the spec's dtype, except that ``lengths`` are 32-bit integers (N,), ``resets`` are
+    bools (T, N), False in the padding, ``seed`` is one 64-bit integer, and ``reserve`` is bytes that begin at a cache
+    line. The padding of ``y`` and ``dx`` is set to zero.
 
     Args:
         executor: Runs the spec.
         problem: What to compute.
         threads: The most threads.
         buffers: The name of each buffer in the order in which a call passes them: ``"x"``, ``"params"``, ``"lengths"``,
-            ``"reserve"``, ``"dparams"``, or another symbol of :mod:`fusedrnn.engines.cpu.launch.kernel_args`. Those of
-            states, of results and of gradients may be left out.
+            ``"reserve"``, ``"dparams"``, or another symbol of :mod:`fusedrnn.engines.cpu.launch.kernel_args`. Buffers
+            of states, results and gradients may be left out.
         batch_first: Whether x, y and their gradients are (N, T, features); else they are (T, N, features).
-        arrays: The arrays of parameters: the buffer ``"params"`` and those that follow it, whose names are ``""``. None
-            if ``"params"`` is the flat vector.
+        arrays: The arrays that hold the parameters: the buffer ``"params"`` and those that follow it, whose names are
+            ``""``. None if ``"params"`` is the flat vector.
 
     Attributes:
         address: The address of the call, for :func:`load_run_buffers`.
@@ -84,7 +84,7 @@ class BufferCall:
             plans |= {"sleeping": planned.args, "spinning": planned.spinning_args}
         name, steps, batch, _ = problem
         self._cache = executor.weight_cache_for(steps, batch)
-        # A vector that is made of arrays is kept, and so are the packed weights, also of short calls.
+        # A flat vector that is made from arrays is kept with its packed weights, which short calls then use too.
         is_packed = arrays is not None or not executor.is_short(steps, batch, name != "forward")
         self._weights = _native_weights(self._cache, arrays) if is_packed else None
         self._values = self._constant_values(single.symbol_index, threads)
@@ -120,7 +120,7 @@ class BufferCall:
         }  # fmt: skip
 
     def _buffer_numbers(self) -> dict[str, int]:
-        """The numbers of the buffers that the machine code treats in a way of their own."""
+        """The numbers of the buffers that get a special treatment in the machine code."""
         padded = "dx" if self._problem[0] == "backward" else "y"
         return {
             **{name: self._number(name) for name in ("params", "dparams", "lengths", "seed")},
@@ -243,7 +243,7 @@ def _repack_function(cache: WeightCache) -> Callable[..., None]:
 
 
 def _ensure_pool(threads: int) -> None:
-    """Make the pool of the process one of that many threads, unless a call of Python has it now."""
+    """Give the process a pool of that many threads, unless a call from Python has the pool now."""
     lease = try_acquire_pool()
     if lease is not None:
         try:
@@ -259,5 +259,5 @@ def _ensure_pool_function() -> Callable[..., None]:
 
 @load_once()
 def load_run_buffers() -> Callable[..., int]:
-    """The function ``run(call, buffers)`` of the addresses of a :class:`BufferCall` and of those of its buffers."""
+    """The function ``run(call, buffers)``: the address of a :class:`BufferCall`, and that of its buffers' addresses."""
     return function(load("run_buffers", current_target(), build_run_buffers), "run", 2, returns=True)

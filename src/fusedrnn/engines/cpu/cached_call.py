@@ -1,7 +1,8 @@
 """Cached calls: forward, training and backward calls that repeat an earlier one on arrays of the same kind.
 
 A cached call is built from the arrays of a checked call that has just run, and takes the arguments of the next calls
-as they are given. It does nothing and returns None if they differ in anything that matters.
+as they are given. If they differ from those of the checked call in anything that matters, it does nothing and returns
+None.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class _CachedCall:
         self._dtype = np.dtype(executor.spec.dtype)
 
     def _all_states(self, states: States) -> Sequence[Any] | None:
-        """The entries for h, c and further states, None where there is none; None if their number is wrong."""
+        """The entries for h, c and further states, None for a missing one; None in all if their number is wrong."""
         if states is None:
             return self._no_states
         state_entries = entries(states, self._num_states)
@@ -83,14 +84,14 @@ class CachedForward(_CachedCall):
         initial = self._all_states(states)
         assert initial is not None
         final = (*self._empty(self._state_shapes), None)[: len(self._letters)]
-        # Frozen parameters are known by their identity: their weights cannot change.
+        # Frozen parameters are recognized by identity: their weights cannot change.
         self._frozen = params if is_frozen(params) else None
         self._weights = None if self._frozen is None else executor.weights_of(params, steps, batch, self._save)
-        # Quantized parameters are no array to guard.
+        # Quantized parameters are not an array, so there is nothing to guard.
         self._frozen_array = params = None if isinstance(params, QuantizedParams) else params
         self._unpacked = self._frozen is None and executor.is_short(steps, batch, self._layout is not None)
-        # Inference reads unpacked parameters where the caller has them, so that they are one of the arrays; training
-        # reads a copy.
+        # Inference reads unpacked parameters where the caller has them, so they are one of the arrays. Training reads
+        # a copy.
         self._params_in_place = self._unpacked and self._layout is None
         symbol = "weights" if not self._unpacked else "nothing" if self._params_in_place else "params"
         problem: Problem = "forward" if self._layout is None else "training", steps, batch, self._layout
@@ -119,7 +120,7 @@ class CachedForward(_CachedCall):
             if isinstance(weights, PackedWeights) is self._unpacked:
                 return None
         y = np.empty(self._shape, self._dtype) if out is None else out
-        # Like _empty, without a call and a list, which take a noticeable part of a call of one step.
+        # Like _empty, but without its call and its list: they would take a noticeable part of a call of one step.
         h_n = np.empty(self._state_shapes[0], self._dtype)
         final: tuple[Array, ...] = (h_n,)
         if self._num_states == 1:
@@ -132,7 +133,7 @@ class CachedForward(_CachedCall):
         if self._has_resets:
             if type(resets) is not np.ndarray:
                 return None
-            # Backward reads them too: the caller may change them before.
+            # Backward reads them too, and the caller may change them before it runs.
             resets = resets if self._layout is None else resets.copy()
             arrays = (*arrays, resets)
         address = 0 if weights is None else weights.address or weights.matrices[0]
@@ -212,7 +213,7 @@ class CachedBackward(_CachedCall):
             initial = states if self._num_states > 1 else (states[0], None)
         address = weights.address or weights.matrices[0]
         arrays = (dy, *final, dx, dparams, *initial)
-        if info.resets is not None:  # then the layout has a place for them, as that of the original call
+        if info.resets is not None:  # the original call had resets too, so the layout has a place for them
             arrays = (*arrays, info.resets)
         if not self._guarded.run(arrays, address, residuals.lease.address, signed(info.seed)):
             return None

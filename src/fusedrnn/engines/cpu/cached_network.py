@@ -24,7 +24,7 @@ _WRITTEN, _WRITTEN_WHOLE = Operand(written=True, contiguous=False), Operand(writ
 
 
 class _CachedNetworkCall:
-    """What both calls have: a network, the shapes of its states, and the number of threads."""
+    """What forward and backward have in common: a network, the shapes of its states, and the number of threads."""
 
     def __init__(self, network: NetworkExecutor, batch: int) -> None:
         self._network, self._threads = network, get_num_threads()
@@ -34,7 +34,7 @@ class _CachedNetworkCall:
         self._dtype = np.dtype(network.spec.dtype)
 
     def _flat(self, states: Any) -> Sequence[Any] | None:
-        """The states of all layers, one behind the other; None if their number is wrong."""
+        """The states of all layers, one after the other; None if their number is wrong."""
         if states is None:
             return self._no_states
         layers = entries(states, len(self._counts))
@@ -50,7 +50,7 @@ class _CachedNetworkCall:
         return tuple([tuple([np.empty(shape, self._dtype) for shape in shapes]) for shapes in self._state_shapes])
 
     def _states_like(self, form: str, use: Operand) -> dict[str, Operand]:
-        """The states of all layers by their symbols."""
+        """How a call uses the states of all layers, by the symbols of the states."""
         layers = range(len(self._counts))
         return {symbol: use for index in layers for symbol in self._network.state_symbols(index, form)}
 
@@ -59,7 +59,7 @@ class _CachedNetworkCall:
     ) -> GuardedJob:
         planned = self._network.planned(problem, self._threads)
         symbols = planned.args.symbol_index
-        # Addresses of parameters are linked to the symbols of their vectors.
+        # Links give the addresses of parameters, from the symbols of the parameter vectors.
         unused = "unpacked_base", "unpacked_first", "dparams_base", "dparams_first", "param_offsets", "num_params"
         computes_dx = dict(zip(operands, arrays, strict=True)).get("dx") is not None
         fields = {
@@ -92,10 +92,10 @@ class CachedNetworkForward(_CachedNetworkCall):
         weights = network.weights_of(params, steps, batch, self._save)
         self._packed = are_packed(weights)
         self._zeros = (0,) * len(weights)
-        # Frozen parameters are known by their identity: their weights cannot change.
+        # Frozen parameters are recognized by identity: their weights cannot change.
         self._frozen = params if is_frozen(params) else None
         self._weights = weights if self._frozen is not None else None
-        # Inference guards parameters that it reads where they are, so that nothing is to be done for them here.
+        # Inference that reads parameters in place guards them like other arrays, and has no weights to look up.
         self._in_place = residuals is None and not any(self._packed)
         initial, final = self._flat(states), self._new_states()
         assert initial is not None
@@ -128,7 +128,7 @@ class CachedNetworkForward(_CachedNetworkCall):
         if self._has_resets:
             if type(resets) is not np.ndarray:
                 return None
-            # Backward reads them too: the caller may change them before.
+            # Backward reads them too, and the caller may change them before it runs.
             resets = resets if self._layout is None else resets.copy()
             arrays.append(resets)
         addresses = weights_addresses(weights) or self._zeros
@@ -209,7 +209,7 @@ class CachedNetworkBackward(_CachedNetworkCall):
         if initial is None:
             return None
         arrays = (dy, *final, dx, dparams, *initial)
-        if residuals.resets is not None:  # then the layout has a place for them, as that of the original call
+        if residuals.resets is not None:  # the original call had resets too, so the layout has a place for them
             arrays = (*arrays, residuals.resets)
         values = (*weights_addresses(residuals.weights), *map(signed, residuals.seeds))
         if not self._guarded.run(arrays, reserve=residuals.lease.address, values=values):

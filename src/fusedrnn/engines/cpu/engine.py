@@ -114,14 +114,14 @@ class CPUEngine:
         return CPUNetwork(spec, [layer.pointers for layer in layers])
 
     def _addresses(self, states: Sequence[Array | None] | None) -> StatePtrs:
-        """The addresses of states or of their gradients, at least two; 0 for None, and for a state that is not."""
+        """The addresses of states or of their gradients, at least two; 0 for None and for a missing state."""
         addresses = tuple([0 if state is None else state.ctypes.data for state in states or ()])
         return addresses + (0,) * (self._num_addresses - len(addresses))
 
     def _options(
         self, resets: Array | None, reset_states: Sequence[Array] | None, all_states: Sequence[Array | None]
     ) -> StateOptions | None:
-        """What concerns states inside sequences, by address; None if nothing does."""
+        """The operands that concern states inside sequences, by address; None if there are none."""
         if resets is None and not all_states:
             return None
         replaced, every = (

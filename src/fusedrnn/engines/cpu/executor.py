@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 Weights = PackedWeights | WeightPointers
 Problem = tuple[JobName, int, int, ReserveLayout | None]
-"""A job, T, N, and the layout of a training call's reserve: what a plan depends on beside the spec and the threads."""
+"""A job, T, N, and the layout of a training call's reserve: what a plan depends on besides the spec and the threads."""
 
 
 class PlannedCall(PlannedJob[KernelArgs]):
@@ -64,19 +64,19 @@ class PlannedCall(PlannedJob[KernelArgs]):
 
 
 class Executor:
-    """Runs one spec, for callers whose data is not in NumPy arrays too. Any number of threads may call it at once.
+    """Runs one spec, also for callers whose data is not in NumPy arrays. Any number of threads may call it at once.
 
-    Nothing is checked: memory at an address must exist and be aligned to its elements. Address 0 stands for zeros where
-    a call reads, and for a result that is not computed where it writes.
+    Nothing is checked: memory at an address must exist and be aligned to its elements. Address 0 of an operand that is
+    read stands for zeros; a result whose address is 0 is not computed.
     """
 
     def __init__(self, spec: RNNSpec) -> None:
         self.spec, self.tuning = spec, tunings.current()
         self.workspaces, self._reserves = Workspaces(), BufferPool(self.tuning.max_idle_reserves)
         idle = self.workspaces, self._reserves
-        # Of one step, and of several.
+        # For calls of one step, and for calls of several.
         self._max_narrow_rows = [max_narrow_rows(spec, steps, self.tuning) for steps in (1, 2)]
-        # The target of calls of few rows, and of many; mostly the same one.
+        # The target for calls of few rows, and that for calls of many rows; mostly they are the same.
         self.target, many = (weight_target(spec, rows <= self._max_narrow_rows[1]) for rows in (1, ANY_ROWS))
         self.tiling = Tiling(spec, self.target)
         self.weight_cache = self._many_rows = WeightCache(self.tiling, idle)
@@ -84,7 +84,7 @@ class Executor:
             self._many_rows = WeightCache(Tiling(spec, many), idle)
         self.thread_choices = ThreadChoices()
         self._jobs: dict[tuple[str, bool], Job] = {}
-        # The last of each job: shapes mostly repeat.
+        # The last planned call of each job: shapes mostly repeat.
         self._planned: dict[str, PlannedCall] = {}
         self._layout = (1, 1, "gates", False), ReserveLayout.of(self.tiling, 1, 1, "gates")
         self._num_letters = len(state_letters(len(spec.state_names)))
@@ -108,7 +108,7 @@ class Executor:
 
     def job(self, name: JobName, target: Target) -> Job:
         """The compiled job ``"forward"``, ``"training"`` or ``"backward"`` for one of the targets of this spec."""
-        key = name, target.narrow_weights  # in which its targets differ; it hashes faster than they do
+        key = name, target.narrow_weights  # its targets differ in this alone; it hashes faster than a target
         job = self._jobs.get(key)
         if job is None:
             with self._lock:
@@ -129,8 +129,8 @@ class Executor:
         """The parameters at these addresses, in ``by_layer_direction`` order, as a call takes them.
 
         Packed weights are a copy, packed again whenever the parameters have changed, and dropped when ``owner`` is
-        garbage-collected. A short call uses the parameters unpacked, in place. The parameters' memory must not change
-        until the call, in training until its last backward, has run.
+        garbage-collected. A short call uses the parameters unpacked, in place. The memory of the parameters must not
+        change until the call has run; in training, until its last backward has run.
         """
         weight_cache = self.weight_cache_for(steps, batch)
         self._compile(training, weight_cache.tiling.target)
@@ -159,10 +159,10 @@ class Executor:
         return weights
 
     def weights_at(self, addresses: tuple[int, ...] = (), packed: int = 0) -> WeightPointers:
-        """The weights of an earlier call that have moved: unpacked at these addresses, or packed at that one.
+        """The weights of an earlier call that were moved: unpacked, now at ``addresses``, or packed, now at ``packed``.
 
-        Packed weights are the bytes from the ``address`` of what :meth:`weights` returned, in its ``lease``; the
-        address is 0 if the weights are unpacked.
+        Packed weights are the bytes in the ``lease`` of what :meth:`weights` returned, from its ``address`` on. If the
+        weights are unpacked, this ``address`` is 0.
         """
         return WeightPointers(addresses or self.weight_cache.nowhere, address=packed)
 
@@ -171,14 +171,14 @@ class Executor:
         return VarLen.padded(lengths, steps)
 
     def varlen_packed(self, batch_sizes: Array) -> VarLen:
-        """A packed sequence, sorted by falling length: how many sequences have each step, int64 (T,)."""
+        """A packed sequence, sorted by falling length; ``batch_sizes``, int64 (T,): how many have each step."""
         return VarLen.packed(batch_sizes)
 
     def describe_reserve(
         self, steps: int, batch: int, varlen: VarLen | None = None, save: SavePolicy = "gates", seed: int = 0,
         resets: Any = None,
     ) -> ResidualInfo:  # fmt: skip
-        """What a training call and its backward need to know of each other; ``resets`` must not change until then."""
+        """What backward needs to know of a training call; ``resets`` must not change until backward has run."""
         key, layout = self._layout
         if key != (steps, batch, save, resets is not None):
             key = steps, batch, save, resets is not None
@@ -195,7 +195,7 @@ class Executor:
         final: StatePtrs, *, varlen: VarLen | None = None, residuals: ResidualInfo | None = None, reserve: int = 0,
         team: ThreadTeam | None = None, options: StateOptions | None = None,
     ) -> None:  # fmt: skip
-        """Run a forward call; with ``residuals`` in training, which fills the reserve. Does not write y's padding."""
+        """Run a forward call; with ``residuals`` a training call, which fills the reserve. Skips the padding of y."""
         layout, seed = (None, 0) if residuals is None else (residuals.layout, residuals.seed)
         problem: Problem = "forward" if layout is None else "training", steps, batch, layout
         values = (
@@ -209,7 +209,7 @@ class Executor:
         self, residuals: ResidualInfo, reserve: int, weights: Weights, dy: StridedPtr, dstates: StatePtrs,
         grads: GradPointers, team: ThreadTeam | None = None, options: StateOptions | None = None,
     ) -> None:  # fmt: skip
-        """Compute the gradients of a training call with these weights, whose reserve is at that address."""
+        """Compute the gradients of a training call that used these weights; its reserve is at address ``reserve``."""
         layout, varlen = residuals.layout, residuals.varlen
         if options is None and residuals.resets is not None:
             options = StateOptions(residuals.resets)

@@ -1,7 +1,7 @@
 """A job on NumPy arrays, run by machine code if the arrays pass their guards.
 
-The guards, the kernel arguments and the job are written down once, from the arrays of a checked call. Each further call
-passes its arrays as they are. If one does not pass its guard, nothing happens, and the operator makes a checked call.
+The guards, the kernel arguments and the job are stored once, from the arrays of a checked call. Each further call hands
+over its arrays as they are. If an array fails its guard, nothing runs, and the operator makes a checked call.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fusedrnn.runtime.thread_pool import get_num_threads, get_pool, load_pool, p
 
 Array = NDArray[Any]
 R = TypeVar("R")
-# The struct of a cached call, its address, its threads, and the size of its scratch. A plain tuple: it unpacks faster
+# The struct of a cached call, its address, its threads, and the size of its scratch. A plain tuple unpacks faster
 # than a named one.
 CallStruct = tuple[Array, int, int, int]
 
@@ -34,7 +34,7 @@ class CannotGuard(Exception):
 
 
 def try_to_cache(debug: int, cached_call: Callable[..., R], *arguments: Any) -> R | None:
-    """A cached call of these arguments; None if there is none, as where the most detailed ``debug`` checks calls."""
+    """A cached call of these arguments; None if one cannot be guarded, or if ``debug`` > 1: then all are checked."""
     if debug >= 2:
         return None
     try:
@@ -51,10 +51,10 @@ class GuardedJob:
         planned: Its arguments.
         operands: How it uses its arrays.
         arrays: An array of the kind that each operand must be, or None.
-        symbols: The symbols that the addresses of the arrays are the values of, for arrays that are no symbol's.
+        symbols: The symbol whose value is an array's address, by the name of the array; only where the names differ.
         constants: Values of symbols that are the same at every call.
         fields: Fields of :data:`fusedrnn.engines.cpu.launch.call_kernel.CALL_CACHE` that depend on the call.
-        num_values: The number of the first symbol whose value :meth:`run` takes as ``values``.
+        num_values: The number of the first symbol whose value :meth:`run` takes from ``values``.
 
     Raises:
         CannotGuard: If there is no guard for one of the arrays.
@@ -79,7 +79,8 @@ class GuardedJob:
         self._thread_choice = executor.thread_choices.of(planned.name, self._forecast)
         self._call = load_guarded_call()
         index, by_name = sleeping.symbol_index, dict(zip(operands, arrays, strict=True))
-        self._dtypes = [array.dtype for array in arrays if array is not None]  # guards compare their identity
+        # Guards compare the identity of dtypes, so these must stay alive.
+        self._dtypes = [array.dtype for array in arrays if array is not None]
         assert len(arrays) <= sleeping.num_arrays
         self._set_guards([
             ndarray_abi.guard_of(array, index[symbols.get(name, name)], operands[name].written)
@@ -126,10 +127,10 @@ class GuardedJob:
     def run(
         self, arrays: tuple[Any, ...], weights: int = 0, reserve: int = 0, seed: int = 0, values: Sequence[int] = ()
     ) -> bool:
-        """Run the job on these arrays; False if it has not run: a guard fails, or another call has the threads.
+        """Run the job on these arrays; False if it has not run: a guard failed, or another call has the threads.
 
-        ``weights`` is the address of the packed parameters, or of unpacked ones that are not among the arrays;
-        ``values`` are those of the last symbols.
+        ``weights`` is the address of the packed parameters, or of unpacked parameters that are not among the arrays.
+        ``values`` are the values of the last symbols.
         """
         team = self._team
         _, cache, num_threads, size = self._spinning if team.note_call_start() else self._sleeping
@@ -170,9 +171,9 @@ class GuardedCall(GuardedJob):
         problem: What it computed.
         operands: How it uses its arrays.
         arrays: An array of the kind that each operand must be, or None.
-        weights: The symbol for the address that :meth:`run` takes: ``"weights"`` if that is of packed parameters,
-            ``"params"`` if it is of unpacked ones, ``"nothing"`` if unpacked ones are among the arrays.
-        constants: Values of symbols that are the same at every call, beside strides.
+        weights: The symbol whose value is the argument ``weights`` of :meth:`run`: ``"weights"`` for packed
+            parameters, ``"params"`` for unpacked ones, ``"nothing"`` if unpacked ones are among the arrays.
+        constants: Values of symbols, other than strides, that are the same at every call.
 
     Raises:
         CannotGuard: If there is no guard for one of the arrays.

@@ -25,7 +25,7 @@ class CPUNetwork:
     """Runs a network; see :class:`fusedrnn.engines.network.NetworkEngine`.
 
     Attributes:
-        executor: Its jobs.
+        executor: Runs its jobs.
     """
 
     def __init__(self, spec: NetworkSpec, layers: Sequence[Executor]) -> None:

@@ -1,4 +1,4 @@
-"""A network on operands by symbol: the jobs of its layers as one, one after the other on the same threads."""
+"""Runs a network on operands by symbol: one job runs the layers' jobs, one after the other, on the same threads."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class PlannedNetwork(PlannedJob[ChainArgs]):
 
     def _plan(self, threads: int, spinning: bool = False) -> ChainArgs:
         layers, links = self._layers, self.links
-        # Once the threads run one layer's job, the others find them awake.
+        # After one layer's job on several threads, the jobs of the other layers find the threads awake.
         spinning = spinning or any(layer.args.num_threads > 1 for layer in layers)
         form = "single_args" if threads == 1 else "spinning_args" if spinning else "args"
         jobs = [
@@ -50,7 +50,7 @@ class PlannedNetwork(PlannedJob[ChainArgs]):
         if links.backward:
             jobs.reverse()
         symbols = links.symbols()
-        # Each array is the value of a symbol.
+        # Each array's address is the value of a symbol, so there are no more arrays than symbols.
         return ChainArgs(jobs, symbols, len(symbols), links.between_bytes())
 
 
@@ -99,9 +99,9 @@ class NetworkExecutor:
     def current_weights(
         self, params: Array, size: tuple[int, int], packed: Sequence[bool], training: bool
     ) -> tuple[Weights | None, ...]:
-        """The same for a call of (T, N) whose layers are known to have packed weights or not.
+        """As :meth:`weights_of`, for a call of (T, N) when it is known which layers have packed weights.
 
-        None for a layer in inference that reads its parameters where they are.
+        In inference, the result is None for a layer that reads its parameters where they are.
         """
         team, weights = pool_team(get_num_threads()), list[Weights | None]()
         for executor, part, is_packed in zip(self.layers, self.spec.layout.parts, packed, strict=True):

@@ -18,12 +18,12 @@ from fusedrnn.spec import Array
 
 @dataclass(frozen=True)
 class NetworkReserveLayout:
-    """The reserves of the layers, one behind the other.
+    """The reserves of the layers, one after the other.
 
     Attributes:
-        layers: The layout of each.
-        offsets: Where each begins.
-        size: Bytes of all.
+        layers: The layout of each reserve.
+        offsets: Where each reserve begins.
+        size: Bytes of all reserves.
     """
 
     layers: tuple[ReserveLayout, ...]
@@ -42,7 +42,7 @@ class NetworkReserveLayout:
 
 @dataclass(frozen=True, eq=False)
 class NetworkResiduals:
-    """What a training call saves; weights are those of each layer, and so are seeds."""
+    """What a training call saves; ``weights`` and ``seeds`` have an entry for each layer."""
 
     layout: NetworkReserveLayout
     seeds: tuple[int, ...]
@@ -58,10 +58,10 @@ class NetworkResiduals:
 
 
 def are_packed(weights: Sequence[Weights | None]) -> tuple[bool, ...]:
-    """Of each layer's weights, whether they are packed."""
+    """Whether the weights of each layer are packed."""
     return tuple([isinstance(layer, PackedWeights) for layer in weights])
 
 
 def weights_addresses(weights: Sequence[Weights | None]) -> tuple[int, ...]:
-    """The address of each layer's packed weights, or of the first of unpacked ones; 0 for None."""
+    """The address of each layer's packed weights, or of its first parameter if they are unpacked; 0 for None."""
     return tuple([0 if layer is None else layer.address or layer.matrices[0] for layer in weights])

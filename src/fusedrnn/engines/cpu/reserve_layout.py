@@ -22,11 +22,12 @@ class ReserveLayout:
 
     1. A copy of the input (T, N, I).
     2. For each layer its states (T + 2, N, D·H), directions side by side: h, then c, then the operands of the cell's
-       later stages. Steps 0 and T + 1 hold the initial states of the two directions; of a shorter sequence, the reverse
-       direction's initial state follows its last step. With resets there is a step T + 2: what replaces the states.
-    3. If the output is no state, for each layer but the last the output (T, N, D·S), in rows like those of the states.
-    4. For each layer and direction the saved values (T, N, units, values), and behind those of a row, ``values_size``
-       bytes, the means and variances of its reductions.
+       later stages. Steps 0 and T + 1 hold the initial states of the two directions. In a shorter sequence, the initial
+       state of the reverse direction follows the last step. With resets there is also a step T + 2, which holds what
+       replaces the states.
+    3. If the output is no state, the output (T, N, D·S) of each layer but the last, in rows like those of the states.
+    4. For each layer and direction the saved values (T, N, units, values). Those of a row take ``values_size`` bytes,
+       and the means and variances of the row's reductions follow them.
     """
 
     save: SavePolicy
@@ -81,7 +82,7 @@ class ReserveLayout:
 
 @dataclass(frozen=True, eq=False)
 class ResidualInfo:
-    """What backward needs of its training call beside the reserve's memory and the weights."""
+    """What backward needs of its training call besides the reserve's memory and the weights."""
 
     layout: ReserveLayout
     seed: int

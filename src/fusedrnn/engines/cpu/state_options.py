@@ -1,4 +1,4 @@
-"""What a call does with states beside the initial and the final ones: resets, and every state of every step."""
+"""What a call does with states other than the initial and the final ones: resets, and every state of every step."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class StateOptions(NamedTuple):
 
     Attributes:
         resets: Where sequences begin anew, bools (T, N), contiguous, False in the padding; None for nowhere.
-        reset_states: The addresses of what replaces the states there, () for zeros; in backward of its gradients, which
-            are added to.
-        all_states: For each state the address of the array of its values in every step of the last layer, 0 or ()
-            where that is not requested; in backward of their gradients.
+        reset_states: The addresses of the states that replace the current ones there, () for zeros; in backward, the
+            addresses of their gradients, which kernels add to.
+        all_states: For each state, the address of the array of its values at every step of the last layer; 0 or () if
+            this is not requested. In backward, the addresses of the gradients of these arrays.
     """
 
     resets: NDArray[np.bool_] | None = None

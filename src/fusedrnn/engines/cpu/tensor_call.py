@@ -1,7 +1,7 @@
 """A job on a framework's tensors like those of an earlier call, checked and run by machine code.
 
-A framework that describes its tensors by C functions (DLPack's exchange API) lets a call of one step cost little more
-than its tensors. Short calls alone are run this way, which read unpacked weights.
+If a framework describes its tensors by C functions (DLPack's exchange API), a call of one step costs little more than
+its tensors do. Only short calls, which read unpacked weights, are run this way.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _MAX_AXES = 3
 _CAPSULE = b"dlpack_exchange_api"
 _MAJOR_VERSION = 1
 _DESCRIBE_OFFSET = 40
-"""Where the exchange API has ``dltensor_from_py_object_no_sync``: behind a version, a pointer and three functions."""
+"""Where the exchange API has ``dltensor_from_py_object_no_sync``: after a version, a pointer and three functions."""
 _FLOAT, _LANES = 2, 1 << 16
-"""DLPack's code of floating-point numbers, and its field of vectors of one element."""
+"""DLPack's code for floating-point numbers, and its number of lanes, one, in the upper 16 bits."""
 
 
 def describe_function(tensor_class: type) -> int:
@@ -58,7 +58,7 @@ class TensorGuard(NamedTuple):
 
     Attributes:
         example: The argument of the earlier call.
-        symbol: The symbol of kernel arguments that its address is the value of; None if it has none.
+        symbol: The symbol of the kernel arguments whose value is its address; None if there is none.
         shape: Its shape; None for an object that is only compared.
         strides: Its strides in elements.
         data: Its address, if it must stay there.
@@ -81,12 +81,12 @@ class TensorCall:
         problem: What it computes.
         team: The threads that the call may use.
         varlen: Its sequence lengths, None for T everywhere.
-        guards: What each tensor of the call must be. Who makes the call holds references to the examples.
+        guards: What each tensor of the call must be. The caller holds references to the examples.
         constants: Values of symbols that are the same at every call.
-        describe: As from :func:`describe_function`, not 0.
+        describe: The address that :func:`describe_function` returned; not 0.
 
     Attributes:
-        is_possible: Whether the call is short; if not, there is nothing else.
+        is_possible: Whether the call is short and nothing is logged; if not, :meth:`run` cannot be called.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class TensorCall:
             "job": address(planned.job) if planned.is_single else 0,
         }  # fmt: skip
         struct = np.array([fields[field] for field in TENSOR_CALL.names], np.int64)
-        # Another thread may have been faster: its struct stays, since it may be in use.
+        # Another thread may have been faster: its struct is kept, since it may be in use.
         return self._structs.setdefault(id(args), (struct.ctypes.data, (args, values, struct)))[0]
 
     def run(self, tensors: tuple[Any, ...], team: ThreadTeam, reserve: int = 0) -> bool:

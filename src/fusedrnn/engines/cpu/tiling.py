@@ -30,7 +30,7 @@ _LONGEST_VECTOR = 64
 
 
 def _check_heads(spec: RNNSpec) -> None:
-    """Refuse heads that are no whole vectors; the same on all targets.
+    """Refuse heads that are not a whole number of the longest vectors; so all targets refuse the same heads.
 
     Raises:
         NotImplementedError: With the multiple that is needed.
@@ -59,24 +59,24 @@ class Tiling:
         panel_vectors: Vectors of a panel.
         panel_bytes: Bytes of a row of a panel.
         stages: The stages of the cell that have a GEMM.
-        later_products: Those of them whose operands the step computes.
-        num_barriers: Barriers of a step, where threads share rows.
-        num_reduced_rows: Rows of values that these read.
-        num_moments: Means and variances that these compute.
+        later_products: Those of ``stages`` whose operands the step computes.
+        num_barriers: Barriers of a step, if threads share rows.
+        num_reduced_rows: Rows of values that reductions read.
+        num_moments: Means and variances that reductions compute.
         num_masks: Random masks inside a step.
-        column_groups: What has a GEMM of each step or gradients of parameters, then the gates whose part from the input
-            no stage has.
+        column_groups: The stages that have a GEMM in each step or gradients of parameters, then the groups of gates
+            whose part from the input belongs to no stage.
         product_stages: The stages that have gates.
-        gate_stages: The column groups that have columns of the input weights, in their order.
+        gate_stages: The column groups that have columns of the input weights, in the order of these columns.
         projections: The projection, if there is one.
         num_gates: Gates that have a part from the input.
         kept_products: The products that later stages read.
         reads_raw_input: Whether the cell reads the layer's input itself.
         num_param_vectors: Parameters of one number for each unit, such as peephole weights.
         can_read_unpacked: Whether kernels can read unpacked weights: the cell has one stage and no parameters of its
-            own, and the format of operands has GEMMs for them.
+            own, and the format of operands has GEMMs on unpacked weights.
         multiplies_tiles: Whether GEMMs multiply tiles.
-        weight_vector_bytes: Bytes of packed weights of a vector of columns and one k.
+        weight_vector_bytes: Bytes of the packed weights of one vector of columns, for one k.
         unit_vecs: Unit vectors.
         out_vecs: Vectors that hold h.
     """
@@ -110,7 +110,7 @@ class Tiling:
 
     @cached_property
     def scale_offsets(self) -> dict[tuple[int, int, Kind], int]:
-        """Where the scales of each quantized matrix are behind a copy of the parameters, by layer, direction, kind."""
+        """Where the scales of each quantized matrix are, after a copy of the parameters; by layer, direction, kind."""
         layout, offsets = self.spec.layout, dict[tuple[int, int, Kind], int]()
         if not self.products.has_scales:
             return offsets
@@ -123,14 +123,14 @@ class Tiling:
 
     @cached_property
     def ranges_offset(self) -> int | None:
-        """Where the ranges of operands are behind these scales; None in formats that do not quantize operands."""
+        """Where the ranges of operands are, after all scales; None in formats that do not quantize operands."""
         if not (self.products.has_scales and self.converts_rows):
             return None
         num_scales = sum(int(self.spec.layout.entry(*key).shape[0]) for key in self.scale_offsets)
         return (self.spec.layout.size + num_scales) * self.item
 
     def is_pipelined(self, layer_dir_groups: int) -> bool:
-        """Whether so many groups of layer-directions are pipelined layers: a network of one direction has no others."""
+        """Whether so many groups of layer-directions are pipelined layers: several are if there is one direction."""
         return self.spec.num_directions == 1 and layer_dir_groups > 1
 
     def num_vectors(self, size: int) -> int:
@@ -150,7 +150,7 @@ class Tiling:
         return self.hidden if stage.index else self.out
 
     def product_size(self, stage: StageKernel) -> int:
-        """Elements of a stage's operand that a unit is multiplied with: with several heads those of its own."""
+        """Elements of a stage's operand that a unit is multiplied with; with several heads, those of its head."""
         return self.operand_size(stage) // self.spec.heads
 
     def num_panels(self, stage: StageKernel) -> int:
@@ -183,12 +183,12 @@ class Tiling:
 
     @property
     def block_col_vecs(self) -> int:
-        """Vectors of columns of a block of units, in the stage where they are most."""
+        """Vectors of columns of a block of units, in the stage that has the most of them."""
         return self._block_col_vecs(1)
 
     @property
     def one_row_block_col_vecs(self) -> int:
-        """The same of a step of one row."""
+        """The same for a step of one row."""
         return self._block_col_vecs(self.target.one_row_panels)
 
     def _block_col_vecs(self, panels: int) -> int:
@@ -196,14 +196,14 @@ class Tiling:
         return max((Blocking(stage.num_gates, vectors).block_col_vecs for stage in self.stages), default=0)
 
     def gates_stride(self, unit_vecs: int) -> int:
-        """The stride of the gates of so many unit vectors, and of what is behind them: see kernels/row_values.py."""
+        """The stride of rows of gates of so many unit vectors, and of what follows them: see kernels/row_values.py."""
         vectors = self.num_gates + len(self.kept_products) + self.reads_raw_input
         total = unit_vecs * vectors + (unit_vecs + 2 * self.panel_vectors) * self.num_masks + self.num_moments
         return pad_against_conflicts(total * self.vector_bytes)
 
     @property
     def gradients_stride(self) -> int:
-        """The stride of the gate gradients of all stages, and those of the raw input."""
+        """The stride of rows of gradients: of the gates of all stages, then of the raw input."""
         raw = self.reads_raw_input * self.unit_vecs * self.lanes
         return pad_against_conflicts((self.k_padded(*self.column_groups) + raw) * self.item)
 

@@ -1,4 +1,4 @@
-"""Every number that the CPU engine's plans, caches and thread trials are tuned by. No bit of a result depends on them.
+"""The tuning parameters of the CPU engine's plans, caches and thread trials. No bit of a result depends on them.
 
 Plans take a :class:`Tuning`; without one they take the installed one. :func:`tuned` installs another for a while.
 """
@@ -19,7 +19,7 @@ from fusedrnn.runtime.machine_rates import MachineRates, kept_rates
 _DEFAULT_L2_BYTES = 1 << 20
 # Seconds of a cycle of a nominal core: the model's rates matter only in relation to one another.
 _CYCLE = 1 / 3.6e9
-# A measured rate beyond so many times the assumed one, or that part of it, is a disturbed measurement.
+# The largest factor between a measured rate and the assumed one; a measurement beyond it was disturbed.
 _MAX_DEVIATION = 8.0
 
 
@@ -32,9 +32,11 @@ def _l3_bytes() -> int:
 
 
 def _narrow_int8_rows() -> tuple[tuple[float, int], ...]:
-    """Rows that take less time to multiply than float32 weights to read: some of them from L2, from L3, from memory.
+    """The most rows for which int8 weights are narrow, by the bytes that these weights take as float32.
 
-    Measured, see docs/benchmarks/formats.md. Of weights a little larger than L3, a step reads a part from L3.
+    Multiplying more rows takes longer than reading the weights as float32: in part from L2, in part from L3, or from
+    memory. Measured, see docs/benchmarks/formats.md. If weights are a little larger than L3, a step reads a part of
+    them from L3.
     """
     return (8 * _l2_bytes(), 1), (2 * _l3_bytes(), 2), (inf, 4)
 
@@ -56,15 +58,15 @@ class MachineModel:
     row: float = 3e-9  # overhead of a row in a step
     step: float = 20e-9  # overhead of a time step
     layer: float = 0.5e-6  # overhead of a layer-direction
-    barrier: float = 0.3e-6  # from the last thread's arrival until all go on
+    barrier: float = 0.3e-6  # from the last thread's arrival until all continue
     wake_spinning: float = 1.5e-6  # handing a job to threads that spin
     wake_sleeping: float = 60e-6  # handing a job to threads that sleep
     call: float = 2e-6  # overhead of a call
-    reserve: float = 3.5e-6  # what a reserve adds to it
+    reserve: float = 3.5e-6  # what a reserve adds to that overhead
     stream_trips: int = 3  # streamed data is fetched, written, and fetched again by its reader
-    exposed_latency: float = 0.15  # of the extra time for weights beyond L2, what multiply-adds never hide
+    exposed_latency: float = 0.15  # part of the extra time for weights beyond L2 that multiply-adds never hide
     prefetching_tiles: int = 4  # tiles of a panel that prefetch the next panel
-    usable_l2: float = 0.85  # of L2, what is left to weights beside the data that streams through it
+    usable_l2: float = 0.85  # part of L2 that is left for weights; other data streams through the rest
 
     @classmethod
     @lru_cache(maxsize=8)
@@ -97,7 +99,7 @@ class MachineModel:
 
 
 def _plausible(measured: float, assumed: float) -> float:
-    """A measured rate within the deviation from the assumed one; that one if nothing was measured."""
+    """A measured rate, limited to a factor from the assumed one; the assumed one if nothing was measured."""
     limited = min(max(measured, assumed / _MAX_DEVIATION), assumed * _MAX_DEVIATION)
     return limited if measured else assumed
 
@@ -107,10 +109,10 @@ class Tuning:
     """Thresholds of the CPU engine. Times are in seconds."""
 
     # Plans.
-    l2_bytes: int = field(default_factory=_l2_bytes)  # by which buffers that should stay in L2 are sized
+    l2_bytes: int = field(default_factory=_l2_bytes)  # the sizes of buffers that should stay in L2 follow from it
     min_chunk_rows: int = 24  # rows of an input GEMM
     max_chunk_rows: int = 96
-    max_tile_chunk_rows: int = 256  # of one on tiles whose weights do not stay in L2
+    max_tile_chunk_rows: int = 256  # of an input GEMM on tiles whose weights do not stay in L2
     min_dx_chunk_rows: int = 80  # of a GEMM for dx: with fewer, its weights are not reused often enough
     min_pipeline_chunks: int = 16  # chunks of a sequence where layers are pipelined
     block_rows: int = 1152  # rows summed before the partial weight gradients are read and written again
@@ -120,37 +122,37 @@ class Tuning:
     # Chooses one of the grids for a problem size, in place of the cost model.
     choose_grid: Callable[[Any, Sequence[Any]], Any] | None = None
 
-    # Weights. Where those of a layer-direction take more as float32, narrower ones are widened in registers.
+    # Weights. Those of a layer-direction that take more bytes as float32 are packed narrow and widened in registers.
     wide_weight_bytes: int = field(default_factory=lambda: _l2_bytes() // 2)
-    # But int8 ones only for so many rows, by the bytes that they would take as float32.
+    # But int8 weights are packed narrow only for so many rows, by the bytes that they would take as float32.
     narrow_int8_rows: tuple[tuple[float, int], ...] = field(default_factory=_narrow_int8_rows)
-    # Calls that read them at most so often, once at each step, use them unpacked: to look for changes takes longer, and
-    # training would mostly have to pack them anew.
+    # Calls that read the weights at most so often, once at each step, use them unpacked: looking for changes would take
+    # longer, and training would mostly have to pack them anew.
     max_unpacked_reads: int = 3
     max_unpacked_reads_training: int = 4
-    # So do calls whose further reads are of at most so many floats in all: those are transposed each time.
+    # So do calls whose further reads are of at most so many floats in total: each read transposes the weights.
     max_unpacked_floats: int = 500_000
     max_unpacked_floats_training: int = 640_000
     unpacked_rows_training: int = 12  # rows of a training step that take as long as another read
-    # Training of at most so many steps and multiply-adds by unpacked weights uses the calling thread alone.
+    # Training on unpacked weights uses the calling thread alone for at most so many steps and multiply-adds.
     max_own_steps: int = 32
     max_own_work: int = 1_200_000
     max_packed_vectors: int = 4  # parameter vectors that an op keeps packed
     max_packed_owners: int = 256  # parameter sets of owners, such as modules, that an op keeps packed
-    parallel_pack_bytes: int = 1 << 19  # from which several threads pack
+    parallel_pack_bytes: int = 1 << 19  # several threads pack if there is more to pack
     max_idle_reserves: int = 16  # reserves that an op keeps for its next calls
 
     # Trials of one thread.
     max_trial_call: float = 20e-3  # calls with a longer forecast are not tried: a trial would cost too much
-    late_calls: int = 4  # calls, more late than in time, that start a trial
+    late_calls: int = 4  # this many more late calls than calls in time start a trial
     recent_calls: int = 8  # calls that a trial is compared with
     trial_calls: int = 5  # calls of a trial
     min_trial_calls: int = 2  # calls of a trial whose result is clear
-    clear_ratio: float = 2.0  # every call of one kind takes so many times as long as any of the other
+    clear_ratio: float = 2.0  # clear: every call of one kind takes so many times as long as any of the other
     settling_time: float = 1e-3  # start of a trial that does not count: threads wake up or stop spinning
     min_trial_pause: float = 0.1  # between two trials; it doubles while the result stays the same
     max_trial_pause: float = 2.0
-    trial_interval: float = 50.0  # time without trials, as a multiple of the last trial's
+    trial_interval: float = 50.0  # time without trials, as a multiple of the last trial's time
 
     def machine_of(self, target: Target) -> MachineModel:
         """The rates for the cost model: those kept for this machine, or else assumed ones."""
@@ -164,7 +166,7 @@ _installed: Tuning | None = None
 
 
 def current() -> Tuning:
-    """The installed tuning. Ops read it when they are made, plans when they are planned."""
+    """The installed tuning. Ops and plans read it when they are made."""
     global _installed
     if _installed is None:
         _installed = Tuning()

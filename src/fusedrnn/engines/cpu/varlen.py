@@ -27,12 +27,12 @@ def table_offsets(steps: int, batch: int) -> dict[str, int]:
 
 
 class VarLen:
-    """Sequences of different lengths, and the tables that kernels look rows up in.
+    """Sequences of different lengths, and the tables in which kernels look up rows.
 
     Attributes:
         lengths: The valid steps of each sequence, int64 (N,).
-        row_offsets: Of a packed sequence the first row of each step, int64 (T,); None if arrays are (T, N, features).
-        row_offsets_address: Its address; 0 for None.
+        row_offsets: The first row of each step of a packed sequence, int64 (T,); None if arrays are (T, N, features).
+        row_offsets_address: The address of ``row_offsets``; 0 for None.
     """
 
     def __init__(self, lengths: Array, sorted_indices: Array, batch_sizes: Array, row_offsets: Array | None) -> None:
@@ -65,13 +65,13 @@ class VarLen:
         - ``sorted_indices``: the index in the batch of each index in the sorted batch;
         - ``lengths``: the length of each row;
         - ``batch_sizes``: how many sequences of the whole batch are active at each step;
-        - ``active_rows``: how many rows of each group are.
+        - ``active_rows``: how many rows of each group are active at each step.
         """
         tables = self._tables.get(row_starts)
         if tables is None:
             unsorted_indices, batch_sizes = round_robin(row_starts), self._batch_sizes
             row_to_sequence = self._sorted_indices[unsorted_indices]
-            # A group's sorted indices rise; active are those below the batch size.
+            # The sorted indices of a group rise, and the active ones are below the batch size.
             active_rows = [
                 np.searchsorted(unsorted_indices[first:end], batch_sizes) for first, end in pairwise(row_starts)
             ]
@@ -85,7 +85,7 @@ class VarLen:
 
 @lru_cache(maxsize=16)
 def round_robin(row_starts: tuple[int, ...]) -> Array:
-    """Sorted indices distributed round-robin, so that all groups have about as much work; group by group."""
+    """The sorted indices of each group, distributed round-robin, so that all groups have about the same work."""
     sizes = np.diff(row_starts)
     rounds = np.concatenate([np.arange(size) for size in sizes])
     groups = np.repeat(np.arange(len(sizes)), sizes)

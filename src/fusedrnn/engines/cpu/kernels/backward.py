@@ -1,9 +1,14 @@
 """The backward time loop: one job that takes gradients back through every layer, direction and step.
 
-Step by step, from the last to the first: the gradient of h, from the step after by a recurrent GEMM with transposed
-weights and from the output; the derivative of the cell; gate gradients stored. They are stored three times: in rows for
-the next step's GEMM, in rows for the GEMM that gives a chunk's dx, and transposed for the GEMMs of the weights'
-gradients (``weight_gradients.py``). As in forward, one barrier a step if threads share rows.
+Steps go from the last to the first. Each of them does the following:
+
+1. It computes the gradient of h: the part from the step after, by a recurrent GEMM with transposed weights, plus the
+   part from the output.
+2. It computes the derivative of the cell.
+3. It stores gate gradients three times: in rows for the next step's GEMM, in rows for the GEMM that gives a chunk's dx,
+   and transposed for the GEMMs of the weights' gradients (``weight_gradients.py``).
+
+As in forward, there is one barrier a step if threads share rows.
 """
 
 from __future__ import annotations
@@ -148,7 +153,7 @@ class _DirectionLoop(CarriedGradients, CellGradient):
             if self.stages:
                 self.barrier()
         if not self.stages:
-            # The gradients of inputs need those of all units.
+            # The gradients of inputs need the gate gradients of all units.
             self.barrier()
         with f.if_(p.dx.is_set & (rows_done.get() > 0)):
             self._input_gradients(begin, end, chunk_parity, rows_done.get())
@@ -174,7 +179,7 @@ class _DirectionLoop(CarriedGradients, CellGradient):
                     self._operand_gemm(stage, position.active_rows, position.step)
 
     def _recurrent_gemm(self, step: Value, num_rows: Value) -> None:
-        """Add to dh what comes through the gates of the step after, for the rows that have it; this thread's units."""
+        """Add to dh of this thread's units what comes through the gates of the step after, in rows that have it."""
         if not self.multiplies_output:
             return
         f, c, p, stage, units = self.f, self.c, self.p, self.stages[0], self.out
@@ -191,14 +196,14 @@ class _DirectionLoop(CarriedGradients, CellGradient):
                 weights.gemm(part, cols, dh, dh, reverse.select(f.constant(-1), 1))
 
     def _of_head(self, stage: StageKernel, head: Head, a: LeftOperand, weights: Value) -> tuple[LeftOperand, Value]:
-        """The part of a stage's rows of gradients, and the recurrent weights of a head."""
+        """A head's part of a stage's rows of gradients, and the head's recurrent weights."""
         if not self.cell.is_block_diagonal:
             return a, weights
         part = self.part_of_rows(a, head.first * (stage.num_gates * self.operand_vector_bytes))
         return part, weights + head.number * self.head_weights_bytes(stage)
 
     def _operand_gemm(self, stage: StageKernel, num_rows: Value, step: Value) -> None:
-        """The gradient of a later stage's operand, from the gradients of the stage; this thread's units."""
+        """The gradient of a later stage's operand, from the gradients of the stage, for this thread's units."""
         f, c, p, units = self.f, self.c, self.p, self.hidden
         reverse = self.serpentine_reversed(step)
         weights = p.projection if stage.projects else p.h_weights
@@ -214,7 +219,7 @@ class _DirectionLoop(CarriedGradients, CellGradient):
                 matrix.gemm(part, cols, into, Rows(self.zeros, 0), reverse.select(f.constant(-1), 1))
 
     def _weights(self, packed: Value, k: Value, unpacked: Value, num_cols: Value) -> Matrix:
-        """Weights for backward: packed transposed, with k rows; or unpacked, as many columns as the operand has."""
+        """Weights for backward: packed transposed, with k rows; or unpacked, with ``num_cols`` columns."""
 
         def as_packed() -> Matrix:
             return self.packed(self._gemm, packed, k)
@@ -226,7 +231,7 @@ class _DirectionLoop(CarriedGradients, CellGradient):
         return WeightMatrix(self.is_unpacked, as_unpacked, as_packed) if self.can_read_unpacked else as_packed()
 
     def _input_gradients(self, begin: Value, end: Value, chunk_parity: Value, num_rows: Value) -> None:
-        """The gradients of a chunk's inputs: a GEMM over all gates, each thread for some features, by panels."""
+        """The gradients of a chunk's inputs: a GEMM over all gates; each thread computes some features, by panels."""
         f, c, p, v = self.f, self.c, self.p, self.v
         with f.loop(0, num_rows) as row:
             f.store(self.x_gate_grads(row, chunk_parity), self.chunk_table + row * 8)
@@ -245,7 +250,7 @@ class _DirectionLoop(CarriedGradients, CellGradient):
             self._store_input_gradients(begin, end, cols, offset)
 
     def _store_input_gradients(self, begin: Value, end: Value, cols: ColVecs, offset: Value) -> None:
-        """Store the columns of a panel of dx, plus what a residual connection adds, after the mask of dropout."""
+        """Store the columns of a panel of dx: add what a residual connection adds, then apply the mask of dropout."""
         f, p, v = self.f, self.p, self.v
         feature = cols.first * v.lanes
         num_features = (p.k - feature).at_most(cols.num * v.lanes)
@@ -270,7 +275,7 @@ class _DirectionLoop(CarriedGradients, CellGradient):
     ) -> None:
         """Add the gradient of the output to that of the input, if a residual connection joins them.
 
-        One direction adds those of both: its ``residual`` is set.
+        One direction adds the gradients of both: its ``residual`` is set.
         """
         f, p, v = self.f, self.p, self.v
         with f.if_(p.residual.is_set):

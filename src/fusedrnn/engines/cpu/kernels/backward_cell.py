@@ -48,7 +48,7 @@ class GradRows:
     moments: Value  # means and variances
     dy: Value
     dy_second: Value  # from the second direction of the layer above
-    saved: Value  # by forward, or recomputed
+    saved: Value  # what forward has saved, or what was recomputed
     h_gates: Value  # gate gradients for the recurrent GEMM
     x_gates: dict[int, Value]  # gate gradients for the input GEMM, by the number of their first gate
     raw: Value  # the gradients of the raw input
@@ -97,7 +97,7 @@ class CellGradient(MomentGradients):
         )
 
     def _raw_grads(self, chunk_row: Value, chunk_parity: Value) -> Value:
-        """The gradients of the raw input in a row of a chunk; nowhere if the cell does not read it."""
+        """Where the gradients of the raw input are in a row of a chunk; 0 if the cell does not read it."""
         if not self.cell.reads_raw_input:
             return self.f.constant(0)
         return self.x_gate_grads(chunk_row, chunk_parity) + self.raw_grads_offset
@@ -157,7 +157,7 @@ class CellGradient(MomentGradients):
             is_whole = units_left >= v.lanes
             v.store(is_whole.select(value, v.zero_tail(value, units_left)), rows.raw + offset)
         if adds_dy and output not in names:
-            # The stages before need it with the output's gradient.
+            # Earlier stages need it with the gradient of the output included.
             v.store(cotangents[output], rows.carried[output] + offset)
         for name in names:
             v.store(new.get(name, v.const(0.0)), rows.carried[name] + offset)
@@ -188,7 +188,7 @@ class CellGradient(MomentGradients):
                 v.store(grad, rows.transposed + self.grad_index(stage, unit_vec, index) * c.transposed_stride)
 
     def output_grad(self, dy: Value, dy_second: Value, units_left: Value) -> Value:
-        """A vector of the gradient of the output, in a layer below the last from both directions above."""
+        """A vector of the gradient of the output; below the last layer, the sum from the directions above."""
         f, v = self.f, self.v
         total = f.var(v.const(0.0))
         with f.if_(self.p.dy.is_set):

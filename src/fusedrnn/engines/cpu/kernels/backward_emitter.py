@@ -39,7 +39,7 @@ LAYER_DIR = Struct(
 
 
 def layer_dir_struct(cell: TracedCell) -> Struct:
-    """The struct of a layer-direction; a cell of more than two states, of scalars or reductions has more fields."""
+    """The struct of a layer-direction; a cell with more than two states, scalars or reductions has more fields."""
     letters = state_letters(len(cell.states))[2:]
     forms = "d{}_n", "d{}0", "d{}_reset", "dall_{}"
     states = (form.format(letter) for letter in letters for form in forms)
@@ -61,7 +61,7 @@ class BackwardEmitter(DirectionEmitter):
         self.scratch = c.scratch + self.thread * c.scratch_stride
         self.chunk_table = self.scratch + self.rows * (16 * len(self.products_of_state))
         self.state_table = self.chunk_table + c.chunk * self.rows * 8
-        # A row of zeros, the initial accumulators of GEMMs, is before the panel that they write.
+        # A row of zeros, the initial accumulators of GEMMs, comes before the panel that these GEMMs write.
         self.zeros = self.scratch + c.panel_offset
         self.panel = self.zeros + self.panel_bytes
 
@@ -74,24 +74,24 @@ class BackwardEmitter(DirectionEmitter):
         return self.num_vectors(self.units_of(stage).size) * (stage.num_gates * self.v.lanes)
 
     def head_k_padded(self, stage: StageKernel) -> Value:
-        """Those of a head: K of its GEMM with recurrent weights."""
+        """The same for a head: K of its GEMM with recurrent weights."""
         if not self.cell.is_block_diagonal:
             return self.k_padded(stage)
         return self.head_vecs * (stage.num_gates * self.v.lanes)
 
     def head_weights_bytes(self, stage: StageKernel) -> Value:
-        """Bytes of a stage's recurrent weights for backward, of a head."""
+        """Bytes of the recurrent weights of a stage and a head, for backward."""
         vectors = self.head_vecs if self.cell.is_block_diagonal else self.num_vectors(self.operand_size(stage))
         panels = (vectors + (self.panel_vectors - 1)) // self.panel_vectors
         return panels * self.packed_bytes(self.head_k_padded(stage))
 
     def grads_offset(self, first_gate: int) -> Value:
-        """Where the gradients of the gates from one on begin in a row of gate gradients."""
+        """Where the gradients of the gates from ``first_gate`` on begin in a row of gate gradients."""
         return self.unit_vecs * (first_gate * self.operand_vector_bytes)
 
     @property
     def raw_grads_offset(self) -> Value:
-        """Where the gradients of the raw input begin in a row of gate gradients: behind those of all stages."""
+        """Where the gradients of the raw input begin in a row of gate gradients: after those of all stages."""
         return self.gates_k_padded * self.v.item
 
     def grad_index(self, stage: StageKernel, unit_vec: Value, grad: int) -> Value:

@@ -1,7 +1,7 @@
 """What happens to the states between two steps of the forward loop: copies of every state, and resets.
 
-A step is followed by a barrier before other threads read its h. So a thread replaces its own units of the states of the
-rows that are reset before the next step, before that barrier.
+A barrier follows each step, before other threads read its h. If a row is reset before the next step, each thread
+replaces its own units of the row's states before that barrier.
 """
 
 from __future__ import annotations

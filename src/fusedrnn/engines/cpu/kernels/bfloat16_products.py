@@ -54,8 +54,8 @@ class WidenedBfloat16Products(RoundedBfloat16Products):
 class Bfloat16DotProducts(WidenedBfloat16Products):
     """Pairs of bfloat16, multiplied and added by one instruction, which takes the high half first.
 
-    There are no GEMMs on unpacked weights: how processors round within the instruction is theirs, and the bits of short
-    calls must be those of long ones.
+    There are no GEMMs on unpacked weights: processors may differ in how they round within the instruction, and the bits
+    of short calls must be those of long ones.
     """
 
     group, unroll, speedup, reads_unpacked = 2, 2, 2.0, False
@@ -83,7 +83,7 @@ class Bfloat16DotProducts(WidenedBfloat16Products):
 
 
 class Bfloat16TileProducts(Bfloat16DotProducts):
-    """The same pairs, multiplied by tiles, which sum the elements of each half of the pairs by themselves."""
+    """The same pairs, multiplied by tiles, which sum the low halves of the pairs and the high halves separately."""
 
     speedup, tile_instruction = 16.0, "tdpbf16ps"
 
@@ -97,6 +97,6 @@ def rounded_to_bfloat16(v: Vectors, x: Value) -> Value:
 
 
 def _pair_of_halves(v: Vectors, pair: Sequence[Value]) -> Value:
-    """Vectors of two rounded numbers in one: the first in the low half of each lane."""
+    """Two vectors of rounded numbers in one vector: the first in the low half of each lane."""
     low, high = (element.bitcast(v.itype) for element in pair)
     return ((low >> _HALF_BITS) & _LOW_HALF) | high

@@ -1,4 +1,4 @@
-"""Gradients of states between two steps of the backward loop: cut at resets, and added to by the caller's."""
+"""Gradients of states between two steps of the backward loop: cut at resets, and the caller's added to them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class CarriedGradients(BackwardEmitter):
     store_or_add: Function
 
     def cut_gradients(self, step: Value, num_rows: Value) -> None:
-        """Clear the carried gradients of rows that were reset before the later step; first add them to the reset's."""
+        """Clear carried gradients of rows that were reset before the later step; first add them to the reset's."""
         f, p = self.f, self.p
         with f.if_(self.c.resets.is_set), f.loop(0, num_rows) as row:
             sequence = self.sequence(row)
@@ -28,7 +28,7 @@ class CarriedGradients(BackwardEmitter):
                     f.fill_zero(carried, units.num_bytes)
 
     def add_state_gradients(self, time: Value, num_rows: Value) -> None:
-        """Add the gradients of the states of that time, where the caller got every state of every step."""
+        """Add the gradients of the states of that time, if the caller got every state of every step."""
         f, c, p, v = self.f, self.c, self.p, self.v
         for letter, name in self.other_states:
             base, units = getattr(p, f"dall_{letter}"), self.units_of_state(name)

@@ -17,7 +17,7 @@ from fusedrnn.jit.target import Target
 
 
 def build_common(compute: str, target: Target) -> Module:
-    """The module of the GEMM, and, if the format has them, of ``unpacked_gemm_nt`` and of what converts rows."""
+    """The module of the GEMM and, if the format has them, of ``unpacked_gemm_nt`` and ``convert_row``."""
     module, products = Module(f"common_{compute}"), products_class(compute, target)
     if products.tile_instruction:
         emit_tile_gemm(module, target, compute)

@@ -45,7 +45,7 @@ def emit_drop_panel(module: Module, target: Target, dtype: str) -> Function:
 
 
 def emit_drop_row(module: Module, target: Target, dtype: str, drop_panel: Function) -> Function:
-    """A function that drops some features of an aligned row, in place, which is padded to whole panels."""
+    """A function that drops some features of an aligned row in place; the row is padded to whole panels."""
     f = Function.of(module, DROP_ROW)
     row, num_features, *counter = f.arguments
     v = Vectors(f, target, dtype)

@@ -1,7 +1,7 @@
 """The forward time loop: one job that runs every layer and direction of a network over a whole sequence.
 
-A thread first multiplies the inputs of a chunk of steps by the weights of its own units. Then, step by step: the
-recurrent GEMM, the cell's maths, h, c and y stored, and a barrier if other threads need the new h.
+A thread first multiplies the inputs of a chunk of steps by the weights of its own units. Then each step is a recurrent
+GEMM, the cell's maths, stores of h, c and y, and a barrier if other threads need the new h.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def layer_dir_struct(cell: TracedCell) -> Struct:
 
 
 OutputRows = dict[Result | str, Value]
-"""Where the results of a row go: states and operands in the reserve; "y", the output; "saved" and "moments", saved
-values, means and variances. With residual connections also "x", the input that the output is added to."""
+"""Where the results of a row go: states and operands in the reserve; "y", the output; "saved", saved values; "moments",
+means and variances. With residual connections also "x", the input that the output is added to."""
 
 
 class StepPosition(NamedTuple):
@@ -88,7 +88,7 @@ def build_job(program: Program, direction_loop: Function) -> Module:
         f.call(direction_loop, call, thread, layer, direction)
 
     def after(layer: Value) -> None:
-        """The next layer reads the units of other threads, if they share rows."""
+        """Wait for the other threads: if threads share rows, the next layer reads their units."""
         with f.if_((c.grid_layer_dirs * c.grid_units > 1) & (layer < c.layers - 1)):
             f.call(program.barrier, c.barriers, num_threads, c.spins)
 
@@ -138,7 +138,7 @@ class Inference(InitialAccumulators, BetweenSteps, Reductions):
                 self._step(step, time, active_rows, rows_done.get())
                 rows_done.set(rows_done.get() + active_rows)
                 self.end_step(step, time, active_rows)
-                # After the last step of all, no thread reads what others stored; nor at all without products.
+                # After the very last step no thread reads what others stored; without stages none ever does.
                 if self.stages:
                     with f.if_((step < c.steps - 1) | (self.layer < c.layers - 1)):
                         self.barrier()
@@ -148,7 +148,7 @@ class Inference(InitialAccumulators, BetweenSteps, Reductions):
                 self.barrier()
 
     def _weights(self, stage: StageKernel, head: Head | None = None) -> Matrix:
-        """A stage's input weights, or the recurrent ones of a head, whose bias is the initial accumulator."""
+        """A stage's input weights, or its recurrent weights of a head; their bias is the initial accumulator."""
         of_state = head is not None
         c, p, first_unit_vec = self.c, self.p, self.hidden.first
 
@@ -213,7 +213,7 @@ class Inference(InitialAccumulators, BetweenSteps, Reductions):
                 self._cell(CellPosition(stage, row, unit, gate_row, self.recurrent), position.step & 1, output_rows)
 
     def _stage(self, stage: StageKernel, position: StepPosition) -> None:
-        """Block by block of units, a stage's GEMM and then the cell's maths on its results."""
+        """A stage's GEMM and the cell's maths on its results, for one block of units after the other."""
         f, c = self.f, self.c
         parity = position.step & 1
         row_bytes = self.blocking(stage).block_col_vecs * self.v.bytes
@@ -258,7 +258,7 @@ class Inference(InitialAccumulators, BetweenSteps, Reductions):
                 self._weights(stage, head).gemm(a, cols, c, c_in, next_panel)
 
     def _output_rows(self, position: StepPosition, row: Value) -> OutputRows:
-        """Where a row's results of a time go, beside the state buffers."""
+        """Where a row's results of a time go, in addition to the state buffers."""
         y = position.y + self.sequence(row) * self.p.y_row
         return {"y": y, **self.residual_row(self.x_rows, position.chunk_row + row)}
 
@@ -295,6 +295,6 @@ class Inference(InitialAccumulators, BetweenSteps, Reductions):
     def _store_result(
         self, stage: StageKernel, result: Result, value: Value, unit_vec: Value, output_rows: OutputRows
     ) -> None:
-        """Store a vector of a result where it is needed beside the state buffers."""
+        """Store a vector of a result where it is needed in addition to the state buffers."""
         if result == self.output_result:
             self.store_output(value, unit_vec, output_rows["y"], output_rows.get("x"))

@@ -3,7 +3,7 @@
 C[rows, cols] = C_in[rows, cols] + Σₖ A[rows, k]·B[k, cols]. Each element is one chain of fused multiply-adds over
 rising k. The chain does not depend on the tile, so the bits of a result do not depend on which rows and columns are
 computed together. Nor does it depend on parts: a long panel is cut in K so that a part stays in a fraction of L2 while
-all rows use it. Sums are stored after each part and taken up again by the next.
+all rows use it. Sums are stored after each part and loaded again by the next.
 
 ``gemm`` takes A by the addresses of its rows. ``gemm_tn`` takes A transposed: for each k, one vector with the elements
 of its rows. Backward stores gradients that way for the weights' gradients, which sum over the rows of the batch.
@@ -21,8 +21,8 @@ from fusedrnn.jit.vector import Vectors
 
 # How many bytes ahead of its use B is prefetched from L2 into L1.
 _L1_PREFETCH_DISTANCE = 1024
-# Bytes of the part of a panel that all rows use before the next part: a fraction of any L2. It does not pay for few
-# tiles of rows.
+# Bytes of the part of a panel that all rows use before the next part: a fraction of any L2. For few tiles of rows,
+# cutting a panel into parts does not pay.
 _PART_BYTES, _TILES_WITHOUT_PARTS = 96 << 10, 2
 # The first tiles of a panel prefetch one part each of the next panel into L2.
 _TILES_PER_PREFETCH = 4
@@ -33,9 +33,9 @@ OUTPUT_ARGUMENTS = "c_in", "c_in_stride", "c", "c_stride"
 GEMM = Signature("gemm", ("num_rows", "num_col_vecs", "a_rows", "b", "k", *OUTPUT_ARGUMENTS, "prefetch_b"))
 """Any number of rows by vectors of one panel; ``prefetch_b`` is the panel needed next."""
 GEMM_TN = Signature("gemm_tn", ("num_rows", "num_col_vecs", "a", "b", "k", *OUTPUT_ARGUMENTS, "prefetch_a"))
-"""At most a vector's lanes of rows by vectors of one panel; ``prefetch_a`` is the A needed next."""
+"""At most as many rows as a vector has lanes, by vectors of one panel; ``prefetch_a`` is the A needed next."""
 GEMM_INT8 = Signature("gemm_int8", (*GEMM.arguments, "b_scales"))
-"""``GEMM`` of int8 weights. ``b_scales`` has a vector for each vector of columns; quantized rows lie behind a scale."""
+"""``GEMM`` of int8 weights. ``b_scales`` has a vector for each vector of columns; quantized rows follow their scale."""
 
 
 def gemm_of(compute: str) -> Signature:
@@ -52,7 +52,7 @@ def emit_gemm(
     vectors of ``target.one_row_panels`` panels.
     """
     transposed = signature is GEMM_TN
-    # Micro-kernels of one vector, of two and so on up to a panel's; of each width for one row, for two and so on.
+    # Micro-kernels of one vector, of two and so on up to those of a panel; each for one row, for two and so on.
     rows, width = target.tile
     microkernels = [
         [Microkernel(module, target, compute, height, num_vecs, transposed) for height in range(1, rows + 1)]
@@ -70,8 +70,8 @@ def emit_gemm(
     a_step = ITEM_SIZE[STORAGE[compute]] if transposed else 8
     # What a tile prefetches of each group of the next panel.
     prefetch_step = group_bytes // _TILES_PER_PREFETCH
-    # Sums of quantized products are integers and cannot be stored in C; their panels are short. A panel of gemm_tn
-    # stays in cache for many calls, and C comes from memory.
+    # K is not cut for quantized products: C cannot hold their integer sums, and panels are short. Nor for gemm_tn: a
+    # panel stays in cache for many calls, and C comes from memory.
     is_whole = products.has_scales or transposed
     part_groups = 0 if is_whole else part_bytes // group_bytes // products.unroll * products.unroll
     for by_rows in f.switch(num_col_vecs, by_width):
@@ -90,9 +90,10 @@ def emit_gemm(
 
 @contextmanager
 def k_parts(f: Function, k: Value, most: int, multiple: int, is_cut: Value) -> Iterator[tuple[Value, Value]]:
-    """Cut K into parts of at most ``most`` groups, of a multiple of them but for the last; 0 for one part.
+    """Cut K into parts of at most ``most`` groups; if ``most`` is 0 or ``is_cut`` is false, into one part.
 
-    Yields the first group of a part and their number. There is a part even if there are no groups.
+    Every part but the last has a multiple of ``multiple`` groups. Yields the first group of a part and the number of
+    its groups. There is a part even if there are no groups.
     """
     if not most:
         yield f.constant(0), k
@@ -131,7 +132,7 @@ def row_tiles(
 
 
 class Microkernel:
-    """A function that multiplies so many rows of A by so many vectors of a panel, or of several whole ones.
+    """A function that multiplies so many rows of A by so many vectors of a panel, or of several whole panels.
 
     Its arguments: the addresses of A's rows, each of which begins ``a_offset`` bytes further on, or A itself if
     transposed; the first vector in B's panel; K in groups; C_in and C, each with the bytes between rows; where this
@@ -182,7 +183,7 @@ class Microkernel:
         return f
 
     def _add_all_products(self, unroll: int) -> None:
-        """Add the products of all groups, so many in an iteration."""
+        """Add the products of all groups, ``unroll`` of them in each iteration."""
         f = self.f
         even = self.k - self.k % unroll
         lines = -(-unroll * self.b_step // (_CACHE_LINE * _TILES_PER_PREFETCH)) if self.is_whole_panel else 0
@@ -216,12 +217,12 @@ class Microkernel:
                 total.set(result)
 
     def _slots(self, panels: Sequence[Value], offset: int = 0) -> list[Value]:
-        """The slot of each vector of columns, ``offset`` bytes behind these addresses of the panels."""
+        """The slot of each vector of columns, ``offset`` bytes after these addresses of the panels."""
         b_bytes, width = self.products.b_bytes, self.width
         return [panels[j // width] + (offset + j % width * b_bytes) for j in range(self.col_vecs)]
 
     def _prefetch_b(self, b_row: Value, step: int) -> None:
-        """Prefetch the cache lines of B that this step reads, some steps later."""
+        """Prefetch the cache lines of B that a later step reads, a fixed distance after those of this step."""
         num_vectors = min(self.col_vecs, self.width)
         begin, end = step * self.b_step, step * self.b_step + num_vectors * self.products.b_bytes
         for line in range(-(-begin // _CACHE_LINE), -(-end // _CACHE_LINE)):

@@ -1,8 +1,8 @@
-"""GEMMs on unpacked weights, for calls that read them so rarely that to pack them first would take longer.
+"""GEMMs on unpacked weights, for calls that read them so rarely that packing them first would take longer.
 
 The products of every element are added in the order of the packed kernels, so that the bits are the same. As in packed
-weights, columns are ordered by vector of units, gate and lane. A few rows multiply the weights where they are; for more
-rows, a part of a panel at a time is packed into scratch, which stays in cache, and multiplied there.
+weights, columns are ordered by vector of units, gate and lane. A few rows are multiplied by the weights where they are.
+For more rows, a part of a panel at a time is packed into scratch, which stays in cache, and is multiplied there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fusedrnn.jit.sync import CACHE_LINE
 from fusedrnn.jit.target import Target
 from fusedrnn.jit.vector import Vectors
 
-# Rows of a tile: a square of weights must fit the registers beside the sums.
+# Rows of a tile: the registers must hold a square of weights besides the sums.
 _MAX_ROWS = 4
 
 _ROWS = "num_rows", "num_col_vecs", "a_rows"
@@ -40,7 +40,7 @@ def emit_unpacked_gemm_nt(module: Module, target: Target, compute: str) -> Funct
 
     @contextmanager
     def columns() -> Iterator[tuple[Value, Value, Value, Value]]:
-        """Loop over the vectors of columns: the number, the weights' rows of it, how many they are, the next rows."""
+        """Loop over vectors of columns; yields the number, the rows of weights, how many they are, the next rows."""
         # Step through gates and units, to save two divisions for each vector of columns.
         gate, unit = f.var(col_vec % gates), f.var(col_vec // gates * v.lanes)
         with f.loop(0, num_col_vecs) as number:
@@ -73,7 +73,7 @@ def _multiply_parts(
 ) -> None:
     """Pack a part of a panel at a time by ``pack(first k, number)``, and multiply it by all rows.
 
-    ``k_parts`` are K and that of a part.
+    ``k_parts`` are K, and the K of a part.
     """
     num_rows, num_col_vecs, a_rows, _, _, c_in, c_in_stride, c, c_stride, *_ = f.arguments
     table, gemm, group = f.arguments[-1], Declared(f.module, GEMM), products_of(compute, v).group
@@ -91,7 +91,7 @@ def _multiply_parts(
 
 
 def _packed_part(scratch: Value, num_rows: Value) -> Value:
-    """Where a part of a panel is packed: behind a table of addresses."""
+    """Where a part of a panel is packed: after a table of addresses."""
     return scratch + (num_rows * 8 + (CACHE_LINE - 1)) // CACHE_LINE * CACHE_LINE
 
 
@@ -134,7 +134,7 @@ def emit_unpacked_gemm_nn(module: Module, target: Target, compute: str) -> Funct
     A row of A holds all gates of all units, in the order in which backward stores gate gradients.
     """
     width = target.tile[1]
-    # A mask would take a register from the panels that need none.
+    # Whole panels have functions without a mask, which would take a register.
     whole, *narrow = [
         [_emit_direct_tile(module, target, compute, rows, *shape) for rows in range(1, _MAX_ROWS + 1)]
         for shape in ((width, False), *((col_vecs, True) for col_vecs in range(1, width + 1)))

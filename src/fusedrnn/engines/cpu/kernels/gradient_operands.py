@@ -1,9 +1,9 @@
 """The operands of the GEMMs of the weights' gradients, which sum over the rows of a block of steps.
 
 A is the gate gradients, transposed as backward stored them. B is the layer's input or its previous h, packed by panels.
-A *group* of k is one row. Where the target has a dot product of pairs of bfloat16, it is a pair of rows of one step:
-of two sequences, or of the last one and zeros. Pairs do not reach into the next step, so that they do not depend on
-how steps are divided into blocks.
+A *group* of k is one row. Where the target has a dot product of pairs of bfloat16, a group is a pair of rows of one
+step: two sequences, or the last one and zeros. No pair has rows of two steps, so pairs do not depend on how steps are
+divided into blocks.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Weights(NamedTuple):
 
     @property
     def first_gate(self) -> int:
-        """The number of its first gate in these weights; the projection is behind recurrent weights."""
+        """The number of its first gate in these weights; the projection follows the recurrent weights."""
         return self.stage.first_h_gate if self.of_state else self.stage.first_x_gate
 
 
@@ -78,7 +78,7 @@ class GradientOperands(ParameterSums):
         return self.transposed + self.grad_index(stage, unit_vec, grad) * self.c.transposed_stride
 
     def store_row_positions(self) -> None:
-        """Store for each row of the block its time, its sequence and the time before; and pairs of rows.
+        """Store for each row of the block its time, its sequence and the time before; also pairs of rows, if used.
 
         The order is that of the transposed gradients.
         """
@@ -106,7 +106,10 @@ class GradientOperands(ParameterSums):
         return first, num
 
     def join_gradients(self, stage: StageKernel) -> None:
-        """Replace this thread's transposed gradients of a stage by pairs, in place: a pair is not behind its rows."""
+        """Replace this thread's transposed gradients of a stage by pairs, in place.
+
+        A pair is stored in the place of its first row or before it, where the rows have already been read.
+        """
         f, v = self.f, self.v
         grads = sorted({grad for weights in self.weights_of(stage) for grad in weights.grads})
         with f.loop(*self.share_of(stage)[:2]) as unit_vec:
@@ -119,7 +122,7 @@ class GradientOperands(ParameterSums):
                     f.store(self._pairs.slot([v.load(source), v.load(second)]), vectors + pair * v.bytes, v.bytes)
 
     def pack(self, weights: Weights, groups: GroupRange, feature: Value, into: Value) -> None:
-        """Pack a panel of B: the features from one on, of each row of the layer's input or of the stage's operand."""
+        """Pack a panel of B: the features from ``feature`` on, of each row of the layer's input or stage's operand."""
         with self.f.loop(groups.begin, groups.end) as group:
             packed_group = into + (group - groups.begin) * self.panel_bytes
             if self.multiplies_pairs:
@@ -128,7 +131,7 @@ class GradientOperands(ParameterSums):
                 self._pack_row(weights, feature, group, packed_group)
 
     def _pack_pair(self, weights: Weights, feature: Value, pair: Value, into: Value) -> None:
-        """Pack a panel's features of a pair of rows; the panel of dx holds the second one meanwhile."""
+        """Pack a panel's features of a pair of rows; the panel of dx holds the second row meanwhile."""
         f, v = self.f, self.v
         row, num_rows = self._row_pair(pair)
         with f.loop(0, num_rows) as number:
@@ -138,7 +141,7 @@ class GradientOperands(ParameterSums):
             f.store(self._pairs.slot([v.load(into + offset), v.load(second + offset)]), into + offset, v.bytes)
 
     def _pack_row(self, weights: Weights, feature: Value, row: Value, into: Value) -> None:
-        """Pack a panel's features of a row, as float; rounded where they are multiplied so."""
+        """Pack a panel's features of a row as floats; rounded if the GEMM multiplies rounded floats."""
         f, p, v, (stage, of_state) = self.f, self.p, self.v, weights
         time, sequence, before = (f.load(self.row_positions + row * 24 + 8 * word) for word in range(3))
         if of_state and stage.index:

@@ -1,4 +1,4 @@
-"""Block-diagonal recurrent weights: the units of a head are multiplied with their part of an operand's row alone.
+"""Block-diagonal recurrent weights: the units of a head are multiplied only with their part of an operand's row.
 
 Each head has a matrix of its own, packed from a new panel on. Where weights are full, all units are one head.
 """
@@ -19,7 +19,7 @@ class Head(NamedTuple):
     """A share of the units of a head, in unit vectors."""
 
     number: Value
-    first: Value  # all units of the heads before
+    first: Value  # the unit vectors of all heads before
     begin: Value  # of the share, counted from the head's first
     end: Value
 
@@ -64,12 +64,12 @@ class HeadShare(ThreadShare):
         return self.whole_panels(self.head_vecs * stage.num_gates)
 
     def whole_panels(self, vectors: Value) -> Value:
-        """So many vectors, and those that fill up the last panel."""
+        """So many vectors, rounded up to whole panels."""
         width = self.panel_vectors
         return (vectors + (width - 1)) // width * width
 
     def col_vecs(self, stages: Sequence[StageKernel], of_state: bool = False) -> Value:
-        """Vectors of columns of these stages, each of whole panels, and each head of recurrent weights."""
+        """Vectors of columns of these stages; each stage, and each head of recurrent weights, has whole panels."""
         total = self.f.constant(0)
         for stage in stages:
             if of_state and self.cell.is_block_diagonal:

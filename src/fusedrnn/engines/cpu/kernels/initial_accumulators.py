@@ -1,4 +1,4 @@
-"""The initial accumulators of forward's GEMMs that packed weights do not have: of unpacked weights and projections."""
+"""Initial accumulators that packed weights do not hold: of forward's GEMMs on unpacked weights and projections."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class InitialAccumulators(StateEmitter):
         self.biases = self.scratch + self.c.biases_offset
 
     def store_initial_accumulators(self) -> None:
-        """Initial accumulators for unpacked and projection GEMMs."""
+        """Store initial accumulators for GEMMs on unpacked weights and for projections."""
         f = self.f
         if self.can_read_unpacked:
             with f.if_(self.is_unpacked):

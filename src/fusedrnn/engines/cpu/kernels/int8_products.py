@@ -62,7 +62,7 @@ class Int8Products(_QuantizedProducts):
         return ((low & 0xFF) | (high << 8)).trunc(int_vector(16, self.v.lanes))
 
     def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: Sums) -> Sums:
-        """See ``Products``. LLVM takes products and pairwise sums for one instruction where there is one."""
+        """See ``Products``. LLVM makes products and pairwise sums one instruction if the target has such a one."""
         f, pairs = self.v.function, 2 * self.v.lanes
         int8, int16, int32 = (int_vector(bits, pairs) for bits in (8, 16, 32))
         b_vecs = [f.load(slot, int8, self.b_bytes).sext(int16).sext(int32) for slot in b_slots]
@@ -79,7 +79,7 @@ class Int8Products(_QuantizedProducts):
 class Int8DotProducts(Int8Products):
     """Groups of uint8 of A and int8 of B, multiplied and added by one instruction.
 
-    A holds its elements plus 128, so that the head of a panel holds -128 times the sum of each column.
+    A holds its elements plus 128. To undo this, the head of a panel holds -128 times the sum of each column.
     """
 
     group, unroll, speedup, head = 4, 2, 4.0, 1
@@ -157,7 +157,7 @@ class WidenedInt8Products(_QuantizedProducts):
 
 
 class WideInt8Products(WidenedInt8Products):
-    """Integers of weights in B, stored as float32: the bits of :class:`WidenedInt8Products` without conversions."""
+    """B holds integers as float32: results have the bits of :class:`WidenedInt8Products`, without conversions."""
 
     speedup = 1.0
 

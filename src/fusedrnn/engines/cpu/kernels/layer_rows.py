@@ -67,7 +67,7 @@ class LayerRows(ThreadShare):
         return named if self.is_residual or self.cell.output is not None else named[1:]
 
     def residual_row(self, table: Value, index: Value) -> dict[Any, Value]:
-        """As "x" the row of the input that is added to this direction's output: of a table of such rows."""
+        """The row of the input that is added to this direction's output, as "x"; from a table of such rows."""
         if not self.is_residual:
             return {}
         return {"x": self.f.load(table + index * 8) + self.direction * self.c.out * self.v.item}

@@ -1,6 +1,6 @@
 """The scaffolding of the forward and the backward time loop: rows, steps, states, gates and weights.
 
-Rows are sorted by descending length, so that those still active at a step are the first ones, in either direction.
+Rows are sorted by falling length, so that those still active at a step are the first ones, in either direction.
 """
 
 from __future__ import annotations
@@ -46,9 +46,10 @@ COMMON_FIELDS = (
 ``heads`` blocks of recurrent weights. ``grid_layer_dirs`` groups of threads run layer-directions at the same time: the
 directions of a layer or, in a network of one direction, pipelined layers; ``progress`` holds the steps that each layer
 has done, by row group. ``row_to_sequence``, ``active_rows`` and ``lengths`` are tables, 0 if every sequence has all
-steps: the sequence of each row; for each row group the number of rows that are active at each time; the length of each
-row. ``saved`` strides are those of the reserve: of states, and of the other values saved for backward. ``seed`` is
-that of all random masks. ``resets``, if not 0, is a table of bytes (T, N): 1 where a sequence begins anew.
+steps. ``row_to_sequence`` has the sequence of each row, ``active_rows`` for each row group the number of rows that are
+active at each time, ``lengths`` the length of each row. ``saved`` strides are those of the reserve: of states, and of
+the other values saved for backward. ``seed`` is that of all random masks. ``resets``, if not 0, is a table of bytes
+(T, N): 1 where a sequence begins anew.
 """
 
 UNPACKED_PARAMS = "unpacked_x_weights", "unpacked_h_weights", "unpacked_x_bias", "unpacked_h_bias"
@@ -118,7 +119,7 @@ class DirectionEmitter(HeadShare, RowValues, LayerRows):
         return mark.get()
 
     def time_before(self, time: Value, sequence: Value) -> Value:
-        """The time at which the reserve holds what a step started from: T + 1 for what replaced the states."""
+        """The time at which the reserve holds the states that a step started from: T + 1 for those of a reset."""
         f, c = self.f, self.c
         before = f.var(self.previous_time(time))
         with f.if_(c.resets.is_set):
@@ -152,9 +153,9 @@ class DirectionEmitter(HeadShare, RowValues, LayerRows):
         return base + time * self.c.saved_state_step + sequence * self.c.saved_state_row
 
     def saved_array(self, number: int) -> Value:
-        """An array of the reserve at step 0: of the states one after the other, then of the operands of later stages.
+        """An array of the reserve at step 0: first those of the states, then those of the operands of later stages.
 
-        Arrays follow one another.
+        These arrays follow one another.
         """
         p, num_states = self.p, len(self.cell.states)
         if number < num_states:
@@ -216,9 +217,10 @@ class DirectionEmitter(HeadShare, RowValues, LayerRows):
     def block_output(
         self, stage: StageKernel, cols: ColVecs, first: Value, gates: Rows, recurrent: Value
     ) -> tuple[Rows, Rows | None]:
-        """C and C_in of the recurrent GEMM of a block: its gates, or rows of its own that begin with column ``first``.
+        """C and C_in of the recurrent GEMM of a block.
 
-        C_in is None where it is the bias.
+        Either both are the block's gates; or C is rows of its own, which begin with column ``first``, and C_in is None
+        for the bias.
         """
         if stage.accumulates_in_place:
             col_vec = cols.first - self.hidden.first * stage.num_gates
@@ -246,11 +248,10 @@ class DirectionEmitter(HeadShare, RowValues, LayerRows):
         self, function: Declared, base: Value, k: Value, bias: Value | None = None, stage: StageKernel | None = None,
         head: Head | None = None,
     ) -> PanelMatrix:  # fmt: skip
-        """Packed weights: the columns of one stage of those of all gates, or without a stage a projection.
+        """Packed weights: the columns of one stage among those of all gates; without a stage, a matrix as a whole.
 
-        Recurrent weights are those of a head; input weights have none.
-
-        Quantized weights lie behind the scales of all columns.
+        With a head they are recurrent weights of this head, else input weights. Quantized weights follow the scales of
+        all columns.
         """
         v, group, slot_bytes = self.v, self.products.group, self.products.b_bytes
         groups = k if group == 1 else (k + (group - 1)) // group + self.products.head
@@ -267,5 +268,5 @@ class DirectionEmitter(HeadShare, RowValues, LayerRows):
         return PanelMatrix(v, self.panel_vectors, slot_bytes, function, base, groups, bias, first, scales)
 
     def packed_bytes(self, k: Value) -> Value:
-        """Bytes of a panel of packed weights with so many rows, a multiple of a group's."""
+        """Bytes of a panel of packed weights with so many rows, a multiple of the rows of a group."""
         return k * (self.panel_vectors * self.products.b_bytes // self.products.group)

@@ -15,13 +15,13 @@ class MomentGradients(BackwardEmitter):
     """A function of backward that takes gradients back through reductions over the units of a row."""
 
     def moment_row(self, leaf: RowMean | RowVariance, row: Value) -> Value:
-        """This thread's row of what units add to a gradient, behind the gradients of operands."""
+        """This thread's row of what units add to a gradient, after the gradients of operands."""
         c = self.c
         number = len(self.later_products) + moments(self.stages).index(leaf)
         return self.group + c.operands_offset + (c.batch * number + self.first_row + row) * c.carried_stride
 
     def moment_grad(self, leaf: RowMean | RowVariance, row: Value) -> Value:
-        """Where the gradient of a mean or a variance of this thread's row is, divided by its number of values."""
+        """Where the gradient of a mean or a variance of this thread's row is, divided by how many values it reduces."""
         leaves = moments(self.stages)
         vector = row * len(leaves) + leaves.index(leaf)
         return self.scratch + self.c.moments_offset + vector * self.v.bytes
@@ -31,7 +31,7 @@ class MomentGradients(BackwardEmitter):
         return self.v.broadcast(saved + self.moment_offset(leaf))
 
     def load_moment_grad(self, leaf: MeanCotangent | VarianceCotangent, row: Value) -> Value:
-        """The gradient of a mean or a variance of a row in every lane, divided by its number of values."""
+        """The gradient of a mean or a variance of a row in every lane, divided by how many values it reduces."""
         kind = RowMean if isinstance(leaf, MeanCotangent) else RowVariance
         return self.v.load(self.moment_grad(kind(leaf.stage, leaf.index), row))
 

@@ -24,8 +24,9 @@ def emit_one_row_kernels(module: Module, target: Target, compute: str) -> dict[i
 class _TileOrderMicrokernel(Microkernel):
     """Adds products of bfloat16 in the order of ``tdpbf16ps``.
 
-    Sixteen groups are summed from zero, the low halves of their pairs by themselves, and so the high halves. Both sums
-    are added, and then added to the total. Sums of integers are the same in any order.
+    Sixteen groups are summed from zero: the low halves of their pairs in one sum, the high halves in another. The two
+    sums are added, and the result is added to the total. Sums of integers are the same
+    in any order.
     """
 
     def _add_all_products(self, unroll: int) -> None:
@@ -36,7 +37,7 @@ class _TileOrderMicrokernel(Microkernel):
                 total.set(total.get() + (low + high))
         with f.if_(whole < self.k):
             for total, (low, high) in zip(self.sums[0], self._step_sums(whole, self.k), strict=True):
-                # A tile is filled up with zeros, whose products make a zero positive, as the addition of one does.
+                # A tile is filled up with zeros, whose products make a negative zero positive; adding a zero does too.
                 total.set(total.get() + ((low + zero) + (high + zero)))
 
     def _step_sums(self, first: Value, last: Value) -> list[tuple[Value, Value]]:

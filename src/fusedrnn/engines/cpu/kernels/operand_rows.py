@@ -1,6 +1,7 @@
 """Rows of GEMM operands in the formats that are not float32: rounded to bfloat16, or quantized to int8.
 
-They compute what :mod:`fusedrnn.number_formats` defines, bit for bit. A row is padded with zeros to whole vectors.
+The results are those that :mod:`fusedrnn.number_formats` defines, bit for bit. A row is padded with zeros to whole
+vectors.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from fusedrnn.number_formats import INT8_MAX
 CONVERT_ROW = Signature("convert_row", ("source", "into", "size", "range"))
 """Convert ``size`` float32 at ``source``, of any alignment, to whole vectors in the format of a module's operands.
 
-int8 puts the scale of the row before it. ``range`` is the address of the float32 magnitude that becomes 127 in every
-row; if that is :data:`OWN_RANGE`, the largest of a row does. Other formats do not read it. How elements are stored is
-said by :class:`Products`.
+In int8, the scale of a row is stored just before it. ``range`` is the address of a float32: the magnitude that becomes
+127 in every row, or :data:`OWN_RANGE` if the largest magnitude of each row does. Other formats do not read ``range``.
+:class:`Products` says how elements are stored.
 """
 
 OWN_RANGE = -1.0
-"""The range of operands whose rows have a scale each."""
+"""The range of operands in which each row has a scale of its own."""
 RANGE_BYTES = 4
-"""Ranges of a layer-direction follow one another: of the input, then of the operand of each stage."""
+"""Bytes of a range. Those of a layer-direction follow one another: of the input, then of the operand of each stage."""
 _LARGEST_FLOAT32 = 3.4028234663852886e38
 _MAGIC = 1.5 * 2.0**23
 _MAGIC_BITS = 0x4B400000
@@ -124,5 +125,5 @@ def _store_scale(row: _Row, scale: Value, not_finite: Value) -> None:
 
 
 def _nearest(v: Vectors, x: Value) -> Value:
-    """The nearest integers of small floats, of two the even one."""
+    """The nearest integers of small floats; of two that are equally near, the even one."""
     return (x + _MAGIC).bitcast(v.itype) - _MAGIC_BITS

@@ -46,7 +46,7 @@ class Matrix(Protocol):
             cols: The columns of B.
             c: The result.
             c_in: The initial accumulators; None for the matrix's bias.
-            next_panel: How many panels further the panel is that will be multiplied next: it is prefetched.
+            next_panel: The distance, in panels, to the panel that is multiplied next; it is prefetched.
         """
 
 
@@ -62,7 +62,7 @@ class PanelMatrix:
     k: Value  # groups
     bias: Value | None = None  # the address of a row: a vector for each vector of columns
     first_col_vec: Value | None = None  # the column that callers count from; it begins a panel
-    scales: Value | None = None  # the address of those of the columns, a vector for each vector of columns
+    scales: Value | None = None  # the address of the columns' scales: a vector for each vector of columns
 
     @property
     def group_bytes(self) -> int:

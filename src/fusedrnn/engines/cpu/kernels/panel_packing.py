@@ -1,4 +1,4 @@
-"""Parts of a panel of weights, packed: what the packing job and the GEMMs that pack as they go have in common."""
+"""How parts of a panel of weights are packed, both by the packing job and by GEMMs on unpacked weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def store_row_slots(
     v: Vectors, products: Products, rows: Sequence[Value], into: Value, panel_vectors: int,
     sizes: Sequence[Value] | None = None,
 ) -> None:  # fmt: skip
-    """Store a group of rows of a panel: whole vectors of each row, or of as many elements as ``sizes`` says."""
+    """Store a group of rows of a panel: whole vectors of each row, or as many elements of it as ``sizes`` says."""
     for vector in range(panel_vectors):
         addresses = [row + vector * v.bytes for row in rows]
         if sizes is None:
@@ -35,7 +35,7 @@ def store_row_slots(
 def emit_pack_columns(module: Module, target: Target, compute: str) -> Function:
     """A function of (source, row_bytes, k, dest, count): transpose ``count`` rows into a vector of columns of a panel.
 
-    The rows follow one another by ``row_bytes``, and k elements of each are packed; columns without a row are zeros.
+    The rows are ``row_bytes`` apart, and k elements of each are packed; columns without a row are zeros.
     """
     f = Function(module, "pack_columns", ["source", "row_bytes", "k", "dest", "count"])
     count, v = f.arguments[4], Vectors(f, target, STORAGE[compute])
@@ -61,17 +61,17 @@ class _Columns:
         self.group_bytes = panel_vectors * products.b_bytes
 
     def fill_zero(self) -> None:
-        """Zeros in the head and in all groups."""
+        """Store zeros in the head and in all groups."""
         f, group = self.f, self.products.group
         with f.loop(0, (self.k + (group - 1)) // group + self.products.head) as index:
             store_slot(self.v, self.products, [self.v.const(0.0)] * group, self.dest + index * self.group_bytes)
 
     def transpose(self, count: Value | None = None) -> None:
-        """As many rows as a vector has lanes; zeros after ``count`` of them if given."""
+        """Transpose as many rows as a vector has lanes; if ``count`` is given, only so many, and zeros after them."""
         f, v, k, group = self.f, self.v, self.k, self.products.group
         head, first_slot = f.var(f.constant(0, v.itype)), self.dest + self.products.head * self.group_bytes
         lanes = [f.constant(lane) for lane in range(v.lanes)]
-        if count is not None:  # the last row in the place of those that do not exist
+        if count is not None:  # the last row takes the place of rows that do not exist
             lanes = [lane.at_most(count - 1) for lane in lanes]
         rows = [self.source + self.row_bytes * lane for lane in lanes]
 

@@ -60,7 +60,7 @@ class ParameterSums(BackwardEmitter):
                 v.store(total.get(), address + grad * v.bytes)
 
     def bias_grads(self, stage: StageKernel) -> Iterator[tuple[Value, int, int]]:
-        """Where each bias sum of a vector of units goes: the array, the part of it by gate, the distinct gradient."""
+        """For each sum of a vector of units: the array that it goes to, the part of it, the distinct gradient."""
         p, derivative = self.p, stage.derivative
         for gate, grad in enumerate(derivative.x_grads):
             yield p.d_x_bias, stage.first_x_gate + gate, grad
@@ -72,7 +72,7 @@ class ParameterSums(BackwardEmitter):
                 yield p.d_param_vectors, self.cell.param_vectors.index(leaf.name), grad
 
     def store_scalar_sums(self, stage: StageKernel) -> None:
-        """Give the gradients of scalars to the caller: sums over all units, from the first thread."""
+        """Give the gradients of scalars to the caller: sums over all units, which the first thread computes."""
         f, c, v, p = self.f, self.c, self.v, self.p
         grads = {leaf: grad for leaf, grad in stage.derivative.param_grads.items() if isinstance(leaf, ParamScalar)}
         if not grads:

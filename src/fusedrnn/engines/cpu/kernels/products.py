@@ -8,9 +8,9 @@ fixed, so that every element of C is one chain whatever the tile.
 - bfloat16: a group is two elements; a slot of B holds both of each column. Sums are float32, over rising k. A is
   float32 that was rounded, or bfloat16 where the target has a dot product of pairs. Where narrow weights do not pay, A
   and B are float32 that was rounded.
-- int8: a group is two elements, of which a slot of B holds both of each column. A is int16 that holds int8; sums are
-  int32, and exact. Where the target has a dot product of uint8 and int8, a group is four elements, and A holds them
-  plus 128; a panel of B begins with initial accumulators that undo it.
+- int8: a group is two elements; a slot of B holds both of each column. A is int16 that holds int8; sums are int32, and
+  exact. Where the target has a dot product of uint8 and int8, a group is four elements, and A holds them plus 128; a
+  panel of B begins with initial accumulators that undo this.
 - int8_weights: a group is one element. A is float32, B int8; sums are float32, over rising k, and scaled at the end.
 """
 
@@ -41,7 +41,7 @@ from fusedrnn.jit.vector import Vectors
 STORAGE = {"float64": "float64", **dict.fromkeys(("float32", "bfloat16", "int8", "int8_weights"), "float32")}
 """The dtype of C by the format of the operands."""
 SCALE_BYTES = 4
-"""A quantized row of A lies right behind its scale, a float32."""
+"""Bytes of the scale of a quantized row of A, a float32, which is stored just before the row."""
 
 
 class Products(Protocol):
@@ -49,15 +49,15 @@ class Products(Protocol):
 
     Attributes:
         group: Elements of k in a group.
-        unroll: Groups per iteration of the loop over k of whole panels; half as many for narrower tiles, which are many
-            and do little of the work. Enough to hide the loop's own instructions, few enough for the registers.
-        speedup: Products in the time of one of float32, for the cost model.
+        unroll: Groups per iteration of the loop over k, for whole panels: enough to hide the loop's own instructions,
+            few enough for the registers. Narrower tiles, which are many and do little of the work, take half as many.
+        speedup: How many products take the time of one product of float32, for the cost model.
         reads_unpacked: Whether there are GEMMs on unpacked weights.
         converts_rows: Whether rows of A are converted before a GEMM reads them.
         tile_instruction: What multiplies tiles of A and B, see :mod:`fusedrnn.engines.cpu.kernels.tile_gemm`; empty if
             there is no such instruction.
         has_scales: Whether columns of B have scales; rows of A have one each if they are converted too.
-        head: Slots with which each vector of a panel begins, before those of the groups: initial accumulators.
+        head: Slots at the start of each vector of a panel, before those of the groups: initial accumulators.
         a_item: Bytes of an element of a converted row of A.
         a_bytes, b_bytes: Bytes of a group in a row of A, and in a vector of columns of B.
     """
@@ -87,10 +87,10 @@ class Products(Protocol):
         """What a slot of B holds, from the float vectors of its group."""
 
     def head_sum(self, total: Value, slot: Value) -> Value:
-        """What the head of a vector of a panel holds, after another slot: it begins as zeros."""
+        """The head of a vector of a panel after one more slot is counted in; it begins as zeros."""
 
     def a_elements(self, x: Value) -> Value:
-        """What a row of A holds, from a float vector that was rounded or integers of a quantized row."""
+        """What a row of A holds, from a float vector that was rounded or from the integers of a quantized row."""
 
     def unpacked_a(self, row: Value, index: Value) -> Value:
         """An element of a row of A in every lane, as float, for GEMMs on unpacked weights."""
@@ -121,7 +121,7 @@ def products_class(compute: str, target: Target) -> ProductsClass:
 
 
 def gradient_format(compute: str, target: Target) -> str:
-    """The format in which gradients of weights are multiplied: that of sums, or pairs of bfloat16 if vectors have them.
+    """The format in which gradients of weights are multiplied: that of sums, or bfloat16 where vectors multiply pairs.
 
     Their operands are gate gradients, inputs and states, which were rounded to the format of operands.
     """

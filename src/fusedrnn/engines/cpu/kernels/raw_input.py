@@ -1,4 +1,4 @@
-"""The layer's input itself, for cells that read it: each thread's units of it, as if it were a gate."""
+"""The layer's input itself, for cells that read it: each thread stores its own units, as if the input were a gate."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ class RawInputRows(ThreadShare):
     """A function of a thread's share of one layer-direction, whose rows of gates also hold the raw input."""
 
     def raw_input(self, gate_row: Value, unit_vec: Value) -> Value:
-        """Where a vector of the layer's input itself is: behind a row's gates and kept products."""
+        """Where a vector of the layer's input itself is: after a row's gates and kept products."""
         units, vectors = self.hidden, self.num_gates + len(kept_products(self.stages))
         return gate_row + ((units.last - units.first) * vectors + (unit_vec - units.first)) * self.v.bytes
 
     def copy_raw_input(self, table: Value, num_rows: Value, gates: Rows) -> None:
-        """Copy this thread's units of the layer's input behind the gates, if the cell reads it."""
+        """Store this thread's units of the layer's input after the gates, if the cell reads it."""
         f, v, units = self.f, self.v, self.hidden
         if not self.cell.reads_raw_input:
             return

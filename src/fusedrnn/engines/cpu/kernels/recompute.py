@@ -1,4 +1,4 @@
-"""Recompute for a chunk of steps the values that forward did not save: all states are known, so all steps at once.
+"""Recomputes the values that forward did not save, for all steps of a chunk at once, since all states are known.
 
 The products of each element are added in the order of forward, so that the bits are the same.
 """
@@ -72,7 +72,7 @@ class Recompute(BackwardEmitter):
         return index.get()
 
     def _fill_row_values(self) -> None:
-        """Draw the masks of all rows again, and store their moments, which the reserve holds, with the gates."""
+        """Draw the masks of all rows again, and copy moments from the reserve to their place after the gates."""
         if not self.cell.masks and not self.cell.reduces:
             return
         f, v, index = self.f, self.v, self.f.var(0)
@@ -94,7 +94,7 @@ class Recompute(BackwardEmitter):
         return self.masked_input_row(source, copy, sequence, time)
 
     def _operand_of(self, stage: StageKernel) -> Callable[[Value, Value, Value], Value]:
-        """The rows of a later stage's operand, which the reserve has saved of the same step."""
+        """The rows of a later stage's operand, which the reserve holds for the same step."""
         return lambda time, sequence, index: self.saved_state(self.saved_operand(stage), time, sequence)
 
     def _h_before(self, time: Value, sequence: Value, index: Value) -> Value:

@@ -1,4 +1,4 @@
-"""A stage of reductions in forward: means and variances of rows that the stage before has stored, for all threads."""
+"""A stage of reductions in forward: means and variances of rows that all threads have stored in the stage before."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ class Reductions(StateEmitter):
     """A function of a thread's share of one layer-direction that reduces rows over all units."""
 
     def reduced_row(self, leaf: ReducedRow, row: Value) -> Value:
-        """This thread's row of a value that is reduced, behind the operands of later stages."""
+        """This thread's row of a value that is reduced, after the operands of later stages."""
         c = self.c
         number = len(self.later_products) + reduced_rows(self.stages).index(leaf)
         return self.states + c.operands_offset + (row + c.batch * number) * c.state_stride
 
     def reduce(self, stage: StageKernel, row: Value, gate_row: Value, saved: Value | None) -> None:
-        """Compute the moments of a row, and store them with its gates; also at ``saved``, which the reserve has."""
+        """Compute the moments of a row, and store them with its gates; also at ``saved`` in the reserve, if given."""
         first = 0
         for reduction in stage.reductions:
             last = first + len(reduction.values)

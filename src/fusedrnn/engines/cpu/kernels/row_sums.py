@@ -1,7 +1,7 @@
 """Means and variances over the units of a row, which each thread that needs them computes by itself.
 
-A sum has one order, lane by lane from the first vector of units to the last and then by halves, for any number of
-threads. Lanes without a unit do not count.
+The order of a sum is the same for any number of threads: lane by lane from the first vector of units to the last, then
+by halves. Lanes without a unit do not count.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a row of a chunk holds behind its gates: products kept for later, the raw input, random masks, and moments.
+"""What a row of a chunk holds after its gates: products kept for later, the raw input, random masks, and moments.
 
-All but the moments are of this thread's units. Moments, the means and variances over all units, are a vector each that
-has the number in every lane.
+All but the moments are values of this thread's units. Moments are the means and variances over all units; each is a
+vector that has the number in every lane.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ _FLOAT64_ONE = 0x3FF0000000000000
 
 
 class RowValues(RawInputRows):
-    """A function of a thread's share of one layer-direction, with the values behind the gates of a row."""
+    """A function of a thread's share of one layer-direction, with the values after the gates of a row."""
 
     draws_masks = False
-    """Whether masks are drawn: in inference they are their expectations."""
+    """Whether masks are drawn; in inference their expectations take their place."""
 
     def kept_product(self, kept: KeptProduct, gate_row: Value, unit_vec: Value) -> Value:
-        """Where a vector of a product is kept for later stages: behind the row's gates."""
+        """Where a vector of a product is kept for later stages: after the row's gates."""
         gates, units = kept_products(self.stages), self.hidden
         index = (unit_vec - units.first) * len(gates) + gates.index(kept)
         return gate_row + ((units.last - units.first) * self.num_gates + index) * self.v.bytes
 
     def _masks(self, gate_row: Value) -> Value:
-        """Where the masks of a row begin, behind its raw input."""
+        """Where the masks of a row begin, after its raw input."""
         vectors = self.num_gates + len(kept_products(self.stages)) + self.cell.reads_raw_input
         return gate_row + (self.hidden.last - self.hidden.first) * (vectors * self.v.bytes)
 
     def _mask_vectors(self) -> Value:
-        """Vectors of a mask: whole panels, up to one before and one behind this thread's units."""
+        """Vectors of a mask: whole panels, so up to one panel more before and after this thread's units."""
         return self.hidden.last - self.hidden.first + 2 * self.panel_vectors
 
     def mask(self, leaf: Mask, gate_row: Value, unit_vec: Value) -> Value:
@@ -70,6 +70,6 @@ class RowValues(RawInputRows):
         return moments(self.stages).index(leaf) * self.v.item
 
     def moment(self, leaf: RowMean | RowVariance, gate_row: Value) -> Value:
-        """Where a mean or a variance of a row is: behind its masks."""
+        """Where a mean or a variance of a row is: after its masks."""
         masks = self._mask_vectors() * len(self.cell.masks)
         return self._masks(gate_row) + (masks + moments(self.stages).index(leaf)) * self.v.bytes

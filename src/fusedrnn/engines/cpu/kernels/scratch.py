@@ -1,7 +1,7 @@
 """The scratch memory of the forward and the backward kernels, each region declared once.
 
-Plans take offsets from a declaration, kernels the fields of a struct. The sizes ``s`` are those of
-:mod:`fusedrnn.engines.cpu.plan.plans`. Regions are declared here, below the plan, because the order of the
+From a declaration, plans take offsets, and kernels take the fields of a struct. The sizes ``s`` are those of
+:mod:`fusedrnn.engines.cpu.plan.plans`. Regions are declared here and not with the plan, because the order of the
 struct's fields is part of the machine code.
 """
 
@@ -26,7 +26,7 @@ def pad_against_conflicts(size: int) -> int:
 
 
 OPERAND_ROW_OFFSET = CACHE_LINE
-"""Where a converted row of operands begins in its memory: behind the scale that it may have."""
+"""Where a converted row of operands begins in its memory: after the scale that it may have."""
 
 
 def operand_row_bytes(size: int) -> int:
@@ -35,7 +35,7 @@ def operand_row_bytes(size: int) -> int:
 
 
 PACKED_K = 256
-"""K of the part of a panel that GEMMs on unpacked weights pack at once, if the gates of a unit vector are not more."""
+"""K of the part of a panel that GEMMs on unpacked weights pack at once; more if the gates of a unit vector are more."""
 
 
 def packed_part_bytes(rows: int, gate_lanes: int, panel_bytes: int) -> int:
@@ -47,10 +47,10 @@ def packed_part_bytes(rows: int, gate_lanes: int, panel_bytes: int) -> int:
 
 
 class Arena:
-    """A piece of memory that consists of regions, each from a cache line on.
+    """A piece of memory that consists of regions, each of which begins at a cache line.
 
     Args:
-        stride: The name of its size, by which copies of it follow one another.
+        stride: The name of the field for its size, which is the distance between two copies of it.
         regions: The size of each region: a function of the sizes of a plan, see
             :mod:`fusedrnn.engines.cpu.plan.plans`.
     """
@@ -82,7 +82,7 @@ class ScratchLayout(NamedTuple):
 
 
 class Scratch:
-    """The scratch of a kernel: a workspace, arenas of which it holds one or several, and strides within these.
+    """The scratch of a kernel: a workspace that holds one or several copies of each arena, and strides within arenas.
 
     The workspace begins with the barriers and the progress of layers, which must be zero.
 
@@ -108,14 +108,14 @@ _STATES = Arena(
     # h of even steps, then of odd steps: a step reads one while it writes the other.
     h=lambda s: 2 * s.batch * s.state_stride,
     c=lambda s: (s.num_states - 1) * s.batch * s.state_stride,
-    # Those of later stages, and the rows that reductions read.
+    # Operands of later stages, and the rows that reductions read.
     operands=lambda s: (s.num_operands + s.num_reduced_rows) * s.batch * s.state_stride,
     # h as GEMMs read it, if it is rounded as it is stored: of even steps, then of odd ones.
     h_operands=lambda s: 2 * s.batch * s.state_stride * s.stores_operands,
 )
 _FORWARD_THREAD = Arena(
     "scratch_stride",
-    # Addresses of a chunk's input rows, and of the rows that stages multiply: h's twice.
+    # Addresses of a chunk's input rows, and of the rows that stages multiply; those of h twice.
     x_rows=lambda s: _POINTER_BYTES * s.chunk * s.rows,
     h_rows=lambda s: _POINTER_BYTES * (2 + s.num_operands) * s.rows,
     gates=lambda s: s.chunk * s.rows * s.gates_stride,
@@ -124,9 +124,9 @@ _FORWARD_THREAD = Arena(
     # Rows converted to the format of operands, and their addresses.
     operand_rows=lambda s: s.converted_rows * s.operand_row,
     operand_table=lambda s: s.converted_rows * _POINTER_BYTES,
-    # Those of the input, then those of the state.
+    # The biases of the input, then those of the state.
     biases=lambda s: 2 * s.biases_size,
-    # A part of a panel of weights that the caller has not packed.
+    # A packed part of a panel, for GEMMs on unpacked weights.
     unpacked=lambda s: s.unpacked_size,
     # Addresses of the part of rows that a head reads.
     head_table=lambda s: _POINTER_BYTES * s.head_rows,
@@ -149,8 +149,8 @@ _DIRECTION_GROUP = Arena(
     # Gate gradients of even steps, then of odd steps, for the recurrent GEMM; likewise of chunks, for dx.
     state_gates=lambda s: 2 * s.batch * s.gates_row,
     input_gates=lambda s: 2 * s.batch * s.chunk * s.gates_row,
-    # Gradients of the states, from the step after; of the operands of later stages, and what units add to those of
-    # means and variances.
+    # Gradients of the states, from the step after; gradients of the operands of later stages, and what units add to the
+    # gradients of means and variances.
     carried=lambda s: s.num_states * s.carried_size,
     operands=lambda s: (s.num_operands + s.num_moments) * s.carried_size,
     # Transposed gate gradients, and what is summed from them: gradients of weights and biases.
@@ -160,7 +160,7 @@ _DIRECTION_GROUP = Arena(
 )
 _BACKWARD_THREAD = Arena(
     "scratch_stride",
-    # Addresses of rows: two tables for each stage, one for a chunk; one of the states of a chunk that is recomputed.
+    # Addresses of rows: two tables for each stage, one for a chunk; one for the states of a chunk that is recomputed.
     row_tables=lambda s: _POINTER_BYTES * ((2 * s.num_stages + s.chunk) * s.rows + s.recomputed_rows),
     # Time and sequence of each row of a block, and the time of the states before.
     row_positions=lambda s: 3 * _POINTER_BYTES * s.block * s.batch,
@@ -176,7 +176,7 @@ _BACKWARD_THREAD = Arena(
     # Rows converted to the format of operands, and their addresses.
     operand_rows=lambda s: s.converted_rows * s.operand_row,
     operand_table=lambda s: s.converted_rows * _POINTER_BYTES,
-    # A part of a panel of weights that the caller has not packed.
+    # A packed part of a panel, for GEMMs on unpacked weights.
     unpacked=lambda s: s.unpacked_size,
     # The gradients of means and variances of each row.
     moments=lambda s: s.rows * s.num_moments * s.tiling.vector_bytes,

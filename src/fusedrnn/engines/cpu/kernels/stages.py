@@ -31,7 +31,7 @@ from fusedrnn.cell.trace import TracedCell, fuse_gate_sums, traced_cell
 
 @dataclass(frozen=True)
 class Blocking:
-    """How the gates of a stage fill panels: the units of a block fill a whole number of them."""
+    """How the gates of a stage fill panels: the units of a block fill a whole number of panels."""
 
     gates: int
     panel_vectors: int
@@ -83,17 +83,17 @@ def state_letters(num_states: int) -> str:
 
 
 Result = NewState | Output | StageOperand | ReducedRow | KeptProduct | Saved
-"""What a stage computes: a new state, an output that is none, the operand of a later stage, a row that a later one
-reduces, a product that later stages read, or a value that training saves for backward."""
+"""What a stage computes: a new state, an output that is no state, the operand of a later stage, a row that a later
+stage reduces, a product that later stages read, or a value that training saves for backward."""
 R = TypeVar("R", bound=Result)
 
 
 @dataclass(frozen=True)
 class StageKernel:
-    """A stage of a cell: one GEMM and the maths on its results; reductions, or maths alone, in place of the GEMM.
+    """A stage of a cell: one GEMM and the maths on its results; or reductions and maths, or maths alone.
 
-    Or gates whose part from the input no stage has, which has columns of the input GEMM alone. In a cell without stages
-    the maths of a step are those of such gates.
+    It may also be a group of gates whose part from the input belongs to no stage: the group has columns of the input
+    GEMM alone. In a cell without stages, such a group has the maths of a step.
     """
 
     index: int  # among the stages
@@ -101,15 +101,15 @@ class StageKernel:
     projects: bool  # whether it is the projection, whose units are those of h
     accumulates_in_place: bool  # whether its GEMM accumulates onto the input's pre-activations
     derivative: StageDerivative  # the gradients that its GEMMs need
-    first_x_gate: int  # the number of its first gate in the input weights; any without columns of these
-    first_h_gate: int  # the same in the recurrent weights, the projection behind them
+    first_x_gate: int  # the number of its first gate in the input weights; any number if it has no columns there
+    first_h_gate: int  # the same in the recurrent weights, which the projection follows
     first_grad: int  # the number of distinct gradients of the stages before
     results: tuple[tuple[Result, Expr], ...] = ()  # what is computed after its GEMM, each with its expression
     multiplies: bool = False  # whether it has a GEMM of each step
-    number: int = 0  # among the stages that have one
-    operand: int = 0  # among the operands: 0 for the output before the step, from 1 those that stages compute
+    number: int = 0  # among the stages that have a GEMM
+    operand: int = 0  # among the operands: 0 for the output before the step, 1 and up for those that stages compute
     reductions: tuple[Reduction, ...] = ()  # what it computes instead of a GEMM
-    recomputed: tuple[tuple[Saved, Expr], ...] = ()  # what is computed again: also what its reductions lead to
+    recomputed: tuple[tuple[Saved, Expr], ...] = ()  # saved values that are computed again with it
 
     @property
     def num_gates(self) -> int:
@@ -164,7 +164,7 @@ def stage_kernels(variant: Variant) -> tuple[StageKernel, ...]:
 
 @lru_cache(maxsize=256)
 def input_stages(variant: Variant) -> tuple[StageKernel, ...]:
-    """The gates whose part from the input no stage has, in groups that are adjacent in the input weights."""
+    """The gates whose part from the input belongs to no stage, in groups that are adjacent in the input weights."""
     cell, derivative, stages = lowered_cell(variant), derivative_of(variant), stage_kernels(variant)
     results = [] if stages else _results(cell, derivative)
     recomputed = _recomputed(cell, derivative, results)
@@ -180,12 +180,12 @@ def input_stages(variant: Variant) -> tuple[StageKernel, ...]:
 
 
 def column_groups(stages: Sequence[StageKernel], inputs: Sequence[StageKernel]) -> list[StageKernel]:
-    """What has a GEMM of each step or gradients of parameters: of the stages, and of the groups of their inputs."""
+    """The stages and groups of inputs that have a GEMM in each step or gradients of parameters."""
     return [stage for stage in (*stages, *inputs) if stage.multiplies or stage.num_grads]
 
 
 def gate_stages(groups: Sequence[StageKernel]) -> list[StageKernel]:
-    """Those of :func:`column_groups` that have columns of the input GEMM, in the order of these."""
+    """Those of :func:`column_groups` that have columns of the input GEMM, in the order of the columns."""
     return sorted((group for group in groups if group.has_inputs), key=lambda group: group.first_x_gate)
 
 
@@ -197,7 +197,7 @@ def _results(cell: TracedCell, derivative: Derivative) -> list[tuple[int, Result
     ]
     if cell.output is not None:
         results.append((cell.ready_stage(cell.outputs[-1]), Output(), cell.outputs[-1]))
-    # What a stage reads of all units is computed in the stage before.
+    # What a stage reads from all units is computed in the stage before.
     for index, stage in enumerate(cell.stages[1:]):
         if stage.reductions:
             results += [(index, ReducedRow(index + 1, row), value) for row, value in enumerate(stage.values)]
@@ -217,7 +217,7 @@ def _results(cell: TracedCell, derivative: Derivative) -> list[tuple[int, Result
 
 
 def _kept_products(cell: TracedCell, results: Sequence[tuple[int, Result, Expr]]) -> list[tuple[int, Result, Expr]]:
-    """The products that results of later stages read, as results of their own stages."""
+    """The products that results of later stages read, as results of the stages that compute the products."""
     kept: list[tuple[int, Result, Expr]] = []
     for index, stage in enumerate(cell.stages):
         later = set(walk([expr for reader, _, expr in results if reader > index]))
@@ -226,7 +226,7 @@ def _kept_products(cell: TracedCell, results: Sequence[tuple[int, Result, Expr]]
 
 
 def _with_rows(cell: TracedCell, index: int, expr: Expr) -> Expr:
-    """An expression of a stage that reads rows stored for reductions before it, instead of computing them again."""
+    """A stage's expression, changed to read the rows stored for earlier reductions instead of computing them again."""
     rows: dict[Expr, Expr] = {}
     for number, stage in enumerate(cell.stages[: index + 1]):
         if stage.reductions:
@@ -238,10 +238,10 @@ def _with_rows(cell: TracedCell, index: int, expr: Expr) -> Expr:
 def _recomputed(
     cell: TracedCell, derivative: Derivative, results: Sequence[tuple[int, Result, Expr]]
 ) -> list[tuple[int, Saved, Expr]]:
-    """The saved values, each with the stage with whose GEMM it is computed again.
+    """The saved values, each with the stage after whose GEMM it is computed again.
 
-    All moments are known then, and no rows: what forward computes after reductions belongs to the GEMM before these, or
-    to the maths alone with which a step begins.
+    At that point all moments are known, but no rows. So what forward computes after reductions belongs to the GEMM
+    before the reductions, or to the maths with which a step begins if it does not begin with a GEMM.
     """
     products = [index for index, stage in enumerate(cell.stages) if not stage.reductions]
     return [
@@ -266,7 +266,7 @@ def kept_products(stages: Sequence[StageKernel]) -> list[KeptProduct]:
 
 
 def _new_state_stages(cell: TracedCell) -> list[int]:
-    """The stage that computes each new state: when it can, but not before the last one that reads the old state."""
+    """The stage of each new state: the first that can compute it, but not before the last that reads the old state."""
     stages = [cell.ready_stage(new) for new in cell.new_states]
     own_output = [(cell.ready_stage(output), output) for output in cell.outputs[len(stages) :]]
     while True:
@@ -276,14 +276,14 @@ def _new_state_stages(cell: TracedCell) -> list[int]:
             max([index, *(reader for reader, expr in readers if State(name) in walk([expr]))])
             for index, name in zip(stages, cell.states, strict=True)
         ]
-        # The output has a buffer for each of two steps.
+        # The output has two buffers: a new value does not overwrite the old one.
         if last[1:] == stages[1:]:
             return stages
         stages[1:] = last[1:]
 
 
 def _check_order(cell: TracedCell, stages: Sequence[StageKernel]) -> None:
-    """Refuse a cell that needs a state after it has been replaced; all states but h are replaced in their stage."""
+    """Refuse a cell that needs a state after it has been replaced; every state but h is replaced in its stage."""
     replaced: set[str] = set()
     for stage in stages:
         used = {node.name for node in walk([expr for _, expr in stage.results]) if isinstance(node, State)}

@@ -34,7 +34,7 @@ class StateEmitter(DirectionEmitter):
         return self.states + c.operands_offset + index * c.state_stride
 
     def operand_table(self, stage: StageKernel, parity: Value) -> Value:
-        """The table of the addresses of a stage's operand rows: h of even steps, h of odd ones, later operands."""
+        """The table of addresses of a stage's operand rows; h has two, for even and odd steps, a later operand one."""
         index = stage.operand + 1 if stage.operand else parity
         return self.h_rows + index * self.rows * 8
 
@@ -45,7 +45,7 @@ class StateEmitter(DirectionEmitter):
         return self.states + self.c.h_operands_offset + row * self.c.state_stride
 
     def store_operand(self, value: Value, unit_vec: Value, row: Value, size: Value) -> None:
-        """Store a vector of units in a row of operands; in groups of several, with zeros at the end."""
+        """Store a vector of units in a row of operands; if groups have several elements, with zeros at the end."""
         f, v = self.f, self.v
         if not self.stores_operands:
             v.store(value, row + unit_vec * v.bytes)
@@ -59,7 +59,7 @@ class StateEmitter(DirectionEmitter):
         f.store(operand, row + unit_vec * self.operand_vector_bytes, self.operand_vector_bytes)
 
     def state_buffer(self, name: str, row: Value) -> Value:
-        """This thread's row of a state buffer; of the output the even one."""
+        """This thread's row of a state buffer; for the output, of the buffer of even steps."""
         c, number = self.c, self.cell.states.index(name)
         address = self.states + row * c.state_stride
         if not number:
@@ -97,7 +97,7 @@ class StateEmitter(DirectionEmitter):
                 self.replace_states(row, sequence, f.constant(0))
 
     def replace_states(self, row: Value, sequence: Value, parity: Value) -> None:
-        """Replace this thread's part of the states of a row by those of a reset; h in the buffer of that parity."""
+        """Replace this thread's part of a row's states by the states of a reset; h in the buffer of that parity."""
         for letter, name in zip(STATE_LETTERS, self.cell.states, strict=False):
             into = self.state_buffer(name, row) + self.units_of_state(name).offset
             if name == self.cell.first_state:

@@ -14,6 +14,6 @@ def add_products(
     a_elements: Iterable[Value], b_vecs: Sequence[Value], sums: Sums,
     multiply_add: Callable[[Value, Value, Value], Value],
 ) -> Sums:  # fmt: skip
-    """The sums plus the product of an element of each row, in every lane, and each vector of columns."""
+    """The sums plus products: an element of each row, in every lane, times each vector of columns."""
     rows = zip(a_elements, sums, strict=True)
     return [[multiply_add(a, b, total) for b, total in zip(b_vecs, row_sums, strict=True)] for a, row_sums in rows]

@@ -1,4 +1,4 @@
-"""What a thread works on: its layer-directions, its rows, its units; and how it waits for the threads beside it.
+"""What a thread works on: its layer-directions, its rows, its units; and how it waits for other threads.
 
 Python plans a call and hands the kernels structs of integers: one for the call, and one for each layer-direction, which
 is a layer in one direction. The grid of threads divides layer-directions, rows and units (whole vectors of hidden units
@@ -101,7 +101,7 @@ class UnitRange:
     first: Value
     last: Value  # past its last vector of units
     size: Value  # the units of all threads
-    offset: Value  # its part of a row of all units
+    offset: Value  # bytes before its part in a row of all units
     num_bytes: Value
 
 
@@ -171,7 +171,7 @@ class ThreadShare:
 
     @property
     def later_products(self) -> list[StageKernel]:
-        """Those whose operands the step computes."""
+        """The stages with a GEMM whose operands the step computes."""
         return [stage for stage in self.products_of_state if stage.operand]
 
     @property
@@ -181,17 +181,17 @@ class ThreadShare:
 
     @property
     def maths_stages(self) -> list[StageKernel]:
-        """The stages; of a cell without any, the gates of the input, which then have all of its maths."""
+        """The stages; if a cell has none, the groups of gates of the input, which then have all of its maths."""
         return [*self.stages] or self.column_groups
 
     @property
     def gate_stages(self) -> list[StageKernel]:
-        """The stages and groups of gates that have columns of the input weights, in the order of these."""
+        """The stages and groups of gates that have columns of the input weights, in the order of these columns."""
         return gate_stages(self.column_groups)
 
     @property
     def column_groups(self) -> list[StageKernel]:
-        """The stages that have a GEMM or gradients, then the gates whose part from the input no stage has."""
+        """The stages that have a GEMM or gradients, then the gates whose part from the input belongs to no stage."""
         return column_groups(self.stages, self.input_stages)
 
     def num_vectors(self, size: Value) -> Value:
@@ -227,9 +227,10 @@ class ThreadShare:
     def panels(
         self, first: Value, last: Value, reverse: Value | None = None, num_rows: Operand = 0
     ) -> Iterator[ColVecs]:
-        """Loop over the panels of vectors of columns from ``first`` to before ``last``; yields those of each panel.
+        """Loop over the vectors of columns from ``first`` to before ``last``; yields those of one panel at a time.
 
-        If ``num_rows`` is 1, it yields those of the panels that a GEMM of one row multiplies at once, where all exist.
+        If ``num_rows`` is 1, it yields those of as many panels as a GEMM of one row multiplies at once, where the range
+        holds all of them.
         """
         f, width, size = self.f, self.panel_vectors, self.one_row_vectors
         lowest, past = first // width, (last + (width - 1)) // width
@@ -266,9 +267,9 @@ class ThreadShare:
     def parts_of_range(
         self, first: Value, last: Value, size: Value, reverse: Value | None = None
     ) -> Iterator[tuple[Value, Value, Value]]:
-        """Loop over a range cut at multiples of ``size``; yields the multiple, the first of a part and the one past it.
+        """Loop over a range cut at multiples of ``size``; yields a part's number, its first item and the one past it.
 
-        The first part and the last may be smaller. In reverse it begins with the last.
+        The first part and the last may be smaller. In reverse, the loop begins with the last part.
         """
         lowest, past = first // size, (last + (size - 1)) // size
         with self.f.loop(lowest, past) as index:
@@ -277,5 +278,5 @@ class ThreadShare:
             yield number, (begin < first).select(first, begin), end.at_most(last)
 
     def serpentine_reversed(self, step: Value) -> Value:
-        """Whether a step runs through the weights in reverse: it begins with those that the step before left cached."""
+        """Whether a step goes through the weights in reverse: it begins with what the step before left in cache."""
         return (step & 1).is_set

@@ -2,14 +2,15 @@
 
 What it computes, and its arguments, are those of :mod:`fusedrnn.engines.cpu.kernels.gemm`. Rows of A must be evenly
 spaced in memory. A *step* is the 16 groups of k that an instruction multiplies. The instruction for bfloat16 sums a
-step from zero and adds the result to C: the steps of an element, and the order within one, do not depend on the rows
-and columns that are computed together. The last step is filled up with zeros, in a copy.
+step from zero and adds the result to C. So the steps of an element, and the order within a step, do not depend on the
+rows and columns that are computed together. A last step of fewer groups is copied and filled up with zeros.
 
-Rows are cut into tiles of one height, the lowest with which there are no more tiles than with 16 rows. The last one
-begins where it fits, so that it may overlap the one before: a kernel computes both, and loads all its sums before it
-stores any, so that rows which both hold are the same in both.
+Rows are cut into tiles of the same height: the lowest one with which there are no more tiles than with 16 rows. The
+last tile ends with the last row, so it may overlap the tile before it. One kernel computes both tiles, and loads all
+its sums before it stores any, so that rows in both tiles get the same values in both.
 
-One row is multiplied by vectors, with the same bits: a tile of one row waits for the tile before it.
+One row is multiplied by vector instructions, with the same bits: in a tile of one row, each product would wait for the
+one before it.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ GROUPS = TILE_ROWS
 """Groups of k in a step."""
 ROWS_PER_KERNEL = 2 * TILE_ROWS
 """Rows that read a panel together."""
-# Bytes of the part of a panel that all rows use before the next part. Processors with tiles prefetch by themselves;
-# instructions for it take longer than they save.
+# Bytes of the part of a panel that all rows use before the next part. Processors with tiles prefetch by themselves:
+# prefetch instructions would take more time than they save.
 _PART_BYTES = 128 << 10
 _FIRST_LEFT_TILE = 4
 
@@ -50,7 +51,7 @@ def emit_tile_gemm(module: Module, target: Target, compute: str, part_bytes: int
 
 
 class _Part(NamedTuple):
-    """A part of K: its first group, their number, and where its sums begin, with the bytes between rows."""
+    """A part of K: its first group, the number of groups, and the initial accumulators, with the bytes between rows."""
 
     first_k: Value
     size: Value
@@ -86,7 +87,8 @@ class _ManyRows:
 
     def emit(self, part_bytes: int) -> None:
         """Emit the loop over the parts of K."""
-        # Sums of quantized products are integers and cannot be stored in C. One tile of rows reads everything once.
+        # K is not cut for quantized products, since C cannot hold their integer sums, nor for one tile of rows, which
+        # reads everything once.
         part_groups = 0 if self.products.has_scales else part_bytes // self.group_bytes
         with k_parts(self.f, self.k, part_groups, GROUPS, self.num_rows > TILE_ROWS) as (first_k, size):
             is_first = first_k.is_zero
@@ -94,7 +96,7 @@ class _ManyRows:
             self._multiply(_Part(first_k, size, start, stride))
 
     def _multiply(self, part: _Part) -> None:
-        """Add the products of a part: of one tile of rows if their number is odd, then of two at a time."""
+        """Add the products of a part: of one tile of rows if the number of tiles is odd, then of two at a time."""
         f, kernels, rows, num_rows, num_col_vecs = self.f, self.kernels, self.rows, self.num_rows, self.num_col_vecs
         is_odd, zero = self.num_tiles & 1, f.constant(0)
         with f.if_(is_odd.is_set):
@@ -112,7 +114,7 @@ class _ManyRows:
                     self._call(kernels[2, 1], part, row, second, vec)
 
     def _call(self, kernel: Function, part: _Part, row: Value, second: Value, vec: Value) -> None:
-        """Multiply the rows from ``row`` on, and from so many further on, by the vectors from ``vec`` on."""
+        """Multiply the tiles of rows that begin at ``row`` and ``second`` rows later by the vectors from ``vec`` on."""
         offset = vec * self.v.bytes
         left = self.a + row * self.a_stride + part.first_k * self.products.a_bytes, self.a_stride, self.a_tail
         right = self.b + part.first_k * self.group_bytes + offset, self.b_tail + vec * TILE_BYTES, part.size
@@ -122,7 +124,7 @@ class _ManyRows:
         self.f.call(kernel, self.rows, second, *left, *right, *c_in, *c, *quantized)
 
     def _copy_left_tail(self, part: _Part, first_rows: Sequence[Value]) -> None:
-        """Copy the last groups of the rows of some tiles, and zeros: what lies behind a row may be anything."""
+        """Copy the last groups of the rows of some tiles, and add zeros: the memory after a row may hold anything."""
         f, v = self.f, self.v
         num_groups = part.size % GROUPS
         source = self.a + (part.first_k + part.size - num_groups) * self.products.a_bytes
@@ -134,7 +136,7 @@ class _ManyRows:
 
 
 def _copy_tail(v: Vectors, b: Value, group_bytes: int, num_col_vecs: Value, width: int, k: Value) -> Value:
-    """The groups after the last whole step, and zeros: a tile for each vector of columns."""
+    """A copy of B's groups after the last whole step, with zeros: a tile for each vector of columns."""
     f = v.function
     tail = aligned_alloca(f, width * TILE_BYTES)
     num_groups = k % GROUPS
@@ -211,7 +213,7 @@ class _TileKernel:
             self.tiles.store(tile, into + first_row * stride + vec * self.v.bytes, stride)
 
     def _multiply(self, left: Sequence[Value], left_stride: Value, right: Sequence[Value], right_stride: Value) -> None:
-        """Add the products of a step, by the addresses of its tiles: one load for each product, if there are 2 x 2."""
+        """Add the products of a step, by the addresses of its tiles; 2 x 2 tiles need one load for each product."""
         tiles = self.tiles
         for number, address in enumerate(left):
             tiles.load(_FIRST_LEFT_TILE + number, address, left_stride)
@@ -222,7 +224,7 @@ class _TileKernel:
                 tiles.multiply(number * self.col_vecs + vec, _FIRST_LEFT_TILE + number, right_tile)
 
     def _store_scaled(self) -> None:
-        """Scale the integer sums, which come by way of the stack, and add C_in."""
+        """Scale the integer sums, which go through the stack, and add C_in."""
         f, v, row_bytes = self.f, self.v, self.col_vecs * self.v.bytes
         sums = aligned_alloca(f, len(self.first_rows) * TILE_ROWS * row_bytes)
         self._store_sums(sums, f.constant(row_bytes))

@@ -1,7 +1,7 @@
 """The forward time loop in training: it also fills the reserve.
 
-Every state, and the values that backward needs, go to the reserve. Each layer reads its input from the states of the
-layer below there, after dropout; with residual connections, from its outputs.
+Every state, and the values that backward needs, go to the reserve. From there each layer reads its input, after
+dropout: the states of the layer below, or its outputs if these are no states.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class WeightGradients(GradientOperands):
     def emit(self) -> Function:
         """Emit the function."""
         f, c = self.f, self.c
-        # If this is the only block, and nothing is there to add to, sums of whole panels go directly to the caller.
+        # If this is the only block, and the caller's array is not added to, sums of whole panels go directly there.
         only_block = self.is_first_block.is_set & self.last.equals(c.steps)
         self.write_direct = only_block & (self.num_rows > 0) & c.add_params.is_zero
         self._direction_barrier()
@@ -73,14 +73,14 @@ class WeightGradients(GradientOperands):
         return f
 
     def _direction_barrier(self) -> None:
-        """Wait for the direction group: weights' gradients are divided otherwise than steps are."""
+        """Wait for the threads of the direction group: they divide weights' gradients differently from steps."""
         f, c = self.f, self.c
         with f.if_(c.grid_rows * c.grid_units > 1):
             index = 1 + c.grid_layer_dirs * c.grid_rows + self.layer_dir_group
             f.call(self._barrier, c.barriers + index * BARRIER_BYTES, c.grid_rows * c.grid_units, c.spins)
 
     def _clear_sums(self) -> None:
-        """Clear the sums before the first block; it writes those of weights itself, unless it has no rows."""
+        """Clear the sums before the first block; sums of weights only if the block has no rows, else it writes them."""
         f = self.f
         with f.if_(self.is_first_block.is_set):
             for stage in self.summed_stages:
@@ -162,7 +162,7 @@ class WeightGradients(GradientOperands):
         return WeightGrad(p.d_x_weights, p.k, self.f.constant(0))
 
     def _weight_sums(self, weights: Weights, unit_vec: Value, gate: int) -> Value:
-        """The sums of a vector of units of a gate: a row for each unit, input columns, then recurrent ones."""
+        """The sums of a vector of units of a gate: a row for each unit, with input columns, then recurrent ones."""
         c, v = self.c, self.v
         index = self.unit_vecs * weights.first_gate + unit_vec * weights.stage.num_gates + gate
         return self.group + c.weights_offset + index * (v.lanes * c.weights_stride)
@@ -184,7 +184,7 @@ class WeightGradients(GradientOperands):
                         f.call(self.store_or_add, source, into, num_units, c.add_params)
 
     def _store_weight_sums(self, weights: Weights, unit_vec: Value, gate: int, num_units: Value) -> None:
-        """Store the rows of sums of a vector of units, but for the panels that the GEMM wrote directly."""
+        """Store the rows of sums of a vector of units, except the panels that the GEMM wrote directly."""
         f, c, v = self.f, self.c, self.v
         array, num_cols, first_panel = self._weight_grad(weights)
         direct_panels = self.write_direct.select(num_cols // self.panel_features, 0)

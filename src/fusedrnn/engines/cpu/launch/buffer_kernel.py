@@ -1,4 +1,4 @@
-"""The machine code that runs a call on buffers without the interpreter, for runtimes that call functions of C.
+"""The machine code that runs a call on buffers without the interpreter, for runtimes that call C functions.
 
 :mod:`fusedrnn.engines.cpu.buffer_call` writes the structs.
 """
@@ -20,7 +20,7 @@ BUFFER_ARGS = Struct(
     "num_threads", "relocs", "num_fields", "args_offset", "plan_offset", "row_starts", "num_groups",
     "unsorted_indices",
 )  # fmt: skip
-"""The kernel arguments of a plan: how they are bound, and the constants of the tables of different lengths."""
+"""The kernel arguments of a plan: how they are bound, and the constants of the tables for different lengths."""
 BUFFER_CALL = Struct(
     "steps", "batch", "sleeping", "spinning", "single", "scratch_size", "slots", "values", "values_size",
     "operands", "num_operands", "weights", "level", "params", "dparams", "param_offsets", "num_params",
@@ -28,12 +28,14 @@ BUFFER_CALL = Struct(
     "tables_symbol", "seed_symbol", "lengths", "seed", "zeroed", "zeroed_size", "tables_offset", "job", "dispatch",
     "control", "threads", "ensure_pool", "clock", "aligned",
 )  # fmt: skip
-"""A call. The caller passes the addresses of its buffers as an array; ``params``, ``dparams``, ``lengths``, ``seed``,
-``zeroed`` and ``aligned`` are numbers of buffers, -1 for none: the flat parameters, or the first of the arrays that
-they are made of, and the flat gradients; the lengths as 32-bit integers; a 64-bit integer; an output whose
-``zeroed_size`` bytes are set to zero first; and one that must begin at a cache line.
+"""A call. The caller passes the addresses of its buffers as an array. These fields are numbers of buffers, -1 for none:
 
-``operands`` are pairs of a buffer's number and the number of the symbol that its address is the value of. Fields named
+- ``params``: the flat parameters, or the first of the arrays that they are made of; ``dparams``: the flat gradients;
+- ``lengths``: 32-bit integers; ``seed``: a 64-bit integer;
+- ``zeroed``: an output whose ``zeroed_size`` bytes are set to zero first;
+- ``aligned``: a buffer that must begin at a cache line.
+
+``operands`` are pairs: the number of a buffer, and the number of the symbol whose value is its address. Fields named
 ``*_symbol`` are numbers of symbols, 0 for none. ``sleeping``, ``spinning`` and ``single`` are the addresses of
 :data:`BUFFER_ARGS` for threads that sleep, for threads that spin, and for one thread. ``weights`` is the address of a
 :data:`fusedrnn.engines.cpu.launch.native_weights.WEIGHTS`, 0 for unpacked flat parameters. ``control`` is where the
@@ -41,7 +43,7 @@ address of the control block of the thread pool is; ``ensure_pool`` is a functio
 size. ``clock`` is the address of :data:`CLOCK`.
 """
 CLOCK = Struct("call_ended", "job_ended", "num_close")
-"""When a call ended last, and when one on several threads did, in nanoseconds; calls in a row that were close."""
+"""When the last call ended, and the last one on several threads, in nanoseconds; calls in a row that were close."""
 OK, BAD_LENGTH, NO_MEMORY, NOT_ALIGNED = range(4)
 """What :func:`emit_run_buffers` returns."""
 _SPINNING, _CLOSE = (round(seconds * 1e9) for seconds in (SPINNING, CLOSE))
@@ -85,7 +87,7 @@ def _buffer(f: Function, buffers: Value, number: Value) -> Value:
 
 
 def _current_control(f: Function, call: Value) -> Value:
-    """The control block of a thread pool of the call's size, which may have to be made; 0 for one thread."""
+    """The control block of a thread pool of the call's size, which is made if needed; 0 for one thread."""
     c = BUFFER_CALL.read(f, call)
     current = f.var(0)
     with f.if_(c.threads > 1):
@@ -152,7 +154,7 @@ def _emit_bind_args(module: Module, bind: Function, fill_tables: Function) -> Fu
     with f.if_(c.dx_partials_symbol.is_set):
         f.store(workspace, scratch + c.dx_partials_symbol * 8)
     with f.if_(c.seed >= 0):
-        # Framework buffers of 32-bit integers may begin at any multiple of four.
+        # The buffer may be a framework's array of 32-bit integers, which begins at any multiple of four.
         f.store(f.load(_buffer(f, buffers, c.seed), align=4), scratch + c.seed_symbol * 8)
     for number, first in ((c.params, c.unpacked_symbol), (c.dparams, c.dparams_symbol)):
         with f.if_((number >= 0) & first.is_set), f.loop(0, c.num_params) as index:
@@ -170,7 +172,7 @@ def _emit_bind_args(module: Module, bind: Function, fill_tables: Function) -> Fu
 
 
 def _now(f: Function) -> Value:
-    """Nanoseconds of a clock that never goes back; 0 where there is none for C."""
+    """Nanoseconds of a clock that never goes back; 0 on systems without this C function."""
     if sys.platform == "win32":
         return f.constant(0)
     time = f.alloca(16)
@@ -179,7 +181,7 @@ def _now(f: Function) -> Value:
 
 
 def _emit_is_worth_waking(module: Module) -> Function:
-    """A function of (clock): whether the threads spin, or should, since calls follow one another closely."""
+    """A function of (clock): whether the threads spin, or should spin because calls follow one another closely."""
     f = Function(module, "is_worth_waking", ["clock"], returns=True)
     (clock,) = f.arguments
     fields, now = CLOCK.read(f, clock), _now(f)

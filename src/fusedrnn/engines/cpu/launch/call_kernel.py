@@ -1,8 +1,9 @@
 """The machine code that launches a job: it binds kernel arguments, and runs cached calls if their guards hold.
 
-Binding writes the structs of a plan, with the values of a call relocated. A cached call reads arrays as objects of the
-interpreter, in place. It compares their type, dtype, shape, strides and flags with those of arrays that a checked call
-has checked, and refuses a written array that may share memory with another. The caller holds references to the arrays.
+Binding writes the structs of a plan, and relocates their fields by the values of a call. A cached call reads arrays as
+objects of the interpreter, in place. It compares their type, dtype, shape, strides and flags with those of the arrays
+of a checked call, and refuses a written array that may share memory with another. The caller holds references to the
+arrays.
 :mod:`fusedrnn.jit.ndarray_abi` knows how objects are laid out,
 :mod:`fusedrnn.engines.cpu.guarded_call` writes the structs.
 """
@@ -21,7 +22,7 @@ from fusedrnn.jit.struct import Struct
 RELOC = Struct("symbol", "addend")
 """How a field is made: the value of a symbol, by its number, plus an addend."""
 CONSTANT = -1
-"""The ``symbol`` of a field that is the same at every call: its ``addend``."""
+"""The ``symbol`` of a field that is the same at every call; its value is its ``addend``."""
 GUARD = Struct(
     "object", "dtype", "ndim", "flag_mask", "flags", "extent", "written", "symbol",
     "shape0", "shape1", "shape2", "stride0", "stride1", "stride2",
@@ -41,12 +42,12 @@ CALL_CACHE = Struct(
 """A cached call: how objects are laid out; the guards; the values of the symbols of kernel arguments; the job.
 
 ``values`` holds the values that are the same at every call; a field named ``*_symbol`` is the number of a symbol whose
-value is not. Unpacked parameters and their gradients are ``num_params`` symbols each, from number ``*_first`` on. Their
-values are the addresses ``param_offsets`` behind the value of symbol ``*_base``, or 0 where that is 0. Number 0 stands
-for no symbol.
+value differs from call to call. Unpacked parameters and their gradients have ``num_params`` symbols each, from number
+``*_first`` on. Their values are the value of symbol ``*_base`` plus ``param_offsets``, or 0 if that value is 0. Number
+0 stands for no symbol.
 
-Offsets ``extents_offset``, ``args_offset`` and ``plan_offset`` are relative to the scratch buffer: where the first and
-last byte of each argument are noted, the kernel arguments, and the plan's own memory. If ``num_threads`` is not 1,
+These offsets are relative to the scratch buffer: ``extents_offset`` (where the first and last byte of each argument are
+noted), ``args_offset`` (the kernel arguments) and ``plan_offset`` (the plan's own memory). If ``num_threads`` is not 1,
 ``dispatch`` hands the job to the thread pool.
 """
 
@@ -128,7 +129,7 @@ def build_guarded_call() -> Module:
 
 
 def _set_addresses(f: Function, values: Value, base: Value, first: Value, offsets: Value, count: Value) -> None:
-    """Set the values of symbols from ``first`` on to addresses behind the value of ``base``."""
+    """Set the values of symbols from ``first`` on to the value of ``base`` plus each offset."""
     with f.if_(base.is_set):
         begin = f.load(values + base * 8)
         with f.loop(0, count) as index:

@@ -1,7 +1,7 @@
 """The arguments of a chain of jobs: those of each job, whose symbols are expressed by the symbols of the chain.
 
-The jobs run one after the other, so they share one workspace. Only what must be zero at the start of a job has a place
-of its own, at the head of the workspace.
+The jobs run one after the other, so they share one workspace. Only the memory that must be zero at the start of a job
+is not shared: each job has its own, at the head of the workspace.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Link = int | Relocation
 
 
 class ChainedJob(NamedTuple):
-    """A job of a chain, the layer that it is of, its arguments, and the link of each of their symbols."""
+    """A job of a chain, its layer, its arguments, and a function that gives the link of each of their symbols."""
 
     layer: int
     job: Job
@@ -37,7 +37,7 @@ class ChainedJob(NamedTuple):
 class ChainArgs(JobArgs):
     """The arguments of a chain.
 
-    Links may also name the symbol ``between``: memory behind what the jobs share, for what one leaves to the next.
+    Links may also name the symbol ``between``: memory after the shared part, for what one job passes to the next.
 
     Args:
         jobs: Its jobs, in order.
@@ -58,7 +58,7 @@ class ChainArgs(JobArgs):
         super().__init__(symbols, num_arrays, sum(structs), sum(zeroed), self._between_offset + between)
         self.num_threads = max(job.args.num_threads for job in jobs)
         forecasts = [job.args.forecast for job in jobs if job.args.forecast is not None]
-        # Of the jobs that divide their work; the others take the same time in both cases.
+        # The sums over the jobs that divide their work; the other jobs take the same time in both cases.
         self.forecast = Forecast(*map(sum, zip(*forecasts, strict=True))) if forecasts else None
         index = self.symbol_index
         header = [(CONSTANT, len(jobs)), (CONSTANT, self.num_threads), (index["workspace"], 0), (index["spins"], 0)]

@@ -1,14 +1,14 @@
 """The arguments of kernels: structs that are laid out once for a plan, and bound at each call.
 
-A field is a constant of the plan, or a relocation: the value of a symbol, which each call gives, plus an addend.
-The symbols are:
+A field is either a constant of the plan or a relocation: the value of a symbol plus an addend. Each call gives the
+values of the symbols. The symbols are:
 
 - ``x``, ``y``, ``dy``, ``dx``, each with ``_step`` and ``_row`` for its strides; ``row_offsets`` of packed sequences;
 - ``h0``, ``c0``, ``h_n``, ``c_n``, ``dh_n``, ``dc_n``, ``dh0``, ``dc0``, and likewise of further states;
 - ``add_x``, ``add_params``, ``add_states``: whether gradients are added to what their buffers hold;
 - ``weights``, the packed weights, 0 for unpacked ones; ``unpacked NAME``, a parameter; ``NAME``, its gradient;
-- ``h_reset``, ``c_reset``, ``dh_reset``, ``dc_reset``, and likewise of further states; ``all_c``, ``dall_c`` of all
-  states but the first; ``resets``;
+- ``h_reset``, ``c_reset``, ``dh_reset``, ``dc_reset``, ``all_h``, ``all_c``, ``dall_h``, ``dall_c``, and likewise of
+  further states; ``resets``;
 - ``reserve``; ``seed``; ``tables``, those of :mod:`fusedrnn.engines.cpu.varlen`; ``spins``;
 - ``workspace``; ``args``, the structs themselves; ``dx_partials``: the workspace if dx is computed, else 0.
 """
@@ -67,7 +67,7 @@ def forward_symbols(letters: str) -> list[str]:
 
 
 def backward_symbols(letters: str) -> list[str]:
-    """Those of a backward call, likewise; unpacked parameters, then their gradients follow."""
+    """Symbols of a backward call, likewise; unpacked parameters follow, then their gradients."""
     arrays = "dy", "dy_step", "dy_row", "dx", "dx_step", "dx_row"
     adds = "add_x", "add_params", "add_states"
     options = *state_symbols(letters, "d{}_reset"), *state_symbols(letters, "dall_{}"), "resets"
@@ -75,7 +75,7 @@ def backward_symbols(letters: str) -> list[str]:
 
 
 class JobArgs:
-    """The arguments of a job: fields that are bound at each call, and zeros behind them, in a call's scratch.
+    """The arguments of a job: fields that are bound at each call, and zeros after them, in a call's scratch.
 
     Args:
         symbols: The symbols whose values a call gives; ``workspace`` and ``args`` are among them.
@@ -90,7 +90,7 @@ class JobArgs:
         args_offset: Where it has room for the fields.
         plan_offset: Where the workspace begins in it.
         relocs: The address of the relocations of all fields, :data:`fusedrnn.engines.cpu.launch.call_kernel.RELOC`.
-        num_fields: Fields, and zeros behind them, that binding writes.
+        num_fields: Fields that binding writes, including the zeros after them.
         size: Bytes of scratch.
         num_threads: Threads in use.
         forecast: Predicted times; None if there are none to compare.
@@ -113,7 +113,7 @@ class JobArgs:
         self.relocs, self._bind = self.table.ctypes.data, load_bind()
 
     def bind_symbols(self, scratch: Scratch) -> int:
-        """Write the fields of a call, whose scratch begins with the values of the symbols; return their address."""
+        """Write the fields of a call into scratch, which begins with the symbols' values; return their address."""
         args = scratch.address + self.args_offset
         self._bind(self.relocs, self.num_fields, scratch.address, args)
         return args
@@ -125,7 +125,7 @@ class KernelArgs(JobArgs):
     Args:
         plan: The plan.
         symbols: The symbols whose values :meth:`bind` takes, in this order.
-        structs: The structs, one behind the other, and their fields.
+        structs: The structs, one after the other, and their fields.
         num_fields: Fields of all structs.
         constants: Arrays that the fields point to.
 
@@ -178,7 +178,7 @@ class PlannedJob(Generic[Args]):
         name: What it computes.
         job: The machine code.
         threads: The most threads.
-        args: For threads that sleep until the call.
+        args: The arguments for threads that sleep until the call.
     """
 
     def __init__(self, name: str, job: Job, threads: int) -> None:
@@ -187,7 +187,7 @@ class PlannedJob(Generic[Args]):
 
     @cached_property
     def spinning_args(self) -> Args:
-        """For threads that spin, which are worth using for less work."""
+        """The arguments for threads that spin, which are worth using even for less work."""
         return self.args if self.args.num_threads == self.threads else self._plan(self.threads, spinning=True)
 
     @cached_property
@@ -197,7 +197,7 @@ class PlannedJob(Generic[Args]):
 
     @cached_property
     def single_args(self) -> Args:
-        """For one thread."""
+        """The arguments for one thread."""
         return self._plan(1)
 
     def _plan(self, threads: int, spinning: bool = False) -> Args:

@@ -21,17 +21,19 @@ WEIGHTS = Struct(
 )  # fmt: skip
 """How the parameters of a spec are packed, and the slots. Sizes are in bytes.
 
-The parameters are ``num_arrays`` arrays of the ``sizes`` at that address: the flat vector, or arrays from which
-``transpose`` makes it, a function of (``transposes``, addresses of the arrays and of the vector), 0 for none. The slot
-then has the vector too, behind the packed weights. ``tasks`` are those of training, which begin with those of
-inference. ``pack_threads`` is 1 for few parameters, else 0 for the threads of the pool. ``repack`` is a function of
-(slot, params) that packs instead, 0 for none. The functions ``fingerprint`` and ``dispatch`` are those of the runtime.
+The parameters are ``num_arrays`` arrays; ``sizes`` is the address of their sizes. They are the flat vector, or arrays
+from which ``transpose`` makes the flat vector: a function of (``transposes``, addresses of the arrays and of the
+vector), 0 for none. With ``transpose`` the slot also holds the vector, after the packed weights. ``tasks`` are those of
+training, which begin with those of inference. ``pack_threads`` is 1 for few parameters, else 0 for the threads of the
+pool. ``repack`` is a function of (slot, params) that packs in place of the tasks, 0 for none. The functions
+``fingerprint`` and ``dispatch`` are those of the runtime.
 """
 WEIGHTS_SLOT = Struct(
     "busy", "address", "size", "params", "level", "last_use", "_6", "_7", *(f"fingerprint{i}" for i in range(LANES))
 )
-"""A slot as in :data:`fusedrnn.runtime.native_memory.SLOT`: the address of the parameters when they were packed, what
-is packed of them (:data:`NOTHING`, ...), the ``clock`` at the last use, and the fingerprint of the parameters."""
+"""A slot, which begins as :data:`fusedrnn.runtime.native_memory.SLOT`. Then follow the address of the parameters when
+they were packed, what is packed of them (:data:`NOTHING`, ...), the ``clock`` at the last use, and the fingerprint of
+the parameters."""
 assert WEIGHTS_SLOT.names[:3] == SLOT.names[:3]
 NOTHING, FORWARD, TRAINING = range(3)
 MAX_ARRAYS = 32
@@ -89,7 +91,7 @@ def _emit_flatten(module: Module) -> Function:
 
 
 def _emit_take_slot(module: Module) -> Function:
-    """A function of (weights, params) that locks a slot: of these parameters, else the one unused for longest."""
+    """A function of (weights, params) that locks a slot: that of these parameters, else the one unused for longest."""
     f = Function(module, "take_weights_slot", ["weights", "params"], returns=True)
     weights, params = f.arguments
     w = WEIGHTS.read(f, weights)
@@ -114,7 +116,7 @@ def _emit_take_slot(module: Module) -> Function:
 
 
 def _fingerprint(f: Function, weights: Value, arrays: Value) -> Value:
-    """The address of the fingerprint of the parameters: that of the fingerprints of the arrays."""
+    """The address of the fingerprint of the parameters: the fingerprint of the fingerprints of the arrays."""
     w = WEIGHTS.read(f, weights)
     ranges, results = f.alloca(MEMORY_RANGE.size * MAX_ARRAYS), f.alloca(8 * LANES * MAX_ARRAYS)
     result = f.alloca(8 * LANES)

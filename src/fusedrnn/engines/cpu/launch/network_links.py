@@ -1,7 +1,7 @@
 """The symbols of a network's jobs: those of its layers, expressed by those of the whole call.
 
-A symbol that belongs to a layer has its number: ``1 h0``. The others are those of
-:mod:`fusedrnn.engines.cpu.launch.kernel_args`, for the arrays of the network.
+A symbol of the call that belongs to a layer has the layer's number in its name: ``1 h0``. The other symbols are those
+of :mod:`fusedrnn.engines.cpu.launch.kernel_args`, for the arrays of the network.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class NetworkLinks:
         spec: The network.
         steps, batch: T and N.
         backward: Whether the call is backward.
-        packed: Of each layer, whether its weights are packed.
-        in_place: Whether unpacked weights are where the caller has them; else each layer has a copy of its own.
+        packed: Whether the weights of each layer are packed.
+        in_place: Whether unpacked weights are read where the caller has them; else each layer has a copy of its own.
         reserves: Where the reserve of each layer begins; empty in inference.
     """
 
@@ -71,7 +71,7 @@ class NetworkLinks:
         return state_letters(len(self.spec.layers[index].state_names))
 
     def link(self, index: int, symbol: str) -> Link:
-        """What a symbol of a layer's job is."""
+        """The link of a symbol of a layer's job."""
         last = len(self.spec.layers) - 1
         if symbol in _SHARED:
             return Relocation(symbol)
@@ -93,7 +93,7 @@ class NetworkLinks:
         return self._parameters(index, symbol)
 
     def _parameters(self, index: int, symbol: str) -> Link:
-        """What a symbol of parameters, of their gradients or of states is."""
+        """The link of a symbol of parameters, of their gradients or of states."""
         layer, weights = self.spec.layers[index], _WEIGHTS.format(index)
         if symbol == "weights":
             return Relocation(weights) if self.packed[index] else 0
@@ -117,12 +117,12 @@ class NetworkLinks:
         return [{entry.name: entry.offset * item for entry in layer.layout} for layer in self.spec.layers]
 
     def _rows(self, index: int) -> int:
-        """Bytes from one row to the next of what a layer leaves to the one above."""
+        """Bytes from one row to the next in the output that a layer passes to the layer above."""
         layer = self.spec.layers[index]
         return pad_against_conflicts(layer.output_size * np.dtype(layer.dtype).itemsize)
 
     def _between(self, index: int, symbol: str) -> Link:
-        """The output of a layer, or its gradient: layers take turns with two arrays."""
+        """The link of the output of a layer, or of its gradient: layers take turns with two arrays."""
         if symbol.endswith("_row"):
             return self._rows(index)
         if symbol.endswith("_step"):
@@ -130,6 +130,6 @@ class NetworkLinks:
         return Relocation("between", index % 2 * (self.between_bytes() // 2))
 
     def between_bytes(self) -> int:
-        """Bytes of what layers leave to one another."""
+        """Bytes of what layers pass to one another."""
         rows: Sequence[int] = [self._rows(index) for index in range(len(self.spec.layers) - 1)]
         return 2 * self.steps * self.batch * max(rows, default=0)

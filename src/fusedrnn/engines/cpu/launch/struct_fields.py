@@ -1,4 +1,4 @@
-"""The fields of the structs that kernels read, for a plan: of a call, and of each layer-direction."""
+"""The fields of the structs that kernels read, for a plan: one struct for the call, one for each layer-direction."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class _PlanFields:
         }  # fmt: skip
 
     def _input(self, layer: int) -> Fields:
-        """The fields of how a layer reads its input; only training drops elements."""
+        """The fields that say how a layer reads its input; only training drops elements."""
         spec = self.spec
         fields: Fields = {"threshold": 0, "scale": 0, "stream": 0, "residual": int(spec.adds_input(layer))}
         p = 0.0 if self.reserve is None else spec.dropout_of(layer)
@@ -157,14 +157,14 @@ class _PlanFields:
         }
 
     def all_states(self, index: int, *symbols: str) -> Fields:
-        """The fields of the caller's arrays of the states of every step; of the last layer."""
+        """The fields of the caller's arrays of the last layer's states of every step; 0 in other layers."""
         layer, direction = divmod(index, self.spec.num_directions)
         is_last = layer == self.spec.num_layers - 1
         sizes = {symbol: self.h_bytes if symbol.endswith("_h") else self.c_bytes for symbol in symbols}
         return {symbol: Relocation(symbol, direction * sizes[symbol]) if is_last else 0 for symbol in symbols}
 
     def saved(self, index: int) -> Fields:
-        """The fields of what the reserve holds of a layer-direction; zeros without one."""
+        """The fields of what the reserve holds of a layer-direction; zeros without a reserve."""
         reserve, num_states = self.reserve, len(self.spec.state_names)
         fields: Fields = dict.fromkeys(("saved_h", "saved_c", "saved_operand", "saved_values"), 0)
         if self.reduces:
@@ -187,7 +187,7 @@ class _PlanFields:
         return fields
 
     def saved_output(self, name: str, layer: int, offset: int = 0) -> Fields:
-        """The fields of the output of a layer below the last in the reserve: of its h, if that is the output."""
+        """The fields of the output, in the reserve, of a layer below the last: of its h, if h is the output."""
         reserve = self.reserve
         assert reserve is not None
         begin = reserve.state_offset(layer, 0) if self.spec.output_is_state else reserve.output_offset(layer)
@@ -243,7 +243,7 @@ class _BackwardFields(_PlanFields):
 
     @property
     def _gradients(self) -> dict[str, Kind]:
-        """The gradients of parameters; those of vectors follow one another, and those of scalars."""
+        """The gradients of parameters; those of vectors follow one another, and so do those of scalars."""
         vectors, scalars = self.spec.vector_kinds, self.spec.scalar_kinds
         return _GRADIENTS | {"d_param_vectors": [*vectors, ""][0], "d_param_scalars": [*scalars, ""][0]}
 
@@ -273,7 +273,7 @@ class _BackwardFields(_PlanFields):
             **self.states(index, *state_symbols(self.letters, "d{}_n", "d{}0", "d{}_reset")),
             **self.all_states(index, *state_symbols(self.letters, "dall_{}")),
             **x, **self._dy(layer, direction), **self._dx(layer, direction),
-            # The first direction adds the gradients of both to that of the input.
+            # The first direction adds the output gradients of both to the gradient of the input.
             "residual": int(spec.adds_input(layer) and direction == 0),
             **self.parameters(self._gradients, layer, direction),
         }  # fmt: skip

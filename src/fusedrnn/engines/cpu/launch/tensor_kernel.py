@@ -19,9 +19,11 @@ TENSOR_GUARD = Struct(
     "type", "object", "data", "ndim", "dtype", "symbol",
     "shape0", "shape1", "shape2", "stride0", "stride1", "stride2",
 )  # fmt: skip
-"""What an argument must be: of that ``type``; if not 0, the very ``object``; if ``ndim`` is not negative, a tensor in
-CPU memory, of that ``dtype`` as a DLDataType in 32 bits, ``shape`` and ``strides`` in elements, and if not 0 at the
-address ``data``. Its address becomes the value of that ``symbol``.
+"""What an argument must be.
+
+- It is of this ``type``. If ``object`` is not 0, it is this very object.
+- If ``ndim`` is not negative, it is a tensor in CPU memory with this ``dtype`` (a DLDataType in 32 bits), ``shape`` and
+  ``strides`` (in elements). If ``data`` is not 0, it is at this address. Its address becomes the value of ``symbol``.
 """
 ANY_STRIDE = -(1 << 62)
 """The stride of an axis of one element."""
@@ -33,9 +35,9 @@ TENSOR_CALL = Struct(
 """A call: how objects are laid out; DLPack's ``dltensor_from_py_object_no_sync``; the guards; the values of the symbols
 of kernel arguments that are the same at every call; the job of the caller's thread alone, 0 if the caller runs it.
 
-Fields named ``*_symbol`` are numbers of symbols whose values are not; number 0 stands for none. Offsets
-``description_offset``, ``args_offset`` and ``plan_offset`` are relative to the scratch buffer: where a tensor is
-described, the kernel arguments, the plan's memory.
+Fields named ``*_symbol`` are numbers of symbols whose values differ from call to call; number 0 stands for none. These
+offsets are relative to the scratch buffer: ``description_offset`` (where a tensor is described), ``args_offset`` (the
+kernel arguments) and ``plan_offset`` (the plan's memory).
 """
 DESCRIPTION_BYTES = 48
 """Size of DLPack's DLTensor."""

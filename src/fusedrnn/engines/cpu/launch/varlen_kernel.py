@@ -9,7 +9,7 @@ def emit_fill_tables(module: Module) -> Function:
     """Emit ``fill_tables(lengths, steps, batch, row_starts, num_groups, unsorted_indices, tables)``.
 
     ``lengths`` are 32-bit integers; ``row_starts`` has the first row of each group, and the end of the last one;
-    ``unsorted_indices`` depend on those alone. Behind the tables there must be room for T + 1 integers. It returns 1,
+    ``unsorted_indices`` depend on those alone. After the tables there must be room for T + 1 integers. It returns 1,
     or 0 if a length is not from 0 to T.
     """
     names = ["lengths", "steps", "batch", "row_starts", "num_groups", "unsorted_indices", "tables"]
@@ -36,7 +36,7 @@ def _length(f: Function, lengths: Value, sequence: Value) -> Value:
 
 
 def _count(f: Function, lengths: Value, steps: Value, batch: Value, counts: Value) -> Value:
-    """Count the sequences of each length from 0 to T; whether there are no others."""
+    """Count the sequences of each length from 0 to T; return whether there are no other lengths."""
     valid = f.var(1)
     f.fill_zero(counts, (steps + 1) * 8)
     with f.loop(0, batch) as sequence:
@@ -52,7 +52,7 @@ def _count(f: Function, lengths: Value, steps: Value, batch: Value, counts: Valu
 def _sort(
     f: Function, lengths: Value, steps: Value, batch: Value, counts: Value, batch_sizes: Value, sorted_indices: Value
 ) -> None:
-    """Sort the sequences by falling length, equal ones in their order; ``counts`` are overwritten."""
+    """Sort the sequences by falling length, those of equal length in their order; ``counts`` are overwritten."""
     active = f.var(batch)
     with f.loop(0, steps) as step:
         active.set(active.get() - f.load(counts + step * 8))
@@ -71,7 +71,7 @@ def _count_active_rows(
     f: Function, steps: Value, row_starts: Value, num_groups: Value, unsorted_indices: Value, batch_sizes: Value,
     active_rows: Value,
 ) -> None:  # fmt: skip
-    """How many rows of each group are active at each step: its sorted indices rise, and active ones come first."""
+    """Store how many rows of each group are active at each step: its sorted indices rise, so active ones come first."""
     with f.loop(0, num_groups) as group:
         first = f.load(row_starts + group * 8)
         rows = f.var(f.load(row_starts + group * 8 + 8) - first)

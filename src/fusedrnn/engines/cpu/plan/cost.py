@@ -83,16 +83,16 @@ class _Layer:
         self.cost["cell"] = self.rows * row
         self.cost["cell"] += problem.steps * machine.step + machine.layer
         if problem.converts_rows:
-            # Each thread converts the inputs of its rows, and states that need a scale, all units of them.
+            # Each thread converts the inputs of its rows, and all units of states that need a scale.
             operands = self.features
             if problem.products.has_scales:
                 operands += sum(map(problem.operand_size, problem.stages))
             self.cost["cell"] += self.rows * problem.num_vectors(operands) * machine.conversion
 
     def recurrent_gemms(self, shapes: Sequence[tuple[int, int]], other_bytes: int) -> int:
-        """Add a GEMM for each K and vectors of columns, beside so much other data in L2; return their weights' bytes.
+        """Add a GEMM for each pair of K and vectors of columns; return the bytes of all their weights.
 
-        At the first step no weights are in L2, later as many as there is room for.
+        Other data takes ``other_bytes`` of L2. At the first step no weights are in L2, later there are as many as fit.
         """
         problem, machine = self.problem, self.machine
         size = sum(k * width for k, width in shapes) * problem.weight_vector_bytes
@@ -107,10 +107,10 @@ class _Layer:
     def gemm(
         self, term: str, count: int, rows: float, k: int, col_vecs: int, l2_fraction: float, features: int
     ) -> None:
-        """Add GEMMs of so many rows. This fraction of their weights is in L2.
+        """Add GEMMs of so many rows; ``l2_fraction`` of their weights is in L2.
 
-        The rest comes from L3 if the recurrent weights and those of so many features fit, of all active directions;
-        else from memory.
+        The rest comes from L3 if L3 holds the recurrent weights and the weights of ``features`` inputs of all active
+        directions; else from memory.
         """
         problem, machine = self.problem, self.machine
         size = problem.weights_bytes(features, problem.unit_vecs)
@@ -129,7 +129,7 @@ class _Layer:
         self, term: str, panels: float, rows: float, rows_per_tile: int, row_seconds: float, panel_bytes: float,
         bandwidth: float,
     ) -> None:  # fmt: skip
-        """Add rows times panels, so many seconds of multiply-adds each.
+        """Add the products of rows and panels; each takes ``row_seconds`` of multiply-adds.
 
         A panel's first tiles prefetch the next panel; all tiles read their panel from L2.
         """
@@ -144,7 +144,7 @@ class _Layer:
         self.cost["weights"] += panels * (first_stall + (tiles - 1) * l2_stall)
 
     def streaming_bandwidth(self, vectors: int) -> float:
-        """Bandwidth for streaming data of so many vectors per unit vector: L3 if it fits, else memory."""
+        """Bandwidth for streaming data of so many vectors per unit vector: of L3 if the data fits, else of memory."""
         problem, machine = self.problem, self.machine
         size = problem.steps * problem.batch * problem.unit_vecs * problem.vector_bytes * vectors
         size *= problem.spec.num_directions * len(problem.inputs)
@@ -207,7 +207,7 @@ class _BackwardLayer(_Layer):
         panels = (x_vecs * problem.num_gates + operand_vecs) / problem.panel_vectors
         row_panels = share.weight_unit_vecs * panels
         blocks = -(-all_rows // share.block_rows)
-        # Rows of a step are multiplied by groups: by one instruction, and packed into one slot.
+        # Rows of a step are multiplied in groups: a group is packed into one slot, and one instruction multiplies it.
         all_groups = problem.steps * -(-problem.batch // problem.rows_per_group)
         panel_vectors = problem.panel_vectors * (all_groups / blocks)
         self.panels(
@@ -222,7 +222,7 @@ class _BackwardLayer(_Layer):
         read_bytes = self.rows * share.unit_vecs * problem.vector_bytes * read
         sums_bytes = row_panels * problem.lanes * problem.panel_vectors * problem.vector_bytes
         cost["memory"] = (read_bytes + (2 * blocks - 1) * sums_bytes) / self.streaming_bandwidth(read)
-        # A cell without stages meets once a chunk, before the gradients of its inputs.
+        # Threads of a cell without stages meet once a chunk, before the gradients of the chunk's inputs.
         meetings = (problem.steps * problem.num_barriers or self.chunks) * (share.grid.units > 1)
         meetings += 2 * blocks * (share.num_threads > share.grid.layer_dirs)
         cost["barriers"] = meetings * machine.barrier

@@ -27,9 +27,9 @@ def force_grid(grid: tuple[int, int, int]) -> Iterator[None]:
 def possible_grids(problem: ProblemSize, threads: int, tuning: Tuning) -> list[ThreadGrid]:
     """All grids of at most so many threads, that of one thread first.
 
-    There are as many groups of rows or units as a power of two, or as there are threads for. A network of one direction
-    may pipeline its layers. A short training or backward call that reads unpacked weights uses one thread: the one that
-    has just written them.
+    The number of groups of rows or of units is a power of two, or as large as the threads allow. A network of one
+    direction may pipeline its layers. A short training or backward call that reads unpacked weights uses one thread:
+    the one that has just written the weights.
     """
     spec, training = problem.spec, problem.phase != "inference"
     is_short = problem.steps <= tuning.max_own_steps and problem.work <= tuning.max_own_work
@@ -50,7 +50,7 @@ def choose_share(
 ) -> tuple[LargestShare, Forecast | None]:
     """The largest share of the grid with the least cost, for threads that are asleep or ``spinning``, and its forecast.
 
-    A forced grid, or one that the tuning chooses, has no forecast; neither has one thread.
+    A forced grid, or one that the tuning chooses, has no forecast; nor has the grid of one thread.
     """
     grids, forced = possible_grids(problem, threads, tuning), _forced_grid.get()
     if forced is not None and forced in grids:

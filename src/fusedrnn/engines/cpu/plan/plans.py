@@ -33,10 +33,10 @@ class Plan:
         phase: What the call computes.
         steps, batch: T and N.
         share: The largest share of a thread.
-        bounds: By the names of the kernels' fields, the first row or unit vector of each group, and the end.
+        bounds: The first row or unit vector of each group, and the end, by the names of the kernels' fields.
         scratch: The layout of the workspace.
-        forecast: Predicted times; None on one thread, or if something else than the cost model chose the grid.
-        layer_output_row, layer_output_size: In inference, bytes of a row and of the whole of a layer's output.
+        forecast: Predicted times; None on one thread, or if something other than the cost model chose the grid.
+        layer_output_row, layer_output_size: In inference, bytes of a row of a layer's output, and of all rows.
         recomputes: In backward, whether values that were not saved are computed again.
     """
 
@@ -93,7 +93,7 @@ def make_plan(
 ) -> Plan:
     """Plan T steps of N sequences on at most so many threads, which are asleep when the call comes, or ``spinning``.
 
-    ``recompute`` is for the backward of reserves that hold the states alone.
+    ``recompute`` is for backward with a reserve that holds the states alone.
     """
     tuning = tuning or tunings.current()
     problem = ProblemSize(spec, target, steps, batch, phase, tuning)
@@ -133,12 +133,12 @@ def _forward_sizes(problem: ProblemSize, share: LargestShare) -> SimpleNamespace
     sizes.converted_rows = share.chunk * share.rows if problem.converts_rows else 0
     sizes.stores_operands = problem.converts_rows and not problem.products.has_scales and bool(problem.stages)
     biases = share.unit_vecs * problem.num_gates * problem.vector_bytes
-    # A projection takes zeros from there, as many as a GEMM of one row.
+    # A projection keeps its zeros there: as many as a GEMM of one row reads.
     zeros = problem.target.one_row_panels * problem.panel_bytes
     sizes.biases_size = max(round_up_to_cache_line(biases), zeros)
     sizes.layer_output_row = pad_against_conflicts(spec.output_size * problem.item)
     sizes.layer_output_size = problem.steps * problem.batch * sizes.layer_output_row
-    # Layers write one and read the other in turns; in training the reserve holds them.
+    # Layers take turns with two buffers: each reads one and writes the other. In training the reserve holds outputs.
     sizes.num_layer_outputs = 0 if training else min(2, spec.num_layers - 1)
     return sizes
 
@@ -148,7 +148,7 @@ def _backward_sizes(problem: ProblemSize, share: LargestShare, packed: int, reco
     spec, panel_bytes, panels = problem.spec, problem.panel_bytes, problem.feature_panels
     sizes = _common_sizes(problem, share)
     sizes.block, sizes.gates_row = share.block, problem.gradients_stride
-    # Gradients of a state; transposed gradients; gradients of the weights: of the input's, then of the recurrent ones.
+    # Gradients of a state; transposed gradients; gradients of the input weights, then of the recurrent weights.
     sizes.carried_stride = pad_against_conflicts(panels(spec.hidden_size) * panel_bytes)
     sizes.carried_size = problem.batch * sizes.carried_stride
     sizes.transposed_stride = pad_against_conflicts(share.block * problem.batch * problem.vector_bytes)
@@ -168,7 +168,7 @@ def _backward_sizes(problem: ProblemSize, share: LargestShare, packed: int, reco
     sizes.head_rows = max(sizes.head_rows, sizes.recomputed_rows * (spec.heads > 1))
     sizes.masked_row = problem.masked_row
     sizes.converted_rows = sizes.recomputed_rows if problem.converts_rows else 0
-    # A direction's part of dx: those of this layer and the one above exist, or of the two directions.
+    # A direction's parts of dx: for this layer and the one above. A single layer has them only with two directions.
     sizes.dx_partial_row = pad_against_conflicts(max(spec.output_size, spec.input_size) * problem.item)
     sizes.dx_partial_step = problem.batch * sizes.dx_partial_row
     sizes.dx_partial_size = problem.steps * sizes.dx_partial_step
@@ -177,7 +177,7 @@ def _backward_sizes(problem: ProblemSize, share: LargestShare, packed: int, reco
 
 
 def _common_sizes(problem: ProblemSize, share: LargestShare) -> SimpleNamespace:
-    """The sizes that both have."""
+    """The sizes that forward and backward have in common."""
     spec, grid = problem.spec, share.grid
     gemm_rows, gate_lanes = share.chunk * share.rows, problem.num_gates * problem.lanes
     return SimpleNamespace(

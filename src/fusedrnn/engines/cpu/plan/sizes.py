@@ -1,4 +1,4 @@
-"""The sizes that plans and the cost model work with: of a problem, and of the share of it that one thread has."""
+"""The sizes that plans and the cost model work with: those of a problem, and those of one thread's share of it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ThreadGrid(NamedTuple):
 
 
 def reads_unpacked(tiling: Tiling, steps: int, batch: int, training: bool, tuning: Tuning) -> bool:
-    """Whether a call uses unpacked weights: it reads them so rarely that packing, or looking for changes, is slower."""
+    """Whether a call uses unpacked weights: it reads them so rarely that packing or looking for changes costs more."""
     if training:
         reads = steps * (1 + batch / tuning.unpacked_rows_training)
         max_reads, max_floats = tuning.max_unpacked_reads_training, tuning.max_unpacked_floats_training
@@ -56,9 +56,9 @@ class ProblemSize(Tiling):
         steps, batch: T and N.
         phase: What the call computes.
         inputs: Features that each layer reads.
-        rows_per_tile: Rows of a micro-kernel's tile, of the weights' gradients.
+        rows_per_tile: Rows of a micro-kernel's tile, in GEMMs of the weights' gradients.
         instructions: Vector instructions of the cell's maths, or of its derivative's, for a unit vector of a row.
-        states: Vectors of states for each unit vector, the operands of later stages among them.
+        states: Vectors of states for each unit vector, including the operands of later stages.
         saved: Vectors that training saves for each unit vector.
         pre_act_grads: Distinct vectors of pre-activation gradients for each unit vector.
         unpacked: Whether the call uses unpacked weights.
@@ -101,11 +101,11 @@ class LargestShare(NamedTuple):
         grid: How the problem is divided.
         rows: Sequences.
         unit_vecs: Unit vectors.
-        out_unit_vecs: Vectors of h's units; other than ``unit_vecs`` only with a projection.
-        chunk: Steps of an input GEMM, in backward of one for dx.
+        out_unit_vecs: Unit vectors of h; they differ from ``unit_vecs`` only with a projection.
+        chunk: Steps of an input GEMM; in backward, steps of a GEMM for dx.
         block: In backward, steps of a GEMM of the weight gradients: whole chunks.
         block_rows: In backward, rows of such a GEMM that are packed at once.
-        weight_unit_vecs: In backward, unit vectors of the weight gradients, which all threads of a direction divide.
+        weight_unit_vecs: In backward, unit vectors of the weight gradients; all threads of a direction divide these.
     """
 
     grid: ThreadGrid
@@ -122,16 +122,16 @@ class LargestShare(NamedTuple):
         """The largest share of a problem that is divided by this grid."""
         steps, batch, is_backward = problem.steps, problem.batch, problem.phase == "backward"
         rows, unit_vecs = -(-batch // grid.rows), -(-problem.unit_vecs // grid.units)
-        # The gates of a chunk fill half of L2, but there are not fewer rows than the minimum.
+        # The gates of a chunk fill half of L2, but a chunk has at least the minimum of rows.
         row_bytes = problem.gradients_stride if is_backward else problem.gates_stride(unit_vecs)
         min_rows = tuning.min_dx_chunk_rows if is_backward else tuning.min_chunk_rows
         chunk_rows = max(min_rows, min(tuning.max_chunk_rows, tuning.l2_bytes // 2 // row_bytes))
         if problem.multiplies_tiles and not is_backward:
-            # Tiles multiply faster than L3 is read: where weights leave L2, more rows shall read them at once.
+            # Tiles multiply faster than L3 is read: if weights do not stay in L2, more rows read them at once.
             weights_bytes = problem.weights_bytes(max(problem.inputs), unit_vecs)
             if weights_bytes + chunk_rows * row_bytes > tuning.l2_bytes:
                 chunk_rows = max(min_rows, min(tuning.max_tile_chunk_rows, tuning.l2_bytes // row_bytes))
-        # A pipelined layer waits for a chunk of the layer below, which must be short.
+        # A pipelined layer waits for a chunk of the layer below, so chunks must be short.
         max_chunk = -(-steps // tuning.min_pipeline_chunks) if problem.is_pipelined(grid.layer_dirs) else steps
         chunk = max(1, min(max_chunk, chunk_rows // (batch if is_backward else rows)))
         share = cls(grid, rows, unit_vecs, -(-problem.out_vecs // grid.units), chunk)

@@ -1,8 +1,8 @@
-"""Trials of one thread: calls are timed, and those that one thread serves faster run on one.
+"""Trials of one thread: calls are timed, and calls that are faster on one thread run on one.
 
-The cost model assumes that every thread has a processor. Where other processes run, a call on several threads waits for
-the one that does not, and may take several times as long as on one thread. The bits of a result do not depend on the
-number of threads, so it may change with every call.
+The cost model assumes that every thread has a processor. If other processes use the processors, a call on several
+threads waits for a thread that does not run, and may take several times as long as on one thread. The bits of a result
+do not depend on the number of threads, so this number may change with every call.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ThreadChoice:
     on one thread so far. Then a trial runs some calls on one thread and compares their median with that of the calls
     before it. Once one thread has won, further trials give several threads another chance.
 
-    Calls may come from several Python threads at once: what they overwrite of each other costs only time.
+    Calls may come from several Python threads at once. They may overwrite each other's records, which costs only time.
 
     Attributes:
         sharing: Whether calls use several threads; calls of a trial do the opposite.
@@ -78,7 +78,7 @@ class ThreadChoice:
                 self._count_late(duration, now)
 
     def _count_late(self, duration: float, now: float) -> None:
-        """Start a trial after several late calls; one that takes several times as long counts as several."""
+        """Start a trial after several late calls; one that takes n times as long as on one thread counts as n."""
         if duration <= self._best_alone:
             self._late = max(0, self._late - 1)
         elif now >= self._next_trial:

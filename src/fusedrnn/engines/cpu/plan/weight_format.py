@@ -1,6 +1,7 @@
-"""The format in which the weights of a call are packed: that of operands, *narrow*, or float32, *wide*.
+"""The format in which the weights of a call are packed: *narrow*, that of operands, or *wide*, float32.
 
-The bits are the same, so the choice is one of time. Wide weights are rounded, or integers, as narrow ones are.
+Wide weights are the same rounded numbers or integers as narrow ones. So the bits of a result are the same, and the
+choice is one of time.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ def max_narrow_rows(spec: RNNSpec, steps: int, tuning: Tuning) -> int:
     """The most sequences of a batch for which calls of T steps read narrow weights; 0 for none.
 
     Without an instruction for the format, each tile of rows widens narrow weights in registers. This pays where reading
-    wide ones takes longer than to multiply the rows by them. Formats that can be trained are packed alike for all
-    batches. A single step reads all weights for N rows. Of several steps one GEMM multiplies the inputs, and part of
-    the recurrent weights stays in L2, so that there is half as much to save.
+    wide weights takes longer than multiplying the rows by them. In formats that can be trained, weights are packed the
+    same way for all batches. A single step reads all weights for N rows. With several steps, one GEMM multiplies all
+    their inputs, and part of the recurrent weights stays in L2, so narrow weights save half as much.
     """
     shapes = spec.parameter_shapes(spec.num_layers - 1), spec.parameter_shapes(0)
     layer_elements = max(sum(math.prod(shape) for shape in of_layer.values()) for of_layer in shapes)

@@ -33,8 +33,8 @@ _BEGIN, _COPY = MEMORY_RANGE.index["begin"], MEMORY_RANGE.index["copy"]
 class PackedWeights:
     """The packed weights of some parameters, and how to tell whether the parameters have changed since.
 
-    Its holder owns its memory: a reserve keeps the weights of its forward call, even if the parameters change
-    or are freed.
+    Whoever holds it owns the memory: a reserve keeps the weights of its forward call, even if the parameters change or
+    are freed.
 
     Attributes:
         lease: The memory of the packed weights.
@@ -43,7 +43,7 @@ class PackedWeights:
         fingerprint: The fingerprint of the parameters.
         training: Whether weights for backward are included.
         matrices: Zeros: a call with packed weights does not use the addresses of unpacked parameters.
-        owner: The object, such as a module, with which the weights are dropped.
+        owner: The object, such as a module; when it is garbage-collected, the weights are dropped.
     """
 
     lease: Lease
@@ -66,7 +66,7 @@ class WeightPointers:
 
     Attributes:
         matrices: Address of each unpacked parameter, in ``by_layer_direction`` order; 0 for zeros.
-        lease: The memory of a copy, if a later change of the parameters must not matter.
+        lease: The memory of a copy, if later changes of the parameters must have no effect.
         address: The address of packed weights; 0 if they are unpacked.
     """
 
@@ -127,14 +127,14 @@ class WeightCache:
         return tuple([begin + offset for offset in self.offsets]) if begin else self.nowhere
 
     def packed_vector(self, params: Frozen, training: bool, team: ThreadTeam) -> PackedWeights:
-        """The packed weights of a flat parameter vector or of quantized parameters, for backward too in ``training``.
+        """The packed weights of a flat parameter vector or of quantized parameters; in ``training`` for backward too.
 
         Frozen parameters are recognized by their identity; others are fingerprinted at every call.
         """
         last = self._last
         if last is not None and last.source is params and (last.training or not training):
             return last
-        # Quantized parameters are kept alive by their entry, so that no others have their identity.
+        # The entry keeps quantized parameters alive, so that no other object can get their identity.
         if isinstance(params, QuantizedParams):
             addresses: tuple[int, ...] = (id(params),)
         else:

@@ -29,8 +29,8 @@ Array = NDArray[Any]
 class PackedWeightsOffsets(NamedTuple):
     """The offsets of the packed weights, biases and ranges of a layer-direction; the last three are for backward.
 
-    Of a cell of several stages, each matrix has the columns of the first stage's gates, then those of the next one's.
-    Each stage begins with a new panel; in ``x_back``, the rows of all gates follow one another in every panel.
+    If a cell has several stages, each matrix has the columns of the gates of the first stage, then those of the next
+    one. Each stage begins with a new panel. In ``x_back`` the rows of all gates follow one another in every panel.
     """
 
     x_weights: int
@@ -54,9 +54,9 @@ class PackedLayout(NamedTuple):
 
     Attributes:
         layer_dirs: The offsets of each layer-direction.
-        forward_tasks: The tasks that pack a flat parameter vector for inference, a row each.
-        tasks: Those for training: the same, then those of the weights for backward.
-        backward_offset: The beginning of the weights for backward: the end of a buffer for inference.
+        forward_tasks: The tasks that pack a flat parameter vector for inference, one in each row.
+        tasks: The tasks for training: those for inference, then those of the weights for backward.
+        backward_offset: The beginning of the weights for backward, which is the end of a buffer for inference.
         flat_offset: The beginning of a copy of the parameters.
         size: Bytes of a buffer for training.
     """
@@ -80,7 +80,7 @@ class PackedLayout(NamedTuple):
         for names in _FORWARD, _BACKWARD:
             backward_offset, num_forward_tasks = end, len(tasks)
             for index, name in product(range(len(matrices)), names):
-                # A matrix begins behind its scales.
+                # The offset is that of the matrix, which follows its scales.
                 scales = [task for task in matrices[index][name] if name in _MATRICES and task.kind == PACK_VECTOR]
                 offsets[index][name] = end + sum(_bytes(tiling, task) for task in scales)
                 tasks += [task._replace(dest=end + task.dest) for task in matrices[index][name]]
@@ -158,7 +158,7 @@ class _LayerDirTasks:
         return [of_head._replace(source=task.source + head * row_bytes) for head in range(heads)]
 
     def _task(self, stage: StageKernel, kind: int, k: int, sources: Mapping[Kind, int]) -> PackTask:
-        """A stage's gates of the matrices or vectors that begin at these offsets, by kind."""
+        """The task of a stage's gates of the matrices or vectors that begin at these offsets, by kind."""
         tiling = self._tiling
         units, row_bytes = tiling.num_units(stage), k * tiling.item
         first_gates = {"i2h": stage.first_x_gate, "h2h": stage.first_h_gate, "h2r": 0}
@@ -171,26 +171,26 @@ class _LayerDirTasks:
         return self._layout.entry(self._layer, self._direction, kind).offset * self._tiling.item
 
     def _gates(self, stage: StageKernel, k: int, kind: Kind) -> PackTask:
-        """For forward: a stage's gates of a matrix."""
+        """The task of a stage's gates of a matrix, for forward."""
         return self._task(stage, PACK_TRANSPOSED, k, {kind: self._offset(kind)})
 
     def _back(self, stage: StageKernel, k: int, kind: Kind, panel_rows: int) -> PackTask:
-        """For backward: a stage's gates of a matrix."""
+        """The task of a stage's gates of a matrix, for backward."""
         task = self._task(stage, PACK, k, {kind: self._offset(kind)})
         return task._replace(panels=self._tiling.feature_panels(k), panel_rows=panel_rows)
 
     def _bias(self, stage: StageKernel, *kinds: Kind) -> PackTask:
-        """A stage's gates of the sum of those of these biases that the spec has."""
+        """The task of a stage's gates of a bias: the sum of the ``kinds`` that the spec has."""
         sources = {kind: self._offset(kind) for kind in kinds if self._layout.has(kind)}
         return self._task(stage, (PACK_ZEROS, PACK_VECTOR, PACK_SUM)[len(sources)], 1, sources)
 
     def _scales(self, kind: Kind, stages: Sequence[StageKernel]) -> list[PackTask]:
-        """The scales of the rows of a quantized matrix; none of others."""
+        """The tasks of the scales of the rows of a quantized matrix; none for other matrices."""
         offset = self._tiling.scale_offsets.get((self._layer, self._direction, kind))
         return [] if offset is None else [self._task(stage, PACK_VECTOR, 1, {kind: offset}) for stage in stages]
 
     def _ranges(self) -> list[PackTask]:
-        """The ranges of the operands, in formats that quantize them."""
+        """The task of the ranges of the operands, in formats that quantize them."""
         tiling, begin = self._tiling, self._tiling.ranges_offset
         if begin is None:
             return []
@@ -201,7 +201,7 @@ class _LayerDirTasks:
         return [PackTask(PACK_VECTOR, begin + index * count * tiling.item, 0, 1, panels, 0, 1, count, vectors)]
 
     def _parameters(self) -> list[PackTask]:
-        """The cell's own parameters: scalars, each in a vector, then the vectors."""
+        """The tasks of the cell's own parameters: scalars, each in a vector, then the vectors."""
         tiling, spec, tasks = self._tiling, self._tiling.spec, []
         for kinds, count, units in (
             (spec.scalar_kinds, len(spec.scalar_kinds), 1),

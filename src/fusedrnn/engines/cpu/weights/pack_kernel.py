@@ -23,7 +23,7 @@ PACK_TRANSPOSED, PACK, PACK_SUM, PACK_ZEROS, PACK_VECTOR = range(5)
 
 - ``PACK_TRANSPOSED``: rows are k, columns are (unit vector, gate, lane): B of forward GEMMs.
 - ``PACK``: rows are (unit vector, gate, lane), columns are k: B of backward GEMMs.
-- ``PACK_VECTOR``: one bias vector or some parameters of a cell, a matrix of one column, which is never rounded.
+- ``PACK_VECTOR``: one bias vector or some parameters of a cell, as a matrix of one column; it is never rounded.
 - ``PACK_SUM``: the sum of two such vectors.
 - ``PACK_ZEROS``: zeros, for biases that do not exist.
 """
@@ -38,8 +38,8 @@ class PackTask(NamedTuple):
         k: Columns of the source.
         panels: Panels to write.
         dest: Offset in the packed weights.
-        gates, units, unit_vecs: Rows of the source: gates of so many units each, which so many vectors hold.
-        panel_rows: Rows of a panel, for ``PACK``: those of several sources may follow one another in it.
+        gates, units, unit_vecs: Rows of the source: so many gates of so many units each, which fill so many vectors.
+        panel_rows: Rows of a panel, for ``PACK``: rows of several sources may follow one another in a panel.
         gate_units: Rows from one gate to the next, if these are more than ``units``; else 0.
     """
 
@@ -119,7 +119,7 @@ class _PackEmitter:
             yield Columns(panel, vector, col_vec, self.source_row(gate, unit_vec), self.units_in(unit_vec))
 
     def units_in(self, unit_vec: Value) -> Value:
-        """Units that exist of a unit vector."""
+        """How many units of a unit vector exist."""
         left = (self.t.units - unit_vec * self.v.lanes).at_most(self.v.lanes)
         return (left > 0).select(left, 0)
 
@@ -206,7 +206,7 @@ class _Plain(_PackEmitter):
     def _panels(
         self, rows: Sequence[Value], dest: Value, panels: tuple[Value, Value], sizes: Sequence[Value] | None = None
     ) -> None:
-        """Pack the rows' features of some panels, all of which exist, or as many as ``sizes`` says of each row."""
+        """Pack the rows' features of some panels: all of them exist, or as many of each row as ``sizes`` says."""
         t, v = self.t, self.v
         with self.f.loop(*panels) as panel:
             feature = panel * self.panel_vectors * v.lanes

@@ -17,8 +17,8 @@ Array = NDArray[Any]
 def quantized(tiling: Tiling, params: Array | QuantizedParams) -> Array:
     """The bytes of a flat parameter vector with its matrices quantized, then scales, then ranges, all as float32.
 
-    Biases and the cell's own parameters stay as they are. ``params`` are the bytes of a flat vector, or quantized
-    already.
+    Biases and the cell's own parameters stay as they are. ``params`` are the bytes of a flat vector, or are already
+    quantized.
     """
     offsets, layout = tiling.scale_offsets, tiling.spec.layout
     num_scales = sum(entry.shape[0] for entry in layout if is_matrix(entry))

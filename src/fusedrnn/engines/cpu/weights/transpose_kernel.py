@@ -54,9 +54,9 @@ class TransposeCall:
 
 @load_once(4)
 def load_transpose(dtype: str) -> Callable[..., int]:
-    """The function ``transpose(call, buffers)`` of the address of a :class:`TransposeCall` and those of its buffers.
+    """The function ``transpose(call, buffers)``, which returns 0.
 
-    It returns 0.
+    Its arguments are the address of a :class:`TransposeCall`, and that of the addresses of its buffers.
     """
     target = current_target()
     return function(load(f"transpose_{dtype}", target, build_transpose, dtype, target), "transpose", 2, returns=True)
@@ -95,7 +95,7 @@ def _emit_transpose_block(module: Module, dtype: str, target: Target) -> Functio
 
 
 def _transpose_matrix(f: Function, v: Vectors) -> None:
-    """Transpose squares in registers, and one element after the other around them."""
+    """Transpose whole squares in registers, and the elements outside of squares one by one."""
     source, source_stride, dest, dest_stride, rows, columns = f.arguments
 
     def copy(first_row: Value, end_row: Value, first_column: Value, end_column: Value) -> None:
