@@ -8,6 +8,7 @@ import pytest
 
 import fusedrnn
 from fusedrnn import RNNOp, RNNSpec, cells
+from fusedrnn.cell import cell, language, sigmoid, tanh
 from fusedrnn.engines.cpu.plan.partition import force_grid
 from fusedrnn.engines.interface import SAVE_POLICIES
 from fusedrnn.jit.host import available_targets
@@ -23,6 +24,7 @@ SOME = (
     "everything", "slstm", "sru", "own_output", "layer_norm_lstm", "everything_heads", "early", "elementwise_moments",
     "products_alone",
 )  # fmt: skip
+MOST_STATES = "h a b c d e"
 OTHER_TARGETS = target_names()[1:]
 FORMATS = [
     *zip((name for name in KERNEL_CELLS if name not in HEADS), cycle(["bfloat16", "int8", "int8_weights"])),
@@ -78,6 +80,33 @@ def test_repeated_calls_and_added_gradients(name):
         dx, dparams, dstates = oracle.gradients
         expected = dx * repetition, dparams * repetition, tuple(grad * repetition for grad in dstates)
         assert_gradients_close(buffers, expected, "float32", problem.spec, *problem.x.shape[:2])
+
+
+@cell(gates="i f", states=MOST_STATES)
+def six_states(x, recurrent, s):
+    h = recurrent(s.h)
+    i, f = sigmoid(x.i + h.i), sigmoid(x.f + h.f)
+    return tanh(i * s.e + f * s.h), f * s.a + i, i * s.b + f * s.a, f * s.c + s.b, tanh(s.d + s.c), i * s.e + s.d
+
+
+def test_repeated_calls_with_the_most_states():
+    """With resets, such a cell has the most arrays that a call may have."""
+    assert len(MOST_STATES.split()) == language._MAX_STATES
+    problem = problem_of(RNNSpec(six_states, 5, 17), Shape(4, 3, 5, 17))
+    resets = np.zeros((4, 3), bool)
+    resets[2, 1] = True
+    results = [_results(problem, resets, backend) for backend in ("reference", "cpu", "cpu", "cpu")]
+    for forward, gradients in results[1:]:
+        assert_close(forward, results[0][0], "float32", problem.spec)
+        assert_gradients_close(gradients, results[0][1], "float32", problem.spec, *problem.x.shape[:2])
+
+
+def _results(problem, resets, backend):
+    """(y, final) of inference and the gradients, by the op that RNNOp.get keeps."""
+    op, arguments = RNNOp.get(problem.spec, backend), (problem.x, problem.params, problem.states)
+    y, final, _ = op.forward(*arguments, resets=resets)
+    _, _, reserve = op.forward(*arguments, training=True, resets=resets)
+    return (y, final), op.backward(problem.dy, problem.dstates, reserve)
 
 
 def test_the_engine_accepts_every_format():

@@ -35,8 +35,8 @@ Array = NDArray[Any]
 _RESOURCES = "weights", "reserve", "row_offsets", "seed"
 SPARE = "params", "dparams", "nothing"
 """Symbols without fields: the bases of unpacked parameters and of their gradients, and one to be ignored."""
-MAX_ARRAYS = 15
-"""Arrays that a call may have: three, and two for each state."""
+MAX_ARRAYS = 16
+"""Arrays that a call may have: four (input, parameters, output, resets), and two for each state."""
 
 
 Args = TypeVar("Args", bound="JobArgs")
