@@ -150,6 +150,12 @@ def test_numpy_scalars_become_python_ones():
     assert kinds == [int, bool, float, int]
 
 
+def test_names_become_plain_strings():
+    names = {"mode": "gru", "bias": "single", "compute": "bfloat16", "residual": "identity"}
+    spec = RNNSpec(input_size=3, hidden_size=3, **{name: np.str_(value) for name, value in names.items()})
+    assert repr(spec) == repr(RNNSpec(input_size=3, hidden_size=3, **names))
+
+
 @given(specs())
 def test_frozen_and_hashable(spec):
     twin = dataclasses.replace(spec)

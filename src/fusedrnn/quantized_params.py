@@ -209,7 +209,7 @@ def check_magnitudes(name: str, values: Array) -> None:
     Raises:
         ValueError: If there is such a value; the message has the name and the first such value.
     """
-    is_magnitude = np.isfinite(values) & (values >= 0)
+    is_magnitude = np.isfinite(values) & ~np.signbit(values)  # kernels take the sign bit for "no range"
     if not is_magnitude.all():
         raise ValueError(f"{name} must be finite and not negative; got {values[~is_magnitude].flat[0]}")
 

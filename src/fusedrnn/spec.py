@@ -111,10 +111,10 @@ class RNNSpec:
 
     def __post_init__(self) -> None:
         if not isinstance(self.mode, Cell):
-            scalars.check_choice("mode", self.mode, MODES)
+            self._set("mode", scalars.check_choice("mode", self.mode, MODES))
         elif options := [option for option in ("activations", "gate_clip") if self.asks_for(option)]:
             raise ValueError(f"{options[0]} needs one of the modes {', '.join(MODES)}: write it in {self.mode!r}")
-        scalars.check_choice("bias", self.bias, BIASES)
+        self._set("bias", scalars.check_choice("bias", self.bias, BIASES))
         for check, names in _CHECKS.items():
             for name in names:
                 value = getattr(self, name)
@@ -129,11 +129,11 @@ class RNNSpec:
                 got = f"{getattr(self, name)!r} in mode {self.mode!r}"
                 raise ValueError(f"{name} needs mode {mode!r}; got {got}")
         if self.residual is not None:
-            scalars.check_choice("residual", self.residual, RESIDUALS)
+            self._set("residual", scalars.check_choice("residual", self.residual, RESIDUALS))
         if self.compute == self.dtype:
             self._set("compute", None)
         if self.compute is not None:
-            scalars.check_choice("compute", self.compute, (self.dtype, *COMPUTE))
+            self._set("compute", scalars.check_choice("compute", self.compute, (self.dtype, *COMPUTE)))
             if self.dtype != "float32":
                 raise ValueError(f"compute={self.compute!r} needs dtype 'float32'; got {self.dtype!r}")
         if self.reverse and self.bidirectional:

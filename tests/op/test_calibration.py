@@ -1,5 +1,6 @@
 """Ranges of operands from sample inputs: one scale for each operand, and saturation beyond it."""
 
+import json
 import pickle
 from dataclasses import replace
 
@@ -185,6 +186,8 @@ def test_errors():
     for bad[1, 2, 3] in (np.nan, np.inf):
         with pytest.raises(ValueError, match=r"^calibration must be finite; got NaN or infinity in input 1$"):
             op.quantize(params, calibration=[x, bad])
+    with pytest.raises(json.JSONDecodeError, match="x"):  # an error of the caller's iterable stays as it is
+        op.quantize(params, calibration=map(json.loads, ["x"]))
     overflows = RNNOp(replace(RNN, mode="rnn_relu"))
     with pytest.raises(ValueError, match=r"^calibration must keep every operand of the network finite"):
         overflows.quantize(params * np.float32(1e30), calibration=x * np.float32(1e5))

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 import fusedrnn
-from fusedrnn import RNNOp, RNNSpec, cells, frozen
+from fusedrnn import NetworkOp, NetworkSpec, RNNOp, RNNSpec, cells, frozen
+from fusedrnn.engines import registry
 from fusedrnn.engines.cpu import cached_call
+from fusedrnn.engines.interface import Capabilities
+from fusedrnn.engines.reference.engine import ReferenceEngine
 from fusedrnn.jit import ndarray_abi
 from problems import Shape, assert_same_bits, make_problem
 
@@ -299,6 +302,50 @@ def test_reserves_of_other_calls(cached_calls):
     assert op.backward(problem.dy[:2], problem.dstates, shorter)[0].shape == x[:2].shape
     with pytest.raises(ValueError, match="dy must have shape"):
         op.backward(problem.dy, problem.dstates, shorter)
+
+
+def operators():
+    """An op of one entry, an op of a chain of entries, and the initial states of each."""
+    spec, states = RNNSpec("lstm", 3, 4), (np.ones((1, 2, 4), np.float32), np.zeros((1, 2, 4), np.float32))
+    return [(RNNOp(spec), states), (NetworkOp(NetworkSpec((spec,))), (states,))]
+
+
+@pytest.mark.parametrize(("op", "states"), operators(), ids=["rnn", "network"])
+def test_reserves_of_other_kinds(op, states):
+    """Of calls with ``reset_states`` or ``all_states``: their backward takes or returns more."""
+    x, dy = np.ones((5, 2, 3), np.float32), np.ones((5, 2, 4), np.float32)
+    params, resets = np.full(op.spec.layout.size, 0.1, np.float32), np.zeros((5, 2), bool)
+    resets[2] = True
+    reserve = op.forward(x, params, training=True, resets=resets, reset_states=states)[2]
+    expected = op.backward(dy, None, reserve)
+    for _ in range(3):
+        op.backward(dy, None, op.forward(x, params, training=True, resets=resets)[2])
+    reserve = op.forward(x, params, training=True, resets=resets, reset_states=states)[2]
+    actual = op.backward(dy, None, reserve)
+    assert len(actual) == 4
+    assert_same_bits(actual, expected)
+    for _ in range(3):
+        op.backward(dy, None, op.forward(x, params, training=True)[2])
+    reserve = op.forward(x, params, training=True, all_states=True)[2]
+    with pytest.raises(TypeError, match="dy must be None or a tuple"):
+        op.backward(dy, None, reserve)
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_calls_of_another_engine(number):
+    """An engine without resets takes the plain calls, and the engine ``cpu`` those with resets."""
+    registry.register("plain", ReferenceEngine, Capabilities(), order=50)
+    try:
+        op, _ = operators()[number]
+        x, dy = np.ones((5, 2, 3), np.float32), np.ones((5, 2, 4), np.float32)
+        params, resets = np.full(op.spec.layout.size, 0.1, np.float32), np.zeros((5, 2), bool)
+        for options in ({"resets": resets}, {}, {"resets": resets}):
+            for _ in range(3):
+                reserve = op.forward(x, params, training=True, **options)[2]
+                assert reserve.backend == ("cpu" if options else "plain")
+                op.backward(dy, None, reserve)
+    finally:
+        registry.unregister("plain")
 
 
 def test_dropout_draws_a_new_seed():

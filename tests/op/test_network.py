@@ -117,6 +117,10 @@ def test_errors_of_the_op():
         NetworkOp(SPEC.layers[0])
     with pytest.raises(ValueError, match=r"^backend must be one of "):
         NetworkOp(SPEC, "gpu")
+    with pytest.raises(TypeError, match=r"^backend must be "):
+        NetworkOp.get(SPEC, [])
+    with pytest.raises(TypeError, match=r"^reserve must be one of "):
+        [NetworkOp.get(SPEC).forward(X, PARAMS, reserve=np.array(["gates"])) for _ in range(3)]
     peephole = NetworkSpec([RNNSpec("gru", 2, 5), RNNSpec("lstm", 5, 3, peepholes=True)])
     registry.register("plain", ReferenceEngine, Capabilities(), order=2000, automatic=False)
     try:

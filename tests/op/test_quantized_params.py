@@ -237,7 +237,7 @@ def test_constructor_errors():
             QuantizedParams.pack(SPEC, {**named, "l0_i2h_weight": (integers, scales.astype(np.float32))})
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -1e-3])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -1e-3, -0.0])
 def test_scales_and_ranges_are_magnitudes(value):
     quantized = RNNOp(SPEC).quantize(flat_params(SPEC))
     ranges = np.ones((4, 2), np.float32)

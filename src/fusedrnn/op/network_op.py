@@ -64,7 +64,10 @@ class NetworkOp(Operator):
     @classmethod
     def get(cls, spec: NetworkSpec, backend: str | None = None) -> NetworkOp:
         """The op for that spec and backend, shared by all who ask for it; the most recently used ones are kept."""
-        return registry.cached_op(check_network(spec), backend, lambda: cls(spec, backend))
+        check_network(spec)
+        if backend is not None:
+            registry.find(backend)  # raises if there is none
+        return registry.cached_op(spec, backend, lambda: cls(spec, backend))
 
     def __repr__(self) -> str:
         return f"NetworkOp({self.spec!r}, backend={self.backend!r})"
@@ -130,7 +133,7 @@ class NetworkOp(Operator):
             NotImplementedError: If no engine supports what the call needs; the message names the layer and the need.
         """
         has_options = lengths is not None or seed is not None or reset_states is not None or all_states is not False
-        if reserve == "gates" and not has_options and self._call_cache.has_forward:
+        if isinstance(reserve, str) and reserve == "gates" and not has_options and self._call_cache.has_forward:
             cached = self._call_cache.forward(self.spec, x, params, states, training, out, resets)
             if cached is not None:
                 return cached
@@ -151,7 +154,7 @@ class NetworkOp(Operator):
         seed = draw_seed(spec) if seed is None else seed
         final, residuals = engine.train(operands, save, spec.layer_seeds(seed))
         if cacheable:
-            self._call_cache.trainer = name, engine
+            self._call_cache.set_trainer(name, engine)
             self._call_cache.note_forward(engine, (x, params, states), operands, residuals)
         steps, batch = operands.x.shape[:2]
         return outputs, final, Reserve(steps, batch, save, seed, spec, name, engine, residuals, operands.lengths, kind)
@@ -187,8 +190,8 @@ class NetworkOp(Operator):
             ValueError: If an argument has the wrong shape or value, or ``reserve`` comes from another spec, or from an
                 engine that this op never uses.
         """
-        cached = self._call_cache.backward
-        if cached is not None and type(reserve) is Reserve and reserve._engine is self._call_cache.trainer[1]:
+        cached = self._call_cache.backward_of(reserve)
+        if cached is not None and reserve is not None:
             result: tuple[Any, ...] | None = cached(dy, dstates, reserve._residuals, grad_req, out)
             if result is not None:
                 return result

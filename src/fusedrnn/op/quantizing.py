@@ -61,9 +61,9 @@ def _checked_inputs(calibration: object, spec: RNNSpec) -> Iterator[Array]:
         calibration = (calibration,)
     if not isinstance(calibration, Iterable):
         raise TypeError(f"calibration must be an array or an iterable of arrays; got {type(calibration).__name__}")
-    with validation.renamed({"x": "calibration"}):
-        for number, x in enumerate(calibration):
+    for number, x in enumerate(calibration):  # its own errors pass unchanged
+        with validation.renamed({"x": "calibration"}):
             checked = validation.check_x(x, spec)
-            if not np.isfinite(checked).all():
-                raise ValueError(f"calibration must be finite; got NaN or infinity in input {number}")
-            yield checked
+        if not np.isfinite(checked).all():
+            raise ValueError(f"calibration must be finite; got NaN or infinity in input {number}")
+        yield checked

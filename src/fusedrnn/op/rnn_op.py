@@ -189,7 +189,7 @@ class RNNOp(Operator, QuantizesParams, MakesStreams):
         seed = validation.draw_seed(spec) if seed is None else seed
         final, residuals = engine.train(operands, save, seed)
         if cacheable:
-            self._call_cache.trainer = name, engine
+            self._call_cache.set_trainer(name, engine)
             self._call_cache.note_forward(engine, (x, params, states), operands, residuals)
         steps, batch = operands.x.shape[:2]
         return outputs, final, Reserve(steps, batch, save, seed, spec, name, engine, residuals, operands.lengths, kind)
@@ -230,8 +230,8 @@ class RNNOp(Operator, QuantizesParams, MakesStreams):
             ValueError: If an argument has the wrong shape or value, or ``reserve`` comes from another spec, or from an
                 engine that this op never uses.
         """
-        cached = self._call_cache.backward
-        if cached is not None and type(reserve) is Reserve and reserve._engine is self._call_cache.trainer[1]:
+        cached = self._call_cache.backward_of(reserve)
+        if cached is not None and reserve is not None:
             result: tuple[Any, ...] | None = cached(dy, dstates, reserve._residuals, grad_req, out)
             if result is not None:
                 return result
