@@ -58,11 +58,6 @@ class CallCache:
                 return y, final, Reserve(steps, batch, "gates", seed, spec, name, engine, residuals, None, kind)
         return None
 
-    def backward_of(self, reserve: object) -> CachedBackwardCall | None:
-        """The cached call of backward; None if there is none, or if it is not for such a reserve."""
-        is_alike = type(reserve) is Reserve and reserve._engine is self.trainer[1] and reserve._kind in CACHEABLE
-        return self.backward if is_alike else None
-
     def set_trainer(self, name: str, engine: object) -> None:
         """Note which engine runs a training call that may be cached. Cached calls of another engine are dropped."""
         if engine is not self.trainer[1]:
