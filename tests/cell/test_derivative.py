@@ -299,6 +299,19 @@ def test_text_of_a_derivative():
     assert all(recomputed.count(word) for word in ("recomputes", "h", "tanh("))
 
 
+def test_the_choice_of_saved_values_takes_linear_time():
+    """Each of the steps of a solver uses the one before twice, and forward saves none of them."""
+
+    def equations(x, recurrent, s):
+        c, u = s.c, tanh(x.a + recurrent(s.c).a)
+        for _ in range(60):
+            c = c + 0.1 * (u - c)
+        return c * c, c + u
+
+    result = differentiate(fuse_gate_sums(trace(Cell("solver", ("a",), ("c",), equations, output="y"))))
+    assert len(result.saved) == 2
+
+
 def test_a_cell_is_differentiated_once():
     cell = trace(CELLS["gru"])
     assert differentiate(cell) is differentiate(cell)

@@ -141,11 +141,8 @@ def test_equal_subexpressions_are_computed_once():
 
 
 def test_a_deep_chain_of_shared_nodes_takes_linear_time():
-    node = PreX("a")
-    for _ in range(60):
-        node = node + node
     on = Counting()
-    assert evaluate([node], {PreX("a"): 1.0}, on) == [2.0**60]
+    assert evaluate([nested_sums(60)], {PreX("a"): 1.0}, on) == [2.0**60]
     assert on.calls == {"add": 60}
 
 
@@ -188,3 +185,23 @@ def test_a_gate_from_two_stages():
 
     with pytest.raises(ValueError, match="gate 'a' takes part in more than one recurrent product"):
         trace(Cell("twice", ("a", "b"), ("h",), equations))
+
+
+def nested_sums(depth, leaf="a"):
+    node = PreX(leaf)
+    for _ in range(depth):
+        node = node + node
+    return node
+
+
+def test_comparing_shared_nodes_takes_linear_time():
+    """Equal nodes that are not the same ones, which a cell defined twice has; the number of paths is 2⁶⁰."""
+    assert nested_sums(60) == nested_sums(60)
+    assert nested_sums(60) != nested_sums(60, "b") and nested_sums(60) != nested_sums(59)
+    assert tanh(PreX("a")) != relu(PreX("a")) and tanh(PreX("a")) != PreX("a") and PreX("a") != tanh(PreX("a"))
+
+
+def test_nodes_with_equal_hashes_may_differ():
+    one, other = tanh(PreX("a")), tanh(PreX("b"))
+    vars(other)["_hash"] = hash(one)
+    assert one != other and len({one, other}) == 2

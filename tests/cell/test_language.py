@@ -286,6 +286,39 @@ def test_cells_are_compared_by_their_equations():
     assert make(0.5) != renamed and sample.slug.startswith("sample_")
 
 
+def two_means(first, second):
+    """The means of some of the gates a, b, c, and of others of them."""
+
+    def equations(x, recurrent, s):
+        h = recurrent(s.h)
+        gates = {name: getattr(x, name) + getattr(h, name) for name in "abc"}
+        means = [mean(*map(gates.get, names)) for names in (first, second)]
+        return tanh(gates["a"] - means[0]) + tanh(gates["c"] - means[1]) * gates["b"]
+
+    return of(equations, gates="a b c")
+
+
+def mean_after_mean(with_first):
+    """A mean of a, and one of a value that needs it; b is part of either mean."""
+
+    def equations(x, recurrent, s):
+        a, b = x.a + recurrent(s.h).a, x.b
+        first = mean(a, b) if with_first else mean(a)
+        later = tanh(a - first)
+        return later - (mean(later) if with_first else mean(b, later))
+
+    return of(equations, gates="a b")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [(two_means("ab", "c"), two_means("a", "bc")), (mean_after_mean(True), mean_after_mean(False))],
+    ids=["one stage", "two stages"],
+)
+def test_cells_that_reduce_the_same_values_in_other_groups_differ(one, other):
+    assert one.traced != other.traced and one != other and one.slug != other.slug
+
+
 def test_equal_operands_are_one_product():
     """However often the equations call ``recurrent`` with one."""
     twice = cell(gates="f n", name="ugrnn")(lambda x, u, s: sigmoid(x.f + u(s.h).f) * tanh(x.n + u(s.h).n))

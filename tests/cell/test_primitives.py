@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fusedrnn import RNNOp, RNNSpec
-from fusedrnn.cell.activations import ACTIVATIONS, Function
+from fusedrnn.cell.activations import ACTIVATIONS, Activation, Function
 from fusedrnn.cell.derivative import vjp
 from fusedrnn.cell.expr import evaluate
 from fusedrnn.cell.leaves import PreX, StateCotangent
@@ -28,6 +28,7 @@ from fusedrnn.jit import builder
 from fusedrnn.jit.host import current_target
 from fusedrnn.jit.vector import Vectors
 from fusedrnn.testing.tolerance import gradient_tolerance, tolerance
+from variants import FUNCTIONS
 
 # Arguments away from kinks: x, then bounds and the like.
 ARGUMENTS = {
@@ -102,6 +103,19 @@ def test_kinks_are_those_of_torch(name):
     with np.errstate(invalid="ignore"):
         (gradient,) = evaluate(list(vjp([root], [StateCotangent("h")]).values()), values, NUMPY)
     np.testing.assert_array_equal(gradient, a.grad.numpy())
+
+
+@pytest.mark.parametrize("name", ["relu", "leaky_relu", "thresholded_relu", "hard_sigmoid", "elu"])
+def test_kinks_of_activations_are_those_of_torch(name):
+    """Values and derivatives at and beside 0 and the bounds of the hard sigmoid."""
+    activation = Activation(name, *(0.5,) * (name != "relu"), *(0.5,) * (name == "hard_sigmoid"))
+    a = torch.tensor([0.0, -0.0, 0.5, -0.5, 1.0, -1.0, 3.0, -3.0], dtype=torch.float64, requires_grad=True)
+    expected = FUNCTIONS[name](a, 0.5, 0.5)
+    expected.sum().backward()
+    root = activation(PreX("a"))
+    values = {PreX("a"): a.detach().numpy(), StateCotangent("h"): np.ones(len(a))}
+    for roots, wanted in (([root], expected.detach()), (vjp([root], [StateCotangent("h")]).values(), a.grad)):
+        np.testing.assert_allclose(evaluate([*roots], values, NUMPY)[0], wanted.numpy(), rtol=1e-14)
 
 
 @pytest.fixture

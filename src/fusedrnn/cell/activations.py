@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numbers import Real
 
 from fusedrnn.cell.expr import Expr
-from fusedrnn.cell.primitives import absolute, clip, expm1, relu, relu_grad, sigmoid, softplus, tanh
+from fusedrnn.cell.primitives import absolute, clip, expm1, relu, relu_grad, sigmoid, softplus, tanh, where
 from fusedrnn.scalars import as_float, check_choice
 
 __all__ = ["ACTIVATIONS", "Activation", "check_activations"]
@@ -31,8 +31,9 @@ class Function:
     kink: bool = False
 
 
-def _elu(x: Expr, alpha: float) -> Expr:
-    return relu(x) + alpha * expm1(0.0 - relu(0.0 - x))
+def _below_zero(x: Expr) -> Expr:
+    """min(x, 0), whose derivative at 0 is 1, as PyTorch has it in elu and leaky_relu; that of relu is 0."""
+    return where(x <= 0.0, x, 0.0)
 
 
 ACTIVATIONS: dict[str, Function] = {
@@ -40,11 +41,11 @@ ACTIVATIONS: dict[str, Function] = {
     "tanh": Function(lambda x, a, b: tanh(x)),
     "relu": Function(lambda x, a, b: relu(x), kink=True),
     "affine": Function(lambda x, a, b: a * x + b, 1.0, 0.0),
-    "leaky_relu": Function(lambda x, a, b: relu(x) - a * relu(0.0 - x), 0.01, kink=True),
+    "leaky_relu": Function(lambda x, a, b: relu(x) + a * _below_zero(x), 0.01, kink=True),
     "thresholded_relu": Function(lambda x, a, b: relu_grad(x - a, x), 1.0, kink=True),
     "scaled_tanh": Function(lambda x, a, b: a * tanh(b * x), 1.0, 1.0),
     "hard_sigmoid": Function(lambda x, a, b: clip(a * x + b, 0.0, 1.0), 0.2, 0.5, kink=True),
-    "elu": Function(lambda x, a, b: _elu(x, a), 1.0, kink=True),
+    "elu": Function(lambda x, a, b: relu(x) + a * expm1(_below_zero(x)), 1.0, kink=True),
     "softsign": Function(lambda x, a, b: x / (1.0 + absolute(x))),
     "softplus": Function(lambda x, a, b: softplus(x)),
 }

@@ -173,10 +173,8 @@ def differentiate(cell: TracedCell) -> Derivative:
         saved=tuple(saved),
         recomputed=of_available(recomputed),
         stages=tuple(
-            replace(
-                stage, distinct_grads=of_available(stage.distinct_grads), moment_grads=of_available(stage.moment_grads)
-            )
-            for stage in stages
+            replace(s, distinct_grads=of_available(s.distinct_grads), moment_grads=of_available(s.moment_grads))
+            for s in stages
         ),
         inputs={
             gates: replace(group, distinct_grads=of_available(group.distinct_grads)) for gates, group in inputs.items()
@@ -292,9 +290,11 @@ def _choose(cell: TracedCell, targets: list[Expr], available: set[Expr]) -> tupl
 
 
 def _recompute_flops(node: Expr, available: set[Expr]) -> int:
-    """Operations to compute a node from available nodes; more than the limit if that is impossible."""
-    if node in available or isinstance(node, Constant):
-        return 0
-    if not isinstance(node, Operation):
-        return _MAX_RECOMPUTE_FLOPS + 1
-    return PRIMITIVES[node.op].flops + sum(_recompute_flops(arg, available) for arg in node.args)
+    """Operations to compute a node from available nodes; some number above the limit if it is exceeded."""
+    flops, pending = 0, [node]
+    while pending and flops <= _MAX_RECOMPUTE_FLOPS:  # the paths to shared parts may be countless
+        node = pending.pop()
+        if node not in available and not isinstance(node, Constant):
+            flops += PRIMITIVES[node.op].flops if isinstance(node, Operation) else _MAX_RECOMPUTE_FLOPS + 1
+            pending += node.args
+    return flops

@@ -208,8 +208,25 @@ class Operation(Expr):
     def _hash(self) -> int:
         return hash((self.op, self.args))
 
-    def __hash__(self) -> int:  # the generated method would visit a shared node once for each path to it
+    # The generated methods would visit a shared node once for each path to it.
+    def __hash__(self) -> int:
         return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        pairs: list[tuple[object, object]] = [(self, other)]
+        seen: set[tuple[int, int]] = set()
+        while pairs:
+            a, b = pairs.pop()
+            if a is b or (ids := (id(a), id(b))) in seen:
+                continue
+            seen.add(ids)
+            if isinstance(a, Operation) and isinstance(b, Operation):
+                if (a._hash, a.op, len(a.args)) != (b._hash, b.op, len(b.args)):
+                    return False
+                pairs += zip(a.args, b.args, strict=True)
+            elif isinstance(a, Operation) or isinstance(b, Operation) or a != b:
+                return False
+        return True
 
 
 def as_expr(value: Any) -> Expr:

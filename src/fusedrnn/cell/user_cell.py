@@ -48,6 +48,9 @@ class UserCell(Cell):
             lines.append(f"{node.op} {args}" if isinstance(node, Operation) else _identity(node))
         lines.append(repr([numbers[root] for root in roots]))
         lines += [repr(stage.gates) for stage in traced.stages]
+        sizes = [len(reduction.values) for stage in traced.stages for reduction in stage.reductions]
+        # The rest tells how many reductions each stage has, and how many values all of them have: equal sizes follow.
+        lines += [f"reductions {sizes}"] if len({*sizes}) > 1 else []
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     @property
