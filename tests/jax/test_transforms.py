@@ -317,7 +317,8 @@ def test_catalogue_against_the_scan(cell):
 
 @pytest.mark.parametrize("spec", [
     RNNSpec("rnn_tanh", 5, 9, 2, dropout=0.5), RNNSpec("gru", 5, 9, input_dropout=0.5),
-], ids=["between", "input"])  # fmt: skip
+    RNNSpec(cells.zoneout_lstm.with_rates(c=0.5, h=0.2), 5, 9),
+], ids=["between", "input", "two masks of a cell"])  # fmt: skip
 def test_dropout_masks_are_those_of_the_scan(spec):
     problem = problem_of(spec, Shape(6, 3, 5, 9, layers=2))
     key = jax.random.key(3)
@@ -326,6 +327,7 @@ def test_dropout_masks_are_those_of_the_scan(spec):
     def run_rnn(params, x):
         return rnn(spec, params, x, key=key)
 
+    @jax.jit
     def run_scan(params, x):
         y, *final = composed.forward(spec, x, params, seed=seed)
         return y, tuple(final)
