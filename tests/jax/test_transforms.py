@@ -110,6 +110,19 @@ def test_vmap_over_the_batch_is_one_call(problem):
             np.testing.assert_array_equal(array[index], other)
 
 
+def test_vmap_over_nothing(problem):
+    def run(x):
+        return rnn(SPEC, problem.params, x, problem.states, problem.lengths)
+
+    def total(x):
+        return run(x)[0].sum()
+
+    xs = jnp.zeros((0, *problem.x.shape))
+    y, final = jax.vmap(run)(xs)
+    assert (y.shape, final[0].shape) == ((0, 7, 4, SPEC.output_size), (0, 4, 4, 9))
+    assert jax.vmap(jax.grad(total))(xs).shape == jax.grad(lambda xs: jax.vmap(total)(xs).sum())(xs).shape == xs.shape
+
+
 def test_vmap_of_everything_in_any_axis(problem):
     rng = np.random.default_rng(3)
     params = rng.uniform(-0.3, 0.3, (SPEC.layout.size, 2)).astype(np.float32)
