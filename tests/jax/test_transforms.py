@@ -110,6 +110,19 @@ def test_vmap_over_the_batch_is_one_call(problem):
             np.testing.assert_array_equal(array[index], other)
 
 
+def test_vmap_over_nothing(problem):
+    def run(x):
+        return rnn(SPEC, problem.params, x, problem.states, problem.lengths)
+
+    def total(x):
+        return run(x)[0].sum()
+
+    xs = jnp.zeros((0, *problem.x.shape))
+    y, final = jax.vmap(run)(xs)
+    assert (y.shape, final[0].shape) == ((0, 7, 4, SPEC.output_size), (0, 4, 4, 9))
+    assert jax.vmap(jax.grad(total))(xs).shape == jax.grad(lambda xs: jax.vmap(total)(xs).sum())(xs).shape == xs.shape
+
+
 def test_vmap_of_everything_in_any_axis(problem):
     rng = np.random.default_rng(3)
     params = rng.uniform(-0.3, 0.3, (SPEC.layout.size, 2)).astype(np.float32)
@@ -317,7 +330,8 @@ def test_catalogue_against_the_scan(cell):
 
 @pytest.mark.parametrize("spec", [
     RNNSpec("rnn_tanh", 5, 9, 2, dropout=0.5), RNNSpec("gru", 5, 9, input_dropout=0.5),
-], ids=["between", "input"])  # fmt: skip
+    RNNSpec(cells.zoneout_lstm.with_rates(c=0.5, h=0.2), 5, 9),
+], ids=["between", "input", "two masks of a cell"])  # fmt: skip
 def test_dropout_masks_are_those_of_the_scan(spec):
     problem = problem_of(spec, Shape(6, 3, 5, 9, layers=2))
     key = jax.random.key(3)
@@ -326,6 +340,7 @@ def test_dropout_masks_are_those_of_the_scan(spec):
     def run_rnn(params, x):
         return rnn(spec, params, x, key=key)
 
+    @jax.jit
     def run_scan(params, x):
         y, *final = composed.forward(spec, x, params, seed=seed)
         return y, tuple(final)

@@ -20,11 +20,13 @@ def join_batches(
     """Join the mapped axis with the batch: one call.
 
     Mapped parameters need one call after the other, and so does dropout, whose masks depend on the index in a batch.
+    An axis of size 0 needs no call, as a batch of the kernels has at least one sequence.
     """
     by_name = dict(zip(call.operand_names, dims, strict=True))
-    if any(by_name[name] is not None for name in call.param_names) or "seed" in call.options:
-        return call_one_by_one(primitive, operands, dims, call=call)
     size = next(operand.shape[dim] for operand, dim in zip(operands, dims, strict=True) if dim is not None)
+    params_are_mapped = any(by_name[name] is not None for name in call.param_names)
+    if params_are_mapped or "seed" in call.options or size == 0:
+        return call_one_by_one(primitive, operands, dims, call=call)
     x_axis = 0 if call.batch_first else 1
     axes = {"x": x_axis, "lengths": 0}  # the batch is the second axis of all others: states and resets
     joined = [

@@ -136,7 +136,8 @@ def _network_values(job: NetworkJob) -> dict[str, Any]:
     values = {field.name: getattr(spec, field.name) for field in fields(spec)}
     cell = None
     if isinstance(spec.mode, Cell):
-        values["mode"], cell = spec.mode.name, spec.variant.slug
+        # Not the slug, which names kernels: cells that differ in the number of heads have the same kernels.
+        values["mode"], cell = spec.mode.name, getattr(spec.mode, "digest", spec.mode.slug)
     if spec.activations is not None:
         values["activations"] = [asdict(activation) for activation in spec.activations]
     return {

@@ -43,7 +43,7 @@ class _Steps(NamedTuple):
     x_gates: Array
     valid: Array | None
     resets: Array | None
-    masks: dict[Leaf, Array]
+    masks: tuple[Array, ...]
 
 
 def forward(
@@ -116,22 +116,25 @@ def _full(blocks: Array, heads: int) -> Array:
 
 def _masks(
     spec: RNNSpec, seed: Array | None, layer_dir: int, steps: int, batch: int, dtype: Any
-) -> dict[Leaf, Array]:
-    """The masks inside the steps of a cell, each (T, N, H); without a seed their expectations, each (T, 1, 1)."""
-    masks: dict[Leaf, Array] = {}
+) -> tuple[Array, ...]:
+    """The masks inside the steps of a cell, each (T, N, H), in the order of the traced cell's.
+
+    Without a seed, they are their expectations, each (T, 1, 1).
+    """
+    masks: list[Array] = []
     for number, mask in enumerate(traced_cell(spec.variant).masks):
         if seed is None:
-            masks[mask] = jnp.full((steps, 1, 1), mask.keep, dtype)
+            masks.append(jnp.full((steps, 1, 1), mask.keep, dtype))
         else:
             size = spec.hidden_size
             drawn = step_masks(seed, mask.keep, number, layer_dir, mask.per_sequence, steps, batch, size)
-            masks[mask] = drawn.astype(dtype)
-    return masks
+            masks.append(drawn.astype(dtype))
+    return tuple(masks)
 
 
 def _scan(
     spec: RNNSpec, x: Array, states: tuple[Array, ...], weights: Weights, valid: Array | None, reverse: bool,
-    resets: Array | None, masks: dict[Leaf, Array],
+    resets: Array | None, masks: tuple[Array, ...],
 ) -> tuple[Array, tuple[Array, ...]]:  # fmt: skip
     """One direction of one layer: the output of every step, and the final states."""
     x_gates = _linear(_rounding(spec)(x), weights["i2h_weight"], weights.get("i2h_bias"))
@@ -200,7 +203,7 @@ def _step(
     rounded = _rounding(spec)
     x_rows, h_rows = gate_rows(cell, step.x_gates.shape[1], len(weights.get("h2h_weight", ())))
     values: dict[Leaf, Array] = {State(name): state for name, state in zip(cell.states, states, strict=True)}
-    values.update(step.masks)
+    values.update(zip(cell.masks, step.masks, strict=True))
     values.update({PreX(gate): step.x_gates[:, own] for gate, own in x_rows.items()})
     values.update(parameter_leaves(cell, weights))
     if cell.reads_raw_input:
