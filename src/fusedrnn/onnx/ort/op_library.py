@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fusedrnn.jit.loader import load_once
 from fusedrnn.onnx.ort.c_api import API_VERSION, FLOAT, INT32, Api
 from fusedrnn.onnx.ort.layer_runner import LayerRunner
-from fusedrnn.onnx.ort.op_kernel import CALL, CHECK, FAILED, OPERATOR, load_operator_functions
+from fusedrnn.onnx.ort.op_kernel import CALL, CHECK, FAILED, IN_PYTHON, OPERATOR, load_operator_functions
 from fusedrnn.onnx.ort.shared_object import load_shared_object
 
 Array = NDArray[Any]
@@ -22,8 +22,10 @@ Array = NDArray[Any]
 _numbers = count(1)
 _immortal: list[object] = []
 _ENTRY_NAME = "RegisterCustomOps"
+INTERRUPTED = "interrupted: a signal handler raised an exception"
+_c_interrupted = ctypes.create_string_buffer(INTERRUPTED.encode())
 _Register = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
-_OnCall = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
+_OnCall = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 
 
 # In each thread: the action of the function that ONNX Runtime calls, and the error of that action.
@@ -94,6 +96,8 @@ class OpLibrary:
             vars(_registration).clear()
         if error is not None:
             raise error
+        if not self._domain:
+            raise RuntimeError(f"ONNX Runtime has no operators: {INTERRUPTED}")
         if outlives_sessions:  # the layers are freed even so: no session calls the operators then
             _immortal.append((self._calls.operators, self._c_names))
             self._domain = 0
@@ -112,6 +116,7 @@ class OpLibrary:
         fields = {
             **load_operator_functions(), "version": API_VERSION, "layer": number,
             "name": ctypes.cast(ctypes.c_char_p(self._c_names[number]), ctypes.c_void_p).value or 0,
+            "interrupted": ctypes.addressof(_c_interrupted),
             "on_call": ctypes.cast(self._on_call, ctypes.c_void_p).value or 0,
             "num_inputs": len(types), "num_outputs": len(runner.outputs),
             **{f"input_type{index}": kind for index, kind in enumerate(types)},
@@ -132,15 +137,16 @@ class _Calls:
         self._runners, self.operators = runners, list[Array]()
         self.api: Api | None = None
 
-    def __call__(self, number: int, call: int, purpose: int) -> int:
+    def __call__(self, number: int, call: int, purpose: int) -> None:
         mode = FAILED
         try:
             if purpose == CHECK:
                 mode = self._runners[number].check(call, self.operators[number])
             else:
                 self._runners[number].run(call)
+                mode = IN_PYTHON
         except BaseException as error:  # # an exception must not pass through C
             assert self.api is not None
             status = self.api.new_status(f"{type(error).__name__}: {error}")
             ctypes.c_int64.from_address(call + CALL.offset("status")).value = status
-        return mode
+        ctypes.c_int64.from_address(call + CALL.offset("result")).value = mode
