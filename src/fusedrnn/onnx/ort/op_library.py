@@ -50,7 +50,7 @@ def _entry_path() -> str:
 
 
 class OpLibrary:
-    """The operators of a session's layers. The session refers to this object's memory.
+    """The operators of a session's layers. The session calls this object's layers.
 
     Args:
         runners: The runner of each layer.
@@ -68,26 +68,22 @@ class OpLibrary:
         self._on_call = _OnCall(self._calls)
         for number, runner in enumerate(runners):
             self._calls.operators.append(self._operator(number, runner))
-        self._domain = 0
-
-    def __del__(self) -> None:
-        if self._domain and self._calls.api is not None:
-            self._calls.api.release_domain(self._domain)
+        self._has_domain = False
 
     def forget_calls(self) -> None:
         """Empty the slots of all operators. No call may run meanwhile."""
         for operator in self._calls.operators:
             operator[OPERATOR.index["known ndim of 0"]] = 0
 
-    def register(self, options: Any, outlives_sessions: bool) -> None:
+    def register(self, options: Any) -> None:
         """Add the operators to ``onnxruntime.SessionOptions``, for sessions with these options. Call this only once.
-
-        Options that outlive the sessions, such as a caller's own, keep referring to the operators, which then are never
-        freed.
 
         Raises:
             RuntimeError: If ONNX Runtime does not take the operators.
         """
+        # A caller's options, or what a session has given out, such as its inputs, may refer to the structs of operators
+        # after the session. So these are never freed. The layers are: no session calls the operators then.
+        _immortal.append((self._calls.operators, self._c_names))
         _registration.register = self._add_to
         try:
             options.register_custom_ops_library(_entry_path())
@@ -96,19 +92,17 @@ class OpLibrary:
             vars(_registration).clear()
         if error is not None:
             raise error
-        if not self._domain:
+        if not self._has_domain:
             raise RuntimeError(f"ONNX Runtime has no operators: {INTERRUPTED}")
-        if outlives_sessions:  # the layers are freed even so: no session calls the operators then
-            _immortal.append((self._calls.operators, self._c_names))
-            self._domain = 0
 
     def _add_to(self, options: int, api: Api) -> None:
         self._calls.api = api
-        self._domain = api.new_domain(self.domain.encode())
+        domain = api.new_domain(self.domain.encode())
         for operator in self._calls.operators:
             operator[OPERATOR.index["api"]] = api.address
-            api.add_operator(self._domain, operator.ctypes.data)
-        api.add_domain(options, self._domain)
+            api.add_operator(domain, operator.ctypes.data)
+        api.add_domain(options, domain)
+        self._has_domain = True
 
     def _operator(self, number: int, runner: LayerRunner) -> Array:
         """The struct of an operator."""
