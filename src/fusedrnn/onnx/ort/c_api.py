@@ -73,7 +73,8 @@ class Api:
 
     def new_status(self, message: str) -> int:
         """The address of an error, which ONNX Runtime frees."""
-        status: int = self._function("CreateStatus", _Status)(ctypes.c_int(FAIL), ctypes.c_char_p(message.encode()))
+        text = ctypes.c_char_p(message.encode(errors="replace"))
+        status: int = self._function("CreateStatus", _Status)(ctypes.c_int(FAIL), text)
         return status
 
     def _call(self, name: str, *arguments: object) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedrnn.jit.loader import load_once
+from fusedrnn.onnx.ort import interrupts
 from fusedrnn.onnx.ort.c_api import API_VERSION, FLOAT, INT32, Api
 from fusedrnn.onnx.ort.layer_runner import LayerRunner
 from fusedrnn.onnx.ort.op_kernel import CALL, CHECK, FAILED, IN_PYTHON, OPERATOR, load_operator_functions
@@ -22,8 +23,7 @@ Array = NDArray[Any]
 _numbers = count(1)
 _immortal: list[object] = []
 _ENTRY_NAME = "RegisterCustomOps"
-INTERRUPTED = "interrupted: a signal handler raised an exception"
-_c_interrupted = ctypes.create_string_buffer(INTERRUPTED.encode())
+_c_interrupted = ctypes.create_string_buffer(interrupts.SIGNALLED.encode())
 _Register = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
 _OnCall = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 
@@ -93,7 +93,7 @@ class OpLibrary:
         if error is not None:
             raise error
         if not self._has_domain:
-            raise RuntimeError(f"ONNX Runtime has no operators: {INTERRUPTED}")
+            raise RuntimeError(f"ONNX Runtime has no operators: {interrupts.SIGNALLED}")
 
     def _add_to(self, options: int, api: Api) -> None:
         self._calls.api = api
@@ -140,6 +140,7 @@ class _Calls:
                 self._runners[number].run(call)
                 mode = IN_PYTHON
         except BaseException as error:  # # an exception must not pass through C
+            interrupts.keep(error)
             assert self.api is not None
             status = self.api.new_status(f"{type(error).__name__}: {error}")
             ctypes.c_int64.from_address(call + CALL.offset("status")).value = status
