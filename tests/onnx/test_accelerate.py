@@ -325,6 +325,21 @@ def test_a_model_whose_nodes_cannot_be_measured_is_left():
     assert session.run(["b"], feeds)[0].shape == (0, 1, 2, 5)
 
 
+@pytest.mark.parametrize("method", ["replaced", "plain"])
+def test_errors_without_a_message(method, monkeypatch):
+    model, feeds = NETWORKS["conv_lstm_in_if"]()
+
+    def fail(*arguments):
+        raise MemoryError
+
+    if method == "replaced":
+        monkeypatch.setattr(fusedrnn.onnx.ort.choosing, "measure_nodes", fail)
+        assert "MemoryError" in accelerate(model, feeds=feeds(5, 2)).report.reason
+    else:
+        monkeypatch.setattr(onnxruntime.InferenceSession, "run", fail)
+        assert "pass feeds" in accelerate(model).report.reason
+
+
 def test_times_of_several_feeds_are_sums():
     """The first two runs of each do not count, nor a run without the node."""
     runs = [{0: 0.1}, {0: 0.1, 1: 0.1}] * 2 + [{0: 2.0}, {0: 5.0, 1: 7.0}, {0: 9.0}, {0: 4.0, 1: 8.0}, {0: 1.0}, {}]
