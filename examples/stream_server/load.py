@@ -135,35 +135,50 @@ def _measure(clients: list[Client], frames: list[bytes], period: float, seconds:
     result, selector = Result(), selectors.DefaultSelector()
     for client in clients:
         selector.register(client.socket, selectors.EVENT_READ, client)
+
+    def close(client: Client) -> None:
+        selector.unregister(client.socket)
+        client.socket.close()
+
     number, count = 0, round(len(clients) * seconds / period)
     interval, begin = period / len(clients), time.perf_counter()
-    alive = len(clients)
-    while alive:
+    while selector.get_map():
         now = time.perf_counter() - begin
         while number < count and (due := number * interval) <= now:
             client = clients[number % len(clients)]
             number += 1
-            if client.socket.fileno() >= 0:
-                client.send(frames[number % len(frames)])
+            if client.socket.fileno() < 0:
+                continue
+            if _send(client, frames[number % len(frames)], result):
                 result.delays.append(time.perf_counter() - begin - due)
+            else:
+                close(client)
         if number == count and (not any(client.sent for client in clients) or now > seconds + _GRACE_SECONDS):
             break
         time.sleep(max(0.0, _TICK - (time.perf_counter() - begin - now)))
         for key, _ in selector.select(0):
             if not _receive(key.data, result):
-                selector.unregister(key.fileobj)
-                key.data.socket.close()
-                alive -= 1
+                close(key.data)
     result.lost = sum(len(client.sent) for client in clients)
     selector.close()
     return result
+
+
+def _send(client: Client, frame: bytes, result: Result) -> bool:
+    """Send a frame. Returns whether the connection is still open."""
+    try:
+        client.send(frame)
+    except OSError as error:
+        result.errors.append(str(error))
+        return False
+    return True
 
 
 def _receive(client: Client, result: Result) -> bool:
     """Note the outputs that have arrived. Returns whether the connection is still open."""
     try:
         received = client.receive()
-    except (ConnectionError, ProtocolError) as error:
+    except (OSError, ProtocolError) as error:
         result.errors.append(str(error))
         return False
     now = time.perf_counter()

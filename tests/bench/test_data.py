@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 import pytest
 
@@ -78,6 +80,10 @@ def test_a_missing_or_invalid_file_is_rejected(tmp_path):
         load(tmp_path / "nowhere.npy")
     (tmp_path / "x.npy").write_text("1 2 3")
     with pytest.raises(ValueError, match=r"not a whole \.npy file"):
+        load(tmp_path / "x.npy")
+    header = "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000, 1000)}".ljust(117) + "\n"
+    (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header.encode())
+    with pytest.raises(ValueError, match=r"more than fits the memory"):
         load(tmp_path / "x.npy")
 
 

@@ -20,6 +20,7 @@ from fusedrnn.cli import bench, console, info, warmup
 from fusedrnn.cli import plan as plan_command
 from fusedrnn.cli.app import app
 from fusedrnn.cli.cells import load_cells
+from fusedrnn.cli.console import check_writable
 from fusedrnn.engines.cpu import tuning
 from fusedrnn.engines.cpu.plan import partition
 from fusedrnn.runtime.machine_rates import MachineRates
@@ -358,6 +359,16 @@ def test_an_unwritable_file_is_rejected_before_measuring(option, tmp_path):
     result = run("bench", "--cases", "tiny", option, str(tmp_path / ("n" * 300)))
     assert result.exit_code == 2 and "it cannot be written" in result.output
     assert not list(tmp_path.iterdir())
+
+
+def test_a_link_to_a_new_file_stays(tmp_path):
+    link, target = tmp_path / "latest.json", tmp_path / "run.json"
+    try:
+        link.symlink_to(target)
+    except OSError:
+        pytest.skip("links need a privilege here")
+    check_writable("--json", link)
+    assert link.is_symlink() and not target.exists()
 
 
 @pytest.mark.parametrize("package", ["torch", "matplotlib"])

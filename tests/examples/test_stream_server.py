@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 import re
 import socket
+import struct
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from examples.stream_server import limits, protocol, schedule
+from examples.stream_server import limits, load, protocol, schedule
 from examples.stream_server.__main__ import app
 from examples.stream_server.connection import MAX_QUEUED
 from examples.stream_server.load import Client
@@ -197,6 +199,31 @@ def test_a_client_that_goes_during_its_step():
         other.socket.close()
 
     serve(work)
+
+
+def test_a_server_that_dies_during_a_load():
+    """Each connection ends with an error, whether sending or receiving notices it first."""
+    with socket.create_server((HOST, 0)) as listener:
+        clients = []
+        with contextlib.ExitStack() as stack:
+            for _ in range(3):
+                stack.callback((server := _accepted(listener, clients)).close)
+                # No linger: closing resets the connection.
+                server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        frame = protocol.message(protocol.FRAME, inputs(1).tobytes())
+        result = load._measure(clients, [frame] * 9, period=0.001, seconds=0.05)
+    assert len(result.errors) == 3 and result.lost >= 1 and not result.latencies
+    assert all(client.socket.fileno() < 0 for client in clients)
+
+
+def _accepted(listener, clients):
+    """The server's end of a new connection, whose client is added to the list."""
+    with ThreadPoolExecutor(1) as executor:
+        client = executor.submit(Client, *listener.getsockname())
+        server = listener.accept()[0]
+        server.sendall(protocol.welcome(5, 7))
+        clients.append(client.result())
+    return server
 
 
 def test_the_schedule_steps_every_stream_in_every_period():

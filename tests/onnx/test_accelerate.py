@@ -16,6 +16,7 @@ from fusedrnn.onnx import accelerate
 from fusedrnn.onnx.ort import calibration, shared_object
 from fusedrnn.onnx.ort.calibration import NodeTimes, Times, pays
 from fusedrnn.onnx.ort.layer_runner import LayerRunner
+from fusedrnn.onnx.ort.op_library import OpLibrary
 from fusedrnn.onnx.ort.rewriting import RewritableModel
 from fusedrnn.testing.tolerance import difference, tolerance
 from onnx_networks import INT32, NETWORKS, gru_stack, model_of, normal, tensor, value, weights
@@ -215,6 +216,29 @@ def test_memory_goes_with_the_session():
     assert len(runners) == 2 and all(runner() is None for runner in runners)
 
 
+def test_what_a_session_gave_out_may_outlive_it():
+    """ONNX Runtime's own session lives as long as its inputs do, and its end still calls the operators."""
+    model, feeds = gru_stack()
+    structs = []
+    original = OpLibrary._operator
+
+    def operator(self, *arguments):
+        struct = original(self, *arguments)
+        structs.append(weakref.ref(struct))
+        return struct
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OpLibrary, "_operator", operator)
+        session = accelerate(model, replace="always")
+    session.run(None, feeds(5, 2))
+    inputs, binding = session.get_inputs(), session.session.io_binding()
+    del session
+    gc.collect()
+    assert len(structs) == 2 and all(struct() is not None for struct in structs)
+    del inputs, binding
+    gc.collect()
+
+
 # ---- choosing
 
 
@@ -299,6 +323,21 @@ def test_a_model_whose_nodes_cannot_be_measured_is_left():
     session = accelerate(model, feeds=feeds)
     assert "X must have shape" in session.report.reason and session.report.num_replaced == 0
     assert session.run(["b"], feeds)[0].shape == (0, 1, 2, 5)
+
+
+@pytest.mark.parametrize("method", ["replaced", "plain"])
+def test_errors_without_a_message(method, monkeypatch):
+    model, feeds = NETWORKS["conv_lstm_in_if"]()
+
+    def fail(*arguments):
+        raise MemoryError
+
+    if method == "replaced":
+        monkeypatch.setattr(fusedrnn.onnx.ort.choosing, "measure_nodes", fail)
+        assert "MemoryError" in accelerate(model, feeds=feeds(5, 2)).report.reason
+    else:
+        monkeypatch.setattr(onnxruntime.InferenceSession, "run", fail)
+        assert "pass feeds" in accelerate(model).report.reason
 
 
 def test_times_of_several_feeds_are_sums():

@@ -75,6 +75,9 @@ def test_attributes_of_other_opsets(kind, attributes, opset, match):
 
 def test_output_sequence_needs_named_output():
     assert_rejected("LSTM", "output_sequence=1 needs the output Y", {"output_sequence": 1}, 6, outputs=("", "Y_h"))
+    node = helper.make_node("LSTM", ["X", "W", "R"], [], hidden_size=2, output_sequence=1)
+    with pytest.raises(ValueError, match="output_sequence=1 needs the output Y"):
+        parse(node, 6, 8)
 
 
 @pytest.mark.parametrize(

@@ -264,6 +264,27 @@ def test_unrelated_constants():
     np.testing.assert_array_equal(read(written)["node"].params, reference * 2)
 
 
+@pytest.mark.parametrize("taken", ["input", "initializer", "sparse"])
+def test_a_new_constant_takes_no_name_of_a_value_that_nothing_reads(taken):
+    _, model, _ = with_initializers(Case("RNN"))
+    graph = model.graph
+    next(tensor for tensor in graph.initializer if tensor.name == "W").name = "W0"
+    graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.float32), "zero"))
+    graph.node.insert(0, helper.make_node("Add", ["W0", "zero"], ["W"]))
+    values = numpy_helper.from_array(np.ones(1, np.float32), "node_W")
+    if taken == "input":
+        graph.input.append(helper.make_tensor_value_info("node_W", onnx.TensorProto.FLOAT, [1]))
+    elif taken == "initializer":
+        graph.initializer.append(values)
+    else:
+        at = numpy_helper.from_array(np.zeros(1, np.int64))
+        graph.sparse_initializer.append(helper.make_sparse_tensor(values, at, [3]))
+    params = read(model)["node"].params * 2
+    written = write(model, "node", params)
+    onnx.checker.check_model(written)
+    np.testing.assert_array_equal(read(written)["node"].params, params)
+
+
 @kinds
 def test_float64(kind):
     case, model, arrays = with_initializers(Case(kind, dtype="float64"))

@@ -174,6 +174,8 @@ def load(path: Path) -> Array:
             x: Array = np.lib.format.read_array(file, allow_pickle=False)
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}); expected {expected}") from None
+    except MemoryError:
+        raise ValueError(f"{path} says that it holds more than fits the memory; expected {expected}") from None
     except ValueError:
         raise ValueError(f"{path} is not a whole .npy file of numbers; expected {expected}") from None
     if x.dtype.kind not in "biuf":

@@ -52,7 +52,7 @@ def check_writable(option: str, path: Path | None) -> None:
         is_new = not path.exists()
         path.open("ab").close()
         if is_new:
-            path.unlink()
+            os.unlink(os.path.realpath(path))  # of a link, the file that it points to
     except OSError as error:
         raise ValueError(f"{option} {path}: it cannot be written: {error.strerror}") from error
 

@@ -76,7 +76,7 @@ def parse(node: onnx.NodeProto, opset: int, ir_version: int, versions: Sequence[
         node.domain = ""
     onnx.checker.check_node(node, context)
     values = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
-    if _flag(values, "output_sequence") and not node.output[0]:  # an attribute before opset 7
+    if _flag(values, "output_sequence") and not any(node.output[:1]):  # an attribute before opset 7
         raise ValueError("output_sequence=1 needs the output Y, which must have a name; got none")
     direction = _direction(values, node.op_type, version)
     activations = _activations(node.op_type, 2 if direction == "bidirectional" else 1, values)

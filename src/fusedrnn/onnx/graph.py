@@ -37,7 +37,12 @@ def errors_name_node(label: str) -> Iterator[None]:
         kind = next(kind for kind in _ERRORS if isinstance(error, kind))
         raise kind(f"{label}: {error}") from error
     except _ONNX_ERRORS as error:
-        raise ValueError(f"{label}: {(str(error).splitlines() or [''])[0]}") from error
+        raise ValueError(f"{label}: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message; empty if it has none."""
+    return (str(error).splitlines() or [""])[0]
 
 
 def label(node: NodeProto) -> str:

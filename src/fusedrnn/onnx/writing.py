@@ -130,14 +130,20 @@ def _reject_shared(root: Scope, weights: Mapping[str, Sequence[Origin]]) -> None
 
 def _reads(root: Scope) -> Iterator[tuple[Scope, str]]:
     """Every name that an input of a node or an output of a graph reads, with its scope."""
-    scopes = [root]
-    while scopes:
-        scope = scopes.pop()
+    for scope in _scopes(root):
         if isinstance(scope.body, GraphProto):
             yield from ((scope, output.name) for output in scope.body.output)
         for node in scope.nodes:
             yield from ((scope, name) for name in node.input)
-            scopes += scope.bodies(node)
+
+
+def _scopes(root: Scope) -> Iterator[Scope]:
+    """The scope and those of all bodies in it."""
+    scopes = [root]
+    while scopes:
+        scope = scopes.pop()
+        yield scope
+        scopes += (body for node in scope.nodes for body in scope.bodies(node))
 
 
 def _replace_data(tensor: TensorProto, array: Array) -> None:
@@ -157,14 +163,26 @@ def _replace_data(tensor: TensorProto, array: Array) -> None:
 def _insert_constant(layer_node: LayerNode, name: str, array: Array) -> None:
     """Insert a Constant node before the layer's node, which reads the weight from it."""
     scope, node = layer_node.scope, layer_node.node
-    used_names = {value for _, value in _reads(scope.root)}
-    used_names.update(output for _, other in scope.root.walk() for output in other.output)
+    used_names = _used_names(scope.root)
     value = f"{layer_node.name}_{name}"
     while value in used_names:
         value += "_"
     constant = helper.make_node("Constant", [], [value], value=numpy_helper.from_array(array, value))
     scope.body.node.insert(_index(scope.body.node, node) or 0, constant)
     node.input[INPUTS.index(name)] = value
+
+
+def _used_names(root: Scope) -> set[str]:
+    """The names of all values, even of those that nothing reads."""
+    names: set[str] = set()
+    for scope in _scopes(root):
+        body = scope.body
+        if isinstance(body, GraphProto):
+            names.update(entry.name for entry in (*body.input, *body.initializer, *body.output))
+            names.update(tensor.values.name for tensor in body.sparse_initializer)
+        for node in scope.nodes:
+            names.update(node.input, node.output)
+    return names
 
 
 def remove_unread(root: Scope, replaced: Sequence[Origin]) -> None:

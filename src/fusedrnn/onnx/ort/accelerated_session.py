@@ -11,6 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
 
+from fusedrnn.onnx.ort import interrupts
 from fusedrnn.onnx.ort.choosing import choose
 from fusedrnn.onnx.ort.feeds import Feeds, check_feeds, checked_feeds
 from fusedrnn.onnx.ort.report import Report
@@ -53,10 +54,12 @@ class AcceleratedSession:
             TypeError: If an input has the wrong dtype; the message names the input, its dtype and what was expected.
             ValueError: If a name is missing or unknown, or a shape is wrong; the message names it.
         """
+        interrupts.keep(None)
         try:
             outputs: list[Any] = self.session.run(output_names, input_feed, run_options)
             return outputs
-        except Exception:
+        except Exception as error:
+            interrupts.raise_interrupt(error)
             self._check(output_names, input_feed)  # raises an error that says more than ONNX Runtime's
             raise
 

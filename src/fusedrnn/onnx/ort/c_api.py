@@ -28,7 +28,7 @@ _FUNCTIONS = {
     "CreateStatus": 0, "GetErrorMessage": 2, "CreateCustomOpDomain": 26, "CustomOpDomain_Add": 27,
     "AddCustomOpDomain": 28, "GetTensorMutableData": 51, "GetDimensionsCount": 61, "GetDimensions": 62,
     "GetTensorTypeAndShape": 65, "KernelContext_GetInput": 90, "KernelContext_GetOutput": 91,
-    "ReleaseTensorTypeAndShapeInfo": 99, "ReleaseCustomOpDomain": 101,
+    "ReleaseTensorTypeAndShapeInfo": 99,
 }  # fmt: skip
 
 _Status = ctypes.c_void_p
@@ -71,13 +71,10 @@ class Api:
         """Add a domain to session options, which refer to it."""
         self._call("AddCustomOpDomain", _address(options), _address(domain))
 
-    def release_domain(self, domain: int) -> None:
-        """Free a domain. No session may use it any more."""
-        self._function("ReleaseCustomOpDomain", None)(_address(domain))
-
     def new_status(self, message: str) -> int:
         """The address of an error, which ONNX Runtime frees."""
-        status: int = self._function("CreateStatus", _Status)(ctypes.c_int(FAIL), ctypes.c_char_p(message.encode()))
+        text = ctypes.c_char_p(message.encode(errors="replace"))
+        status: int = self._function("CreateStatus", _Status)(ctypes.c_int(FAIL), text)
         return status
 
     def _call(self, name: str, *arguments: object) -> None:
@@ -86,7 +83,7 @@ class Api:
             message = self._function("GetErrorMessage", ctypes.c_char_p)(_address(status))
             raise RuntimeError(f"ONNX Runtime's {name} failed: {message.decode(errors='replace')}")
 
-    def _function(self, name: str, result: type | None) -> ctypes._FuncPointer:
+    def _function(self, name: str, result: type) -> ctypes._FuncPointer:
         return ctypes.CFUNCTYPE(result)(_word(self.address + function_offset(name)))
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fusedrnn.onnx.ort import shared_object
+from fusedrnn.onnx.graph import first_line
+from fusedrnn.onnx.ort import interrupts, shared_object
 from fusedrnn.onnx.ort.calibration import NodeTimes, Times, compare, measure_nodes, pays
 from fusedrnn.onnx.ort.feeds import Feeds, example_feeds
 from fusedrnn.onnx.ort.report import NodeReport, Report
@@ -54,11 +55,13 @@ def choose(
         samples = _runnable_examples(onnxruntime, sessions, plain) if feeds is None else feeds
     except ValueError as error:
         return plain, _report(sessions, left, {}, f"not measured, {error}", threads)
+    interrupts.keep(None)
     try:
         times = measure_nodes(sessions, samples, sorted({1, threads}), seconds / 2)
         return _choose_measured(sessions, plain, samples, times, threads, seconds / 2)
     except Exception as error:  # of many types; a model that runs unchanged must not fail because of replaced nodes
-        reason = f"not possible, {type(error).__name__}: {str(error).splitlines()[0]}"
+        interrupts.raise_interrupt(error)
+        reason = f"not possible, {type(error).__name__}: {first_line(error)}"
         return plain, _report(sessions, left, {}, reason, threads)
 
 
@@ -97,7 +100,7 @@ def _runnable_examples(onnxruntime: Any, sessions: Sessions, plain: Any) -> list
         try:
             plain.run(None, feeds, options)
         except Exception as error:  # of many types
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
         else:
             return [feeds]
     raise ValueError(f"since the model does not run on examples of its inputs: pass feeds ({reason})")

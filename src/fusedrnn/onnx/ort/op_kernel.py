@@ -15,7 +15,7 @@ from fusedrnn.jit.host import current_target
 from fusedrnn.jit.loader import LoadedObject, load, load_once
 from fusedrnn.jit.struct import Fields, Struct
 from fusedrnn.jit.sync import try_lock, unlock
-from fusedrnn.onnx.ort.c_api import OPERATOR_FIELDS, function_offset
+from fusedrnn.onnx.ort.c_api import FAIL, OPERATOR_FIELDS, function_offset
 
 MAX_INPUTS, MAX_OUTPUTS, MAX_AXES = 4, 3, 3
 """Inputs are X, the lengths and two states; outputs are Y and two states. Inputs of more axes are errors."""
@@ -24,14 +24,15 @@ _SHAPE_WORDS = 1 + MAX_AXES
 CALL = Struct(
     *(f"{field} of {number}" for number in range(MAX_INPUTS) for field in ("ndim", "size0", "size1", "size2")),
     *(f"input{number}" for number in range(MAX_INPUTS)), *(f"output{number}" for number in range(MAX_OUTPUTS)),
-    "has_slot", "status",
+    "has_slot", "status", "result",
 )  # fmt: skip
-"""A call: the shape of each input, the addresses of inputs and outputs, whether it has the slot, and an error."""
+"""A call: the shape of each input, the addresses of inputs and outputs, whether it has the slot, an error, and the
+result of :data:`OnCall`."""
 _STEPS, _BATCH = CALL.offset("size0 of 0"), CALL.offset("size1 of 0")
 _NUM_SHAPE_WORDS = MAX_INPUTS * _SHAPE_WORDS
 
 OPERATOR = Struct(
-    *OPERATOR_FIELDS, "name", "api", "on_call", "layer", "num_inputs", "num_outputs",
+    *OPERATOR_FIELDS, "name", "api", "on_call", "interrupted", "layer", "num_inputs", "num_outputs",
     *(f"input_type{number}" for number in range(MAX_INPUTS)), *(f"is_state{number}" for number in range(MAX_OUTPUTS)),
     "directions", "hidden", "lengths", "busy", "mode", *(f"known {name}" for name in CALL.names[:_NUM_SHAPE_WORDS]),
     *(f"input_symbol{number}" for number in range(MAX_INPUTS)),
@@ -40,11 +41,12 @@ OPERATOR = Struct(
 )  # fmt: skip
 """An operator: ONNX Runtime's struct, the layer, and from ``busy`` on the *slot*: the data to repeat the last call.
 
-``lengths`` is the offset, within a call, of the address of the lengths; 0 if there are none. Only one call at a time
-has the slot; ``busy`` is set meanwhile. The slot is for calls whose sequences all have T steps, with T from
-``min_steps`` to ``max_steps``; the kernel writes T to ``steps_at``. ``mode`` is one of :data:`MODES`. ``scratch``
-begins with the values of the symbols of kernel arguments; ``input_symbol`` and ``output_symbol`` are the numbers of
-symbols. ``args`` is the address where the arguments are bound, ``job`` the function that runs on them.
+``interrupted`` is the address of the text of an error. ``lengths`` is the offset, within a call, of the address of the
+lengths; 0 if there are none. Only one call at a time has the slot; ``busy`` is set meanwhile. The slot is for calls
+whose sequences all have T steps, with T from ``min_steps`` to ``max_steps``; the kernel writes T to ``steps_at``.
+``mode`` is one of :data:`MODES`. ``scratch`` begins with the values of the symbols of kernel arguments;
+``input_symbol`` and ``output_symbol`` are the numbers of symbols. ``args`` is the address where the arguments are
+bound, ``job`` the function that runs on them.
 """
 FAILED, IN_MACHINE_CODE, IN_PYTHON = MODES = range(3)
 """How a call continues: with an error, by the slot, or in Python."""
@@ -131,11 +133,16 @@ def _emit_compute(module: Module) -> None:
         mode.set(o.mode)
 
     def call_python(purpose: int) -> Value:
-        return f.call_address(o.on_call, o.layer, call, f.constant(purpose), returns=I64)
+        f.store(FAILED, call + CALL.offset("result"))
+        f.call_address(o.on_call, o.layer, call, f.constant(purpose))
+        api.status.set(f.load(call + CALL.offset("status")))
+        result = f.load(call + CALL.offset("result"))
+        with f.if_(result.equals(FAILED)):  # without a status, if a signal handler has raised before the first line
+            api("CreateStatus", f.constant(FAIL), o.interrupted)
+        return result
 
     with f.if_(api.status.get().is_zero & mode.get().equals(FAILED)):
         mode.set(call_python(CHECK))
-        api.status.set(f.load(call + CALL.offset("status")))
     with f.if_(mode.get().equals(IN_MACHINE_CODE) & o.lengths.is_set):
         _unless_full_length(f, f.load(call + o.lengths), call, mode)
     _allocate_outputs(f, api, context, operator, call)
@@ -144,7 +151,6 @@ def _emit_compute(module: Module) -> None:
             _run_slot(f, operator, o, call, bind)
         with f.if_(mode.get().equals(IN_PYTHON)):
             call_python(RUN)
-            api.status.set(f.load(call + CALL.offset("status")))
     with f.if_(has_slot):
         unlock(f, busy)
     f.ret(api.status.get())
@@ -208,9 +214,11 @@ def _run_slot(f: Function, operator: Value, o: Fields, call: Value, bind: Functi
     f.call_address(o.job, o.args, f.constant(0))
 
 
-OnCall = Callable[[int, int, int], int]
+OnCall = Callable[[int, int, int], None]
 """The function that the kernel calls in Python.
 
-Its arguments are a layer's number, the address of a :data:`CALL`, and :data:`CHECK` or :data:`RUN`. It returns one of
-:data:`MODES`.
+Its arguments are a layer's number, the address of a :data:`CALL`, and :data:`CHECK` or :data:`RUN`. Its last action is
+to write one of :data:`MODES` as the call's ``result``; after :data:`RUN` all but :data:`FAILED` are alike. It does not
+return it, since Python runs signal handlers before the function's first line, and what ctypes returns after an
+exception there is undefined.
 """

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedrnn.jit.loader import load_once
+from fusedrnn.onnx.ort import interrupts
 from fusedrnn.onnx.ort.c_api import API_VERSION, FLOAT, INT32, Api
 from fusedrnn.onnx.ort.layer_runner import LayerRunner
-from fusedrnn.onnx.ort.op_kernel import CALL, CHECK, FAILED, OPERATOR, load_operator_functions
+from fusedrnn.onnx.ort.op_kernel import CALL, CHECK, FAILED, IN_PYTHON, OPERATOR, load_operator_functions
 from fusedrnn.onnx.ort.shared_object import load_shared_object
 
 Array = NDArray[Any]
@@ -22,8 +23,9 @@ Array = NDArray[Any]
 _numbers = count(1)
 _immortal: list[object] = []
 _ENTRY_NAME = "RegisterCustomOps"
+_c_interrupted = ctypes.create_string_buffer(interrupts.SIGNALLED.encode())
 _Register = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
-_OnCall = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
+_OnCall = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 
 
 # In each thread: the action of the function that ONNX Runtime calls, and the error of that action.
@@ -48,7 +50,7 @@ def _entry_path() -> str:
 
 
 class OpLibrary:
-    """The operators of a session's layers. The session refers to this object's memory.
+    """The operators of a session's layers. The session calls this object's layers.
 
     Args:
         runners: The runner of each layer.
@@ -66,26 +68,22 @@ class OpLibrary:
         self._on_call = _OnCall(self._calls)
         for number, runner in enumerate(runners):
             self._calls.operators.append(self._operator(number, runner))
-        self._domain = 0
-
-    def __del__(self) -> None:
-        if self._domain and self._calls.api is not None:
-            self._calls.api.release_domain(self._domain)
+        self._has_domain = False
 
     def forget_calls(self) -> None:
         """Empty the slots of all operators. No call may run meanwhile."""
         for operator in self._calls.operators:
             operator[OPERATOR.index["known ndim of 0"]] = 0
 
-    def register(self, options: Any, outlives_sessions: bool) -> None:
+    def register(self, options: Any) -> None:
         """Add the operators to ``onnxruntime.SessionOptions``, for sessions with these options. Call this only once.
-
-        Options that outlive the sessions, such as a caller's own, keep referring to the operators, which then are never
-        freed.
 
         Raises:
             RuntimeError: If ONNX Runtime does not take the operators.
         """
+        # A caller's options, or what a session has given out, such as its inputs, may refer to the structs of operators
+        # after the session. So these are never freed. The layers are: no session calls the operators then.
+        _immortal.append((self._calls.operators, self._c_names))
         _registration.register = self._add_to
         try:
             options.register_custom_ops_library(_entry_path())
@@ -94,17 +92,17 @@ class OpLibrary:
             vars(_registration).clear()
         if error is not None:
             raise error
-        if outlives_sessions:  # the layers are freed even so: no session calls the operators then
-            _immortal.append((self._calls.operators, self._c_names))
-            self._domain = 0
+        if not self._has_domain:
+            raise RuntimeError(f"ONNX Runtime has no operators: {interrupts.SIGNALLED}")
 
     def _add_to(self, options: int, api: Api) -> None:
         self._calls.api = api
-        self._domain = api.new_domain(self.domain.encode())
+        domain = api.new_domain(self.domain.encode())
         for operator in self._calls.operators:
             operator[OPERATOR.index["api"]] = api.address
-            api.add_operator(self._domain, operator.ctypes.data)
-        api.add_domain(options, self._domain)
+            api.add_operator(domain, operator.ctypes.data)
+        api.add_domain(options, domain)
+        self._has_domain = True
 
     def _operator(self, number: int, runner: LayerRunner) -> Array:
         """The struct of an operator."""
@@ -112,6 +110,7 @@ class OpLibrary:
         fields = {
             **load_operator_functions(), "version": API_VERSION, "layer": number,
             "name": ctypes.cast(ctypes.c_char_p(self._c_names[number]), ctypes.c_void_p).value or 0,
+            "interrupted": ctypes.addressof(_c_interrupted),
             "on_call": ctypes.cast(self._on_call, ctypes.c_void_p).value or 0,
             "num_inputs": len(types), "num_outputs": len(runner.outputs),
             **{f"input_type{index}": kind for index, kind in enumerate(types)},
@@ -132,15 +131,17 @@ class _Calls:
         self._runners, self.operators = runners, list[Array]()
         self.api: Api | None = None
 
-    def __call__(self, number: int, call: int, purpose: int) -> int:
+    def __call__(self, number: int, call: int, purpose: int) -> None:
         mode = FAILED
         try:
             if purpose == CHECK:
                 mode = self._runners[number].check(call, self.operators[number])
             else:
                 self._runners[number].run(call)
+                mode = IN_PYTHON
         except BaseException as error:  # # an exception must not pass through C
+            interrupts.keep(error)
             assert self.api is not None
             status = self.api.new_status(f"{type(error).__name__}: {error}")
             ctypes.c_int64.from_address(call + CALL.offset("status")).value = status
-        return mode
+        ctypes.c_int64.from_address(call + CALL.offset("result")).value = mode

@@ -43,7 +43,6 @@ class Sessions:
         num_threads: int,
     ) -> None:  # fmt: skip
         self._onnxruntime, self._arguments, self._model = onnxruntime, arguments, model
-        self._are_own = options is None
         self._options, self._plain_options = options, options
         if options is None:
             # A session keeps its options, so those of a session without replaced nodes must not refer to operators.
@@ -99,7 +98,7 @@ class Sessions:
                 self._runners[number] = LayerRunner(node.layer, node.inputs, node.outputs, self._num_threads)
             names = [f"{self.nodes[number].operator.rpartition('.')[2]}_{number}" for number in self.replaceable]
             library = OpLibrary([*self._runners.values()], names)
-            library.register(self._options, outlives_sessions=not self._are_own)
+            library.register(self._options)
             self._library = library
         return self._library
 
