@@ -231,6 +231,18 @@ def test_single_steps(form, runs):
         layer(x, states[0], resets=resets)
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_forward_of_a_subclass_runs_once(steps):
+    class Doubled(fusedrnn.torch.GRU):
+        def forward(self, x, hx=None, resets=None):
+            return super().forward(2 * x, hx, resets=resets)
+
+    doubled, plain = Doubled(I, H), fusedrnn.torch.GRU(I, H)
+    plain.load_state_dict(doubled.state_dict())
+    x, resets = torch.rand(steps, N, I), torch.zeros(steps, N, dtype=torch.bool)
+    assert torch.equal(doubled(x, resets=resets)[0], plain(2 * x)[0])
+
+
 def test_every_state_of_every_step():
     """c of a step is the final c of the steps up to it; gradients flow into every one."""
     torch.manual_seed(4)
