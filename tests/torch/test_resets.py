@@ -232,6 +232,19 @@ def test_single_steps(form, runs):
 
 
 @pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("fused", [True, False])
+def test_marks_in_the_padding_have_no_effect(fused, steps, monkeypatch):
+    layer = fusedrnn.torch.Layer("gru", I, H)
+    if not fused:
+        monkeypatch.setattr(dispatch, "runner", lambda: None)
+    x, h0, reset_states = torch.rand(steps, 2, I), torch.ones(1, 2, H), torch.full((1, 2, H), 7.0)
+    options = {"lengths": [0, steps], "resets": torch.ones(steps, 2, dtype=torch.bool)}
+    for states in (None, reset_states):
+        _, final = layer(x, h0, reset_states=states, **options)
+        assert torch.equal(final[:, 0], h0[:, 0]) and not torch.equal(final[:, 1], h0[:, 1])
+
+
+@pytest.mark.parametrize("steps", [1, 2])
 def test_the_forward_of_a_subclass_runs_once(steps):
     class Doubled(fusedrnn.torch.GRU):
         def forward(self, x, hx=None, resets=None):

@@ -191,7 +191,7 @@ class FusedLayer(HasCompute, RepeatsCalls):
             hx = zeros_like_states(reset_states) if hx is None else hx
         if resets is not None and is_single_step(self, x, resets) and not all_states:
             # Not self.forward: a subclass may have called us from its own.
-            return FusedLayer.forward(self, x, with_marked_replaced(hx, resets, reset_states), lengths)
+            return FusedLayer.forward(self, x, with_marked_replaced(hx, resets, lengths, reset_states), lengths)
         run = dispatch.runner()
         forward = self._forward_packed if isinstance(x, PackedSequence) else self._forward_tensor
         result = None

@@ -95,9 +95,9 @@ def is_single_step(layer: Any, x: Any, resets: Tensor) -> bool:
     return not is_compiling() and len(resets) == 1 and not (layer.bidirectional or isinstance(x, PackedSequence))
 
 
-def with_marked_replaced(hx: Any, resets: Tensor, reset_states: States | None) -> Any:
+def with_marked_replaced(hx: Any, resets: Tensor, lengths: Tensor | None, reset_states: States | None) -> Any:
     """Initial states, replaced for the sequences with a mark at the first step; None stands for zeros. Unchecked."""
-    marks = resets[0]
+    marks = resets[0] if lengths is None else resets[0] & (lengths > 0)  # a mark in the padding has no effect
     if not marks.any():
         return hx
 
