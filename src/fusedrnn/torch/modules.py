@@ -72,7 +72,7 @@ class FusedLayer(HasCompute, RepeatsCalls):
             RuntimeError: As torch.nn raises it.
         """
         if is_fx_proxy(input):
-            return as_fx_node(self, input, hx, lengths, resets, all_states or None, reset_states)
+            return as_fx_node(self, FusedLayer.forward, input, hx, lengths, resets, all_states or None, reset_states)
         if lengths is not None or resets is not None or all_states or reset_states is not None:
             return self._forward_varied(input, hx, lengths, resets, bool(all_states), reset_states)
         repeated = self._repeat_call(input, hx)
