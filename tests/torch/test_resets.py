@@ -5,6 +5,8 @@ import re
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import fusedrnn.torch
@@ -229,6 +231,31 @@ def test_single_steps(form, runs):
     assert layer._last_call.prepared is not None
     with pytest.raises(RuntimeError):
         layer(x, states[0], resets=resets)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:DeprecationWarning")
+@pytest.mark.parametrize("trace", ["make_fx", "jit"])
+def test_traced_single_steps(trace):
+    """The marks are inputs of the graph: no mark while it is traced says nothing of later calls."""
+    layer = fusedrnn.torch.GRU(I, H).requires_grad_(False)
+
+    def run(x, h0, resets):
+        return layer(x, h0, resets=resets)[0]
+
+    x, h0, resets = torch.rand(1, N, I), torch.ones(1, N, H), torch.zeros(1, N, dtype=torch.bool)
+    if trace == "jit":
+        graph = torch.jit.trace(run, (x, h0, resets), check_trace=False)
+    else:
+        graph = make_fx(run)(x, h0, resets)
+    for marks in (resets, ~resets):
+        torch.testing.assert_close(graph(x, h0, marks), run(x, h0, marks))
+
+
+def test_fake_single_steps():
+    with FakeTensorMode():
+        x, resets = torch.rand(1, N, I), torch.zeros(1, N, dtype=torch.bool)
+        y, _ = fusedrnn.torch.GRU(I, H)(x, torch.ones(1, N, H), resets=resets)
+    assert y.shape == (1, N, H)
 
 
 @pytest.mark.parametrize("steps", [1, 2])
