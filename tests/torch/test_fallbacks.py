@@ -265,6 +265,25 @@ def test_our_modules_are_leaves_of_fx_graphs(kind, runs):
     assert len(runs.eager) == 1
 
 
+@pytest.mark.parametrize("base", [fusedrnn.torch.GRU, torch.nn.GRU, fusedrnn.torch.GRUCell, torch.nn.GRUCell])
+def test_fx_refuses_the_forward_of_a_subclass(base):
+    """As torch.nn's does; a node would run that code again. As a leaf, it runs once."""
+    class Doubled(base):
+        def forward(self, x, hx=None):
+            return super().forward(2 * x, hx)
+
+    class Leaves(torch.fx.Tracer):
+        def is_leaf_module(self, module, name):
+            return isinstance(module, Doubled)
+
+    net = torch.nn.Sequential(Doubled(3, 4))
+    fusedrnn.torch.accelerate(net, subclasses=True)
+    with pytest.raises(torch.fx.proxy.TraceError, match=r"^torch.fx cannot trace the forward of Doubled"):
+        torch.fx.symbolic_trace(net)
+    x = torch.rand(5, 3)
+    assert torch.equal(first(torch.fx.GraphModule(net, Leaves().trace(net))(x)), first(net(x)))
+
+
 @pytest.mark.parametrize("kind", LAYERS)
 def test_fx_keeps_states_and_lengths(kind, runs):
     class Whole(torch.nn.Module):

@@ -144,6 +144,11 @@ def test_composed_is_the_same_function(cell):
             torch.testing.assert_close(tensor, other)
 
 
+def test_no_lengths_of_no_sequences():
+    y, final = Layer("gru", 3, 5)(torch.zeros(4, 0, 3), lengths=[])
+    assert y.shape == (4, 0, 5) and final.shape == (1, 0, 5)
+
+
 def test_masks_inside_steps():
     """In training as the NumPy operator with that seed; in evaluation their expectation, also where gradients are."""
     net = make(cells.zoneout_lstm, num_layers=2, bidirectional=True, batch_first=False)

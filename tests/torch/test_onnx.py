@@ -9,12 +9,14 @@ import onnxruntime
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
 from fusedrnn import RNNSpec
 from fusedrnn import torch as fused
 from fusedrnn.onnx import read
 from fusedrnn.testing.tolerance import difference, longest_sum, tolerance
+from fusedrnn.torch import onnx_export
 from torch_layers import MODES, random_state
 
 I, H = 5, 4
@@ -200,3 +202,22 @@ def test_dropout_in_training_is_refused():
         pytest.raises(torch.onnx.OnnxExporterError, match=r"call model.eval\(\) before exporting"),
     ):
         exported(net, (torch.randn(6, 3, I),), None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"residual": "identity"}, "residual='identity'"),
+        ({"residual": "projection"}, "residual='projection'"),
+        ({"input_dropout": 0.5}, r"dropout of the input: ONNX has none; call model.eval\(\) before exporting"),
+    ],
+)
+def test_what_the_nodes_lack_is_refused(options, message):
+    """The exporter passes the arguments of the operator in a graph to decompose."""
+    net = fused.Layer("gru", H, H, **options)
+    with torch.no_grad():
+        graph = make_fx(net)(torch.randn(3, 2, H)).graph
+    operator = torch.ops.fusedrnn.rnn.default
+    (node,) = (node for node in graph.nodes if node.target == operator)
+    with pytest.raises(NotImplementedError, match=f"^{message}"):
+        onnx_export.decompose(*node.args)

@@ -5,6 +5,8 @@ import re
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import fusedrnn.torch
@@ -229,6 +231,56 @@ def test_single_steps(form, runs):
     assert layer._last_call.prepared is not None
     with pytest.raises(RuntimeError):
         layer(x, states[0], resets=resets)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:DeprecationWarning")
+@pytest.mark.parametrize("trace", ["make_fx", "jit"])
+def test_traced_single_steps(trace):
+    """The marks are inputs of the graph: no mark while it is traced says nothing of later calls."""
+    layer = fusedrnn.torch.GRU(I, H).requires_grad_(False)
+
+    def run(x, h0, resets):
+        return layer(x, h0, resets=resets)[0]
+
+    x, h0, resets = torch.rand(1, N, I), torch.ones(1, N, H), torch.zeros(1, N, dtype=torch.bool)
+    if trace == "jit":
+        graph = torch.jit.trace(run, (x, h0, resets), check_trace=False)
+    else:
+        graph = make_fx(run)(x, h0, resets)
+    for marks in (resets, ~resets):
+        torch.testing.assert_close(graph(x, h0, marks), run(x, h0, marks))
+
+
+def test_fake_single_steps():
+    with FakeTensorMode():
+        x, resets = torch.rand(1, N, I), torch.zeros(1, N, dtype=torch.bool)
+        y, _ = fusedrnn.torch.GRU(I, H)(x, torch.ones(1, N, H), resets=resets)
+    assert y.shape == (1, N, H)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("fused", [True, False])
+def test_marks_in_the_padding_have_no_effect(fused, steps, monkeypatch):
+    layer = fusedrnn.torch.Layer("gru", I, H)
+    if not fused:
+        monkeypatch.setattr(dispatch, "runner", lambda: None)
+    x, h0, reset_states = torch.rand(steps, 2, I), torch.ones(1, 2, H), torch.full((1, 2, H), 7.0)
+    options = {"lengths": [0, steps], "resets": torch.ones(steps, 2, dtype=torch.bool)}
+    for states in (None, reset_states):
+        _, final = layer(x, h0, reset_states=states, **options)
+        assert torch.equal(final[:, 0], h0[:, 0]) and not torch.equal(final[:, 1], h0[:, 1])
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_forward_of_a_subclass_runs_once(steps):
+    class Doubled(fusedrnn.torch.GRU):
+        def forward(self, x, hx=None, resets=None):
+            return super().forward(2 * x, hx, resets=resets)
+
+    doubled, plain = Doubled(I, H), fusedrnn.torch.GRU(I, H)
+    plain.load_state_dict(doubled.state_dict())
+    x, resets = torch.rand(steps, N, I), torch.zeros(steps, N, dtype=torch.bool)
+    assert torch.equal(doubled(x, resets=resets)[0], plain(2 * x)[0])
 
 
 def test_every_state_of_every_step():

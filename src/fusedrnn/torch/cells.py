@@ -49,7 +49,7 @@ class _FusedCell(HasCompute, RepeatsCalls, RNNCellBase):
             if states is not None:
                 return states if len(states) > 1 else states[0]
         if is_fx_proxy(input):
-            return as_fx_node(self, input, hx)
+            return as_fx_node(self, _FusedCell.forward, input, hx)
         return super().forward(input, hx)
 
     def _run_repeated(self, run: dispatch.Run, x: Any, states: tuple[Any, ...] | None) -> Any:

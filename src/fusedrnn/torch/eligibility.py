@@ -80,7 +80,9 @@ def checked_lengths(lengths: Any, x: Any, batch_first: bool) -> Tensor:
         raise ValueError(f"lengths need batched 3-D input; got {got}")
     steps, batch = (x.shape[1], x.shape[0]) if batch_first else (x.shape[0], x.shape[1])
     try:
-        tensor = lengths if isinstance(lengths, Tensor) else torch.as_tensor(lengths, device="cpu")
+        # An empty list has no dtype; PyTorch would take its default, which is no integer.
+        dtype = torch.int64 if isinstance(lengths, (tuple, list)) and not lengths else None
+        tensor = lengths if isinstance(lengths, Tensor) else torch.as_tensor(lengths, dtype=dtype, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"lengths must be a tensor or a list of integers; got {lengths!r}") from error
     if tensor.dtype not in _INTEGERS:

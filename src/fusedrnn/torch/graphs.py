@@ -17,8 +17,18 @@ def is_fx_proxy(value: Any) -> bool:
     return isinstance(value, torch.fx.Proxy)
 
 
-def as_fx_node(module: Module, *args: Any) -> Any:
-    """The node of a module in a torch.fx graph. By itself, torch.fx makes leaves only of torch.nn's own classes."""
+def as_fx_node(module: Module, forward: Any, *args: Any) -> Any:
+    """The node of a module in a torch.fx graph. By itself, torch.fx makes leaves only of torch.nn's own classes.
+
+    Raises:
+        TraceError: If the module's own forward is not ``forward``, ours, but has called it.
+    """
+    if getattr(module.forward, "__func__", None) is not forward:
+        # The node would run the whole module on what its forward has computed.
+        raise torch.fx.proxy.TraceError(
+            f"torch.fx cannot trace the forward of {type(module).__name__}, which calls fusedrnn's; "
+            "let is_leaf_module of your torch.fx.Tracer return True for this module"
+        )
     tracer = args[0].tracer
     while args and args[-1] is None:
         args = args[:-1]

@@ -72,7 +72,7 @@ class FusedLayer(HasCompute, RepeatsCalls):
             RuntimeError: As torch.nn raises it.
         """
         if is_fx_proxy(input):
-            return as_fx_node(self, input, hx, lengths, resets, all_states or None, reset_states)
+            return as_fx_node(self, FusedLayer.forward, input, hx, lengths, resets, all_states or None, reset_states)
         if lengths is not None or resets is not None or all_states or reset_states is not None:
             return self._forward_varied(input, hx, lengths, resets, bool(all_states), reset_states)
         repeated = self._repeat_call(input, hx)
@@ -190,7 +190,8 @@ class FusedLayer(HasCompute, RepeatsCalls):
             reset_states = checked_reset_states(reset_states, resets, plan, x, self.batch_first)
             hx = zeros_like_states(reset_states) if hx is None else hx
         if resets is not None and is_single_step(self, x, resets) and not all_states:
-            return self.forward(x, with_marked_replaced(hx, resets, reset_states), lengths)
+            # Not self.forward: a subclass may have called us from its own.
+            return FusedLayer.forward(self, x, with_marked_replaced(hx, resets, lengths, reset_states), lengths)
         run = dispatch.runner()
         forward = self._forward_packed if isinstance(x, PackedSequence) else self._forward_tensor
         result = None

@@ -53,22 +53,11 @@ def decompose(*arguments: Any) -> list[Tensor]:
     The nodes compute in the dtype of the tensors; a ``compute`` of another format gives a warning.
 
     Raises:
-        NotImplementedError: For a packed sequence, dropout, a projection, resets or a user cell, which ONNX's nodes
-            lack.
+        NotImplementedError: For a packed sequence, dropout, a residual, a projection, resets or a user cell, which
+            ONNX's nodes lack.
     """
     call = OpCall(*arguments)
-    if call.mode not in _NODES:
-        raise NotImplementedError(f"{cell_of(call.mode)!r}: ONNX has no node for cells that users write")
-    if call.batch_sizes is not None:
-        raise NotImplementedError("packed sequences: ONNX has no such thing; export the padded model")
-    if call.dropout:
-        raise NotImplementedError("dropout between layers: ONNX has none; call model.eval() before exporting")
-    if call.projection_size:
-        raise NotImplementedError(f"a projection (proj_size={call.projection_size}): ONNX's LSTM has none")
-    if call.resets is not None:
-        raise NotImplementedError("resets inside a sequence: ONNX has none")
-    if call.all_states:
-        raise NotImplementedError("all_states: ONNX's nodes return the output and the final states alone")
+    _check_has_nodes(call)
     if call.compute is not None:
         warnings.warn(
             f"compute={call.compute!r} is not exported: the nodes compute in the dtype of tensors, {call.x.dtype}",
@@ -85,6 +74,26 @@ def decompose(*arguments: Any) -> list[Tensor]:
         x, *final = _node(x, inputs, call.mode, call.hidden_size, directions)
         finals.append(final)
     return [x, *(torch.cat(states) for states in zip(*finals, strict=True))]
+
+
+def _check_has_nodes(call: OpCall) -> None:
+    """Raise NotImplementedError for a call that ONNX's nodes do not compute."""
+    if call.mode not in _NODES:
+        raise NotImplementedError(f"{cell_of(call.mode)!r}: ONNX has no node for cells that users write")
+    if call.batch_sizes is not None:
+        raise NotImplementedError("packed sequences: ONNX has no such thing; export the padded model")
+    if call.dropout:
+        raise NotImplementedError("dropout between layers: ONNX has none; call model.eval() before exporting")
+    if call.input_dropout:
+        raise NotImplementedError("dropout of the input: ONNX has none; call model.eval() before exporting")
+    if call.residual is not None:
+        raise NotImplementedError(f"residual={call.residual!r}: ONNX's nodes have no residual connections")
+    if call.projection_size:
+        raise NotImplementedError(f"a projection (proj_size={call.projection_size}): ONNX's LSTM has none")
+    if call.resets is not None:
+        raise NotImplementedError("resets inside a sequence: ONNX has none")
+    if call.all_states:
+        raise NotImplementedError("all_states: ONNX's nodes return the output and the final states alone")
 
 
 def _weight_inputs(weights: Sequence[Tensor | None], mode: str, hidden_size: int) -> list[Tensor | None]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from fusedrnn.torch import autocast
+from fusedrnn.torch import autocast, dispatch, eager
 from fusedrnn.torch.eligibility import is_compiling, packed_batch
 from fusedrnn.torch.plan import ModulePlan
 
@@ -95,10 +95,11 @@ def is_single_step(layer: Any, x: Any, resets: Tensor) -> bool:
     return not is_compiling() and len(resets) == 1 and not (layer.bidirectional or isinstance(x, PackedSequence))
 
 
-def with_marked_replaced(hx: Any, resets: Tensor, reset_states: States | None) -> Any:
+def with_marked_replaced(hx: Any, resets: Tensor, lengths: Tensor | None, reset_states: States | None) -> Any:
     """Initial states, replaced for the sequences with a mark at the first step; None stands for zeros. Unchecked."""
-    marks = resets[0]
-    if not marks.any():
+    marks = resets[0] if lengths is None else resets[0] & (lengths > 0)  # a mark in the padding has no effect
+    # Tracers and transforms have no values of marks to decide by.
+    if dispatch.runner() is eager.run and not marks.any():
         return hx
 
     def replaced(state: Any, other: Any) -> Any:
