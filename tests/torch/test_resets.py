@@ -243,10 +243,8 @@ def test_traced_single_steps(trace):
         return layer(x, h0, resets=resets)[0]
 
     x, h0, resets = torch.rand(1, N, I), torch.ones(1, N, H), torch.zeros(1, N, dtype=torch.bool)
-    if trace == "jit":
-        graph = torch.jit.trace(run, (x, h0, resets), check_trace=False)
-    else:
-        graph = make_fx(run)(x, h0, resets)
+    arguments = x, h0, resets
+    graph = torch.jit.trace(run, arguments, check_trace=False) if trace == "jit" else make_fx(run)(*arguments)
     for marks in (resets, ~resets):
         torch.testing.assert_close(graph(x, h0, marks), run(x, h0, marks))
 
