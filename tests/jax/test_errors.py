@@ -1,5 +1,7 @@
 """What callers of ``fusedrnn.jax.rnn`` are told: before anything runs where JAX can know, else by XLA's error."""
 
+import ctypes
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -52,6 +54,16 @@ def test_lengths_that_a_compiled_function_closes_over():
         jax.jit(lambda x: rnn(SPEC, PARAMS, x, lengths=wrong)[0])(X)
 
 
+def test_reasons_are_not_kept_for_ever():
+    from fusedrnn.jax import call_table
+
+    (table,) = call_table._immortal
+    for number in range(call_table._MAX_REASONS + 20):
+        table._explain(f"reason {number}")
+    assert len(table._reasons) == call_table._MAX_REASONS
+    assert ctypes.string_at(int(table._messages[call_table.NOT_PREPARED])) == f"fusedrnn: reason {number}".encode()
+
+
 @cell(gates="a")
 def own(x, recurrent, s):
     return tanh(x.a + recurrent(s.h).a)
@@ -64,15 +76,15 @@ def test_an_exported_function_of_an_unknown_cell(monkeypatch):
         calls.restore(key, text)
 
 
-def test_a_description_restores_the_call(monkeypatch):
+def test_a_description_restores_the_call():
     spec = RNNSpec("rnn_tanh", 3, 5, activations=(Activation("leaky_relu", 0.1),), gate_clip=2.0)
     call = calls.Call(spec, ("states", "lengths"))
     for kind, needs in (("forward", None), ("backward", calls.Needs(True, False, True))):
         job = calls.NetworkJob(call, kind, needs)
         key, text = calls.describe(job)
-        monkeypatch.delitem(calls._known, key)
+        assert key not in calls._known  # what a description restores does not stay in memory
         assert calls.restore(key, text) == job
     blocks = (Block(0, 8, 16, 1, 0, 12, rows=3, columns=4),)
     key, text = calls.describe(calls.TransposeJob("float64", blocks))
-    monkeypatch.delitem(calls._known, key)
+    assert key not in calls._known
     assert calls.restore(key, text) == calls.TransposeJob("float64", blocks)

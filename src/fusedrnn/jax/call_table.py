@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import traceback
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -32,6 +32,8 @@ from fusedrnn.spec import RNNSpec
 TARGET_NAME = "fusedrnn_call"
 # The number of prepared calls to keep. Each takes about ten kilobytes.
 _MAX_CALLS = 256
+# XLA copies a message without holding the lock, so it must stay in memory for a while after later ones.
+_MAX_REASONS = 256
 _MESSAGES = {
     BAD_LENGTH: b"fusedrnn: each of lengths must be from 0 to the number of steps",
     NO_MEMORY: b"fusedrnn: there is no memory for the workspace or the packed weights",
@@ -55,11 +57,11 @@ class CallTable:
         self._lock = Lock()
         self._calls: OrderedDict[tuple[int, ...], tuple[Any, BufferCall | TransposeCall]] = OrderedDict()
         self._prepare = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 4)(self._prepare_or_explain)
-        # XLA copies a message without holding the lock, so earlier messages must stay in memory.
-        self._texts: list[ctypes.Array[ctypes.c_char]] = []
+        self._texts = {status: ctypes.create_string_buffer(text) for status, text in _MESSAGES.items()}
+        self._reasons: deque[ctypes.Array[ctypes.c_char]] = deque(maxlen=_MAX_REASONS)
         self._messages = np.zeros(max(OTHER_VERSION, NOT_PREPARED) + 1, np.int64)
-        for status, text in _MESSAGES.items():
-            self._set_message(status, text)
+        for status, buffer in self._texts.items():
+            self._messages[status] = ctypes.addressof(buffer)
         self._table = aligned_empty((len(TABLE),), np.int64)
         values = {
             "lock": 0, "first": 0, "num_threads": num_threads_cell(), "prepare": address(self._prepare),
@@ -69,19 +71,21 @@ class CallTable:
         function(code, "set_table", 1)(self._table.ctypes.data)
         publish_num_threads(process_num_threads())
 
-    def _set_message(self, status: int, text: bytes) -> None:
-        self._texts.append(ctypes.create_string_buffer(text))
-        self._messages[status] = ctypes.addressof(self._texts[-1])
-
     def _prepare_or_explain(self, frame: int, key: int, rows: int, columns: int) -> int:
         """Prepare a call for the frame of XLA's call; if that fails, set a message and return 0."""
         try:
             self._prepare_call(key, _description(frame), rows, columns)
         except BaseException as error:  # machine code calls this, and cannot handle an exception
             text = "".join(traceback.format_exception_only(error)).strip()
-            self._set_message(NOT_PREPARED, f"fusedrnn: {text}".encode())
+            self._explain(text)
             return 0
         return 1
+
+    def _explain(self, reason: str) -> None:
+        """Set the message for a call that cannot be prepared."""
+        buffer = ctypes.create_string_buffer(f"fusedrnn: {reason}".encode())
+        self._messages[NOT_PREPARED] = ctypes.addressof(buffer)
+        self._reasons.append(buffer)  # after the message is set, as this may free the oldest one
 
     def _prepare_call(self, key: int, description: str, rows: int, columns: int) -> None:
         job = restore(key, description)

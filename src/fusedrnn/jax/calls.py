@@ -127,7 +127,8 @@ def describe(job: Job) -> tuple[int, str]:
     """The key of a job and its description. From these, :func:`restore` makes the job again in another process."""
     text = json.dumps(_network_values(job) if isinstance(job, NetworkJob) else {"job": "transpose", **job._asdict()})
     key = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
-    _known[key] = job
+    if isinstance(job, NetworkJob) and isinstance(job.call.spec.mode, Cell):
+        _known[key] = job
     return key, text
 
 
@@ -148,6 +149,7 @@ def _network_values(job: NetworkJob) -> dict[str, Any]:
 
 
 _known: dict[int, Job] = {}
+"""The jobs of user cells, by key. A description does not restore these, so they stay as long as the process."""
 
 
 def restore(key: int, text: str) -> Job:
