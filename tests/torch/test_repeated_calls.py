@@ -10,6 +10,7 @@ from torch.func import functional_call
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 
+import fusedrnn.torch
 from fusedrnn.torch.short_call import ShortCall
 from fusedrnn.torch.tensor_guards import DESCRIBE
 from torch_layers import KINDS, LAYERS, flat, make_pair
@@ -86,6 +87,64 @@ def test_gradients_of_repeated_calls(kind):
             torch.autograd.backward(results, [torch.ones_like(result) for result in results])
             grads.append([leaf.grad, *[parameter.grad for parameter in net.parameters()]])
         torch.testing.assert_close(*grads)
+
+
+TIES = {
+    "biases": ("GRUCell", {}, [("bias_hh", "bias_ih")]),
+    "matrices": ("RNNCell", {"bias": False}, [("weight_hh", "weight_ih")]),
+    "layers": ("LSTM", {"num_layers": 2}, [("weight_ih_l1", "weight_ih_l0"), ("bias_hh_l1", "bias_ih_l0")]),
+    "directions": ("GRU", {"bidirectional": True}, [("weight_hh_l0_reverse", "weight_hh_l0")]),
+}  # fmt: skip
+
+
+def _tied_pair(tied):
+    """Modules with parameters that are one tensor, and the shape of a step of their input."""
+    kind, options, ties = TIES[tied]
+    pair = make_pair(kind, H, H, **options)
+    for net in pair:
+        for name, other in ties:
+            setattr(net, name, getattr(net, other))
+    return *pair, (N, H) if kind.endswith("Cell") else (1, N, H)
+
+
+@pytest.mark.parametrize("tied", TIES)
+def test_parameters_that_are_one_tensor(tied, short_calls):
+    ours, torch_net, shape = _tied_pair(tied)
+    with torch.no_grad():
+        for _ in range(4):
+            assert_same(ours, torch_net, torch.randn(shape), None)
+    assert len(short_calls) == 2 * bool(DESCRIBE)
+
+
+@pytest.mark.parametrize("steps", [1, 30])
+@pytest.mark.parametrize("tied", TIES)
+def test_gradients_of_parameters_that_are_one_tensor(tied, steps):
+    ours, torch_net, shape = _tied_pair(tied)
+    for _ in range(4):
+        x, grads = torch.randn(steps * shape[0], *shape[1:]), []
+        for net in (ours, torch_net):
+            results = flat(net(x))
+            grads.append(torch.autograd.grad(sum(result.square().sum() for result in results), [*net.parameters()]))
+        torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("kind", ["GRU", "GRUCell"])
+def test_a_parameter_that_a_subclass_adds(kind, short_calls):
+    class Scaled(getattr(fusedrnn.torch, kind)):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.scale = torch.nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, x, hx=None):
+            return super().forward(self.scale * x, hx)
+
+    _, torch_net = make_pair(kind, I, H)
+    ours = Scaled(I, H)
+    ours.load_state_dict(torch_net.state_dict(), strict=False)
+    for _ in range(4):
+        x, hx = operands(kind)
+        torch.testing.assert_close(flat(ours(x, hx)), flat(torch_net(2 * x, hx)))
+    assert len(short_calls) == 2 * bool(DESCRIBE)
 
 
 @pytest.mark.parametrize("kind", KINDS)
