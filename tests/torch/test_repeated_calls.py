@@ -214,6 +214,23 @@ def test_a_module_changes_between_calls(kind, change, records):
             assert_same(ours, torch_net, *operands(kind))
 
 
+@pytest.mark.parametrize("kind", ["GRU", "GRUCell"])
+def test_a_parametrization_is_computed_once_for_each_call(kind):
+    computed = []
+
+    class Counted(torch.nn.Module):
+        def forward(self, weight):
+            computed.append(weight)
+            return 2 * weight
+
+    ours, _ = make_pair(kind, I, H)
+    parametrize.register_parametrization(ours, "weight_hh_l0" if kind in LAYERS else "weight_hh", Counted())
+    computed.clear()
+    for _ in range(4):
+        ours(*operands(kind))
+    assert len(computed) == 4
+
+
 @pytest.mark.parametrize("steps", [2, 30])
 @pytest.mark.parametrize("records", [False, True])
 def test_batch_first_changes_between_calls(records, steps):
