@@ -270,6 +270,21 @@ def test_input_changes_between_calls(kind, change, records):
             torch.testing.assert_close(*outcomes)
 
 
+@pytest.mark.parametrize("records", [False, True])
+@pytest.mark.parametrize("kind", ["LSTM", "GRUCell"])
+def test_tensors_of_zeros_without_memory(kind, records):
+    ours, torch_net = make_pair(kind, I, H)
+    with torch.set_grad_enabled(records):
+        for _ in range(3):
+            x, hx = operands(kind)
+            assert_same(ours, torch_net, x, hx)
+        zeros = torch._efficientzerotensor(x.shape)
+        torch.testing.assert_close(flat(ours(zeros, hx)), flat(torch_net(torch.zeros_like(x), hx)))
+        states = [torch._efficientzerotensor(state.shape) for state in flat(hx)]
+        none = tuple(states) if kind == "LSTM" else states[0]
+        torch.testing.assert_close(flat(ours(x, none)), flat(torch_net(x)))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_states_change_between_calls(kind):
     ours, torch_net = make_pair(kind, I, H)
