@@ -10,6 +10,7 @@ from torch.func import functional_call
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 
+import fusedrnn.torch
 from fusedrnn.torch.short_call import ShortCall
 from fusedrnn.torch.tensor_guards import DESCRIBE
 from torch_layers import KINDS, LAYERS, flat, make_pair
@@ -88,6 +89,64 @@ def test_gradients_of_repeated_calls(kind):
         torch.testing.assert_close(*grads)
 
 
+TIES = {
+    "biases": ("GRUCell", {}, [("bias_hh", "bias_ih")]),
+    "matrices": ("RNNCell", {"bias": False}, [("weight_hh", "weight_ih")]),
+    "layers": ("LSTM", {"num_layers": 2}, [("weight_ih_l1", "weight_ih_l0"), ("bias_hh_l1", "bias_ih_l0")]),
+    "directions": ("GRU", {"bidirectional": True}, [("weight_hh_l0_reverse", "weight_hh_l0")]),
+}  # fmt: skip
+
+
+def _tied_pair(tied):
+    """Modules with parameters that are one tensor, and the shape of a step of their input."""
+    kind, options, ties = TIES[tied]
+    pair = make_pair(kind, H, H, **options)
+    for net in pair:
+        for name, other in ties:
+            setattr(net, name, getattr(net, other))
+    return *pair, (N, H) if kind.endswith("Cell") else (1, N, H)
+
+
+@pytest.mark.parametrize("tied", TIES)
+def test_parameters_that_are_one_tensor(tied, short_calls):
+    ours, torch_net, shape = _tied_pair(tied)
+    with torch.no_grad():
+        for _ in range(4):
+            assert_same(ours, torch_net, torch.randn(shape), None)
+    assert len(short_calls) == 2 * bool(DESCRIBE)
+
+
+@pytest.mark.parametrize("steps", [1, 30])
+@pytest.mark.parametrize("tied", TIES)
+def test_gradients_of_parameters_that_are_one_tensor(tied, steps):
+    ours, torch_net, shape = _tied_pair(tied)
+    for _ in range(4):
+        x, grads = torch.randn(steps * shape[0], *shape[1:]), []
+        for net in (ours, torch_net):
+            results = flat(net(x))
+            grads.append(torch.autograd.grad(sum(result.square().sum() for result in results), [*net.parameters()]))
+        torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("kind", ["GRU", "GRUCell"])
+def test_a_parameter_that_a_subclass_adds(kind, short_calls):
+    class Scaled(getattr(fusedrnn.torch, kind)):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.scale = torch.nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, x, hx=None):
+            return super().forward(self.scale * x, hx)
+
+    _, torch_net = make_pair(kind, I, H)
+    ours = Scaled(I, H)
+    ours.load_state_dict(torch_net.state_dict(), strict=False)
+    for _ in range(4):
+        x, hx = operands(kind)
+        torch.testing.assert_close(flat(ours(x, hx)), flat(torch_net(2 * x, hx)))
+    assert len(short_calls) == 2 * bool(DESCRIBE)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_double_backward_of_a_repeated_call(kind):
     ours, torch_net = (net.double() for net in make_pair(kind, I, H))
@@ -155,6 +214,23 @@ def test_a_module_changes_between_calls(kind, change, records):
             assert_same(ours, torch_net, *operands(kind))
 
 
+@pytest.mark.parametrize("kind", ["GRU", "GRUCell"])
+def test_a_parametrization_is_computed_once_for_each_call(kind):
+    computed = []
+
+    class Counted(torch.nn.Module):
+        def forward(self, weight):
+            computed.append(weight)
+            return 2 * weight
+
+    ours, _ = make_pair(kind, I, H)
+    parametrize.register_parametrization(ours, "weight_hh_l0" if kind in LAYERS else "weight_hh", Counted())
+    computed.clear()
+    for _ in range(4):
+        ours(*operands(kind))
+    assert len(computed) == 4
+
+
 @pytest.mark.parametrize("steps", [2, 30])
 @pytest.mark.parametrize("records", [False, True])
 def test_batch_first_changes_between_calls(records, steps):
@@ -192,6 +268,21 @@ def test_input_changes_between_calls(kind, change, records):
             assert outcomes[0] == outcomes[1]
         else:
             torch.testing.assert_close(*outcomes)
+
+
+@pytest.mark.parametrize("records", [False, True])
+@pytest.mark.parametrize("kind", ["LSTM", "GRUCell"])
+def test_tensors_of_zeros_without_memory(kind, records):
+    ours, torch_net = make_pair(kind, I, H)
+    with torch.set_grad_enabled(records):
+        for _ in range(3):
+            x, hx = operands(kind)
+            assert_same(ours, torch_net, x, hx)
+        zeros = torch._efficientzerotensor(x.shape)
+        torch.testing.assert_close(flat(ours(zeros, hx)), flat(torch_net(torch.zeros_like(x), hx)))
+        states = [torch._efficientzerotensor(state.shape) for state in flat(hx)]
+        none = tuple(states) if kind == "LSTM" else states[0]
+        torch.testing.assert_close(flat(ours(x, none)), flat(torch_net(x)))
 
 
 @pytest.mark.parametrize("kind", KINDS)

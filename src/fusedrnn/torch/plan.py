@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from operator import is_
@@ -190,7 +191,12 @@ def current_weights(module: Module, plan: ModulePlan, dtype: torch.dtype) -> lis
         for weight, shape in zip(weights, plan.shapes, strict=True):
             if not is_plain(weight, dtype) or weight.shape != shape:
                 return None
-    return weights if plan.order is None else [None if i is None else weights[i] for i in plan.order]
+    return in_operator_order(plan, weights)
+
+
+def in_operator_order(plan: ModulePlan, values: Sequence[Any]) -> list[Any]:
+    """Values for ``plan.names`` as values for the operator's parameters, None for a missing bias."""
+    return [*values] if plan.order is None else [None if i is None else values[i] for i in plan.order]
 
 
 def _are_ordinary(weights: list[Any], expected: list[tuple[Any, ...]]) -> bool:

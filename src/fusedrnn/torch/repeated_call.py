@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fusedrnn.torch import autocast, dispatch, eager
 from fusedrnn.torch.eligibility import DTYPE_NAMES, is_compiling
 from fusedrnn.torch.network import CallShape, Network, Results
-from fusedrnn.torch.plan import ModulePlan, current_weights, spec_of
+from fusedrnn.torch.plan import ModulePlan, current_weights, in_operator_order, spec_of
 from fusedrnn.torch.short_call import ShortCall, as_tuple
 
 # Bound once: attribute lookups are a large part of a call of one step.
@@ -135,15 +135,16 @@ class RepeatedCall:
         data = x.data if isinstance(x, PackedSequence) else x
         plan = module._plan(data.dtype)
         parameters = [module._parameters.get(name) for name in plan.names]
-        weights = current_weights(module, plan, data.dtype)
         tensors = [data, *as_tuple(hx)]
         if (
             data.dtype not in DTYPE_NAMES
             or not all(type(tensor) in (Tensor, Parameter) for tensor in tensors)
             or not all(type(parameter) is Parameter and parameter.is_contiguous() for parameter in parameters)
-            or weights is None
-            or {id(weight) for weight in weights if weight is not None} != set(map(id, parameters))
         ):
+            return None
+        # This comes last, because reading a parametrized weight computes it.
+        weights = current_weights(module, plan, data.dtype)
+        if weights is None or not all(map(is_, weights, in_operator_order(plan, parameters))):
             return None
         return cls(module, plan, x, hx, parameters, weights)
 

@@ -17,7 +17,7 @@ from fusedrnn.engines.cpu.tensor_call import TensorCall, TensorGuard
 from fusedrnn.torch import autocast, dispatch, eager, tensor_calls
 from fusedrnn.torch.network import CallShape
 from fusedrnn.torch.openmp import team
-from fusedrnn.torch.plan import ModulePlan
+from fusedrnn.torch.plan import ModulePlan, in_operator_order
 from fusedrnn.torch.tensor_guards import DESCRIBE, guard_of
 
 # Bound once: attribute lookups are a large part of a call of one step.
@@ -58,6 +58,7 @@ class ShortCall:
         self.shape, self._weights, shape.backwards = shape, weights, {}
         self._plan, self._training, self._num_threads = plan, module.training, _get_num_threads()
         self._parameters = [weight for weight in weights if weight is not None]
+        self._names = [name for name in in_operator_order(plan, plan.names) if name is not None]
         self._dtype, self._num_states = self._parameters[0].dtype, None if states is None else len(states)
         self._is_hx_tensor = states is not None and len(plan.state_sizes) == 1
         self._batch_sizes = x.batch_sizes.tolist() if is_packed else None
@@ -85,11 +86,10 @@ class ShortCall:
         """The guards of all tensors, in the order in which a call passes them."""
         network = self.shape.network
         entries = network.spec.layout.by_layer_direction
-        names = {id(weight): f"unpacked {entry.name}" for weight, entry in zip(self._weights, entries, strict=True)}
+        # By position, since one tensor may be several of the weights.
         parameters = [
-            TensorGuard(None, is_same=True) if weight is None
-            else guard_of(weight, names[id(weight)])._replace(data=weight.data_ptr(), is_same=True)
-            for weight in module._parameters.values()
+            guard_of(weight, f"unpacked {entry.name}")._replace(data=weight.data_ptr(), is_same=True)
+            for weight, entry in zip(self._weights, entries, strict=True) if weight is not None
         ]  # fmt: skip
         flat = [TensorGuard(weight, is_same=True) for weight in self._flat_weights(module)]
         y, final = self._new_results(x)
@@ -151,7 +151,8 @@ class ShortCall:
     def run(self, module: Any, x: Tensor, states: Sequence[Tensor]) -> Sequence[Any] | None:
         """The output, None for a cell, and the final states; None if a tensor does not pass its guard."""
         y, final = self._new_results(x)
-        tensors = (x, *states, *module._parameters.values(), *self._flat_weights(module), *final, y)
+        parameters = map(module._parameters.get, self._names)
+        tensors = (x, *states, *parameters, *self._flat_weights(module), *final, y)
         if self._output_shape is None:
             y = None
         if self._info is None:

@@ -23,7 +23,8 @@ TENSOR_GUARD = Struct(
 
 - It is of this ``type``. If ``object`` is not 0, it is this very object.
 - If ``ndim`` is not negative, it is a tensor in CPU memory with this ``dtype`` (a DLDataType in 32 bits), ``shape`` and
-  ``strides`` (in elements). If ``data`` is not 0, it is at this address. Its address becomes the value of ``symbol``.
+  ``strides`` (in elements), and it has memory: its address is not 0. If ``data`` is not 0, it is at this address. Its
+  address becomes the value of ``symbol``.
 """
 ANY_STRIDE = -(1 << 62)
 """The stride of an axis of one element."""
@@ -110,6 +111,7 @@ def _compare(f: Function, description: Value, guard: Value, alike: Variable) -> 
     device, ndim, dtype = (f.load(description + offset, I32, 4).sext(I64) for offset in (_DEVICE, _NDIM, _DTYPE))
     same = device.equals(_CPU) & ndim.equals(g.ndim) & dtype.equals(g.dtype)
     same = same & f.load(description + _BYTE_OFFSET).is_zero & (g.data.is_zero | data.equals(g.data))
+    same = same & data.is_set  # a tensor of zeros may have no memory
     with f.if_else(same) as (comparable, different):
         with comparable:
             shape, strides = f.load(description + _SHAPE), f.load(description + _STRIDES)
