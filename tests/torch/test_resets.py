@@ -233,9 +233,25 @@ def test_single_steps(form, runs):
         layer(x, states[0], resets=resets)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:DeprecationWarning")
-@pytest.mark.parametrize("trace", ["make_fx", "jit"])
-def test_traced_single_steps(trace):
+def test_empty_input():
+    """As without marks."""
+    layer, marks = fusedrnn.torch.GRU(I, H), torch.zeros(T, 0, dtype=torch.bool)
+    y, final = layer(torch.zeros(T, 0, I), resets=marks)
+    assert y.shape == (T, 0, H) and final.shape == (1, 0, H)
+    with pytest.raises(RuntimeError, match=r"^Expected sequence length to be larger than 0"):
+        layer(torch.zeros(0, N, I), resets=torch.zeros(0, N, dtype=torch.bool))
+
+
+def test_states_in_a_list(monkeypatch):
+    ours, _ = layers("LSTM")
+    x, states, resets, _ = problem("LSTM", "batched")
+    expected = flat(ours(x, states, resets=resets))
+    monkeypatch.setattr(dispatch, "runner", lambda: None)
+    for one, other in zip(flat(ours(x, list(states), resets=resets)), expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_traced_single_steps():
     """The marks are inputs of the graph: no mark while it is traced says nothing of later calls."""
     layer = fusedrnn.torch.GRU(I, H).requires_grad_(False)
 
@@ -243,8 +259,7 @@ def test_traced_single_steps(trace):
         return layer(x, h0, resets=resets)[0]
 
     x, h0, resets = torch.rand(1, N, I), torch.ones(1, N, H), torch.zeros(1, N, dtype=torch.bool)
-    arguments = x, h0, resets
-    graph = torch.jit.trace(run, arguments, check_trace=False) if trace == "jit" else make_fx(run)(*arguments)
+    graph = make_fx(run)(x, h0, resets)
     for marks in (resets, ~resets):
         torch.testing.assert_close(graph(x, h0, marks), run(x, h0, marks))
 

@@ -211,7 +211,7 @@ def _forward_padded(
         sizes = [module.proj_size or module.hidden_size, module.hidden_size][: 2 if module.mode == "LSTM" else 1]
         states = tuple(x.new_zeros(module.num_layers * directions, batch, size) for size in sizes)
     else:
-        states = hx if isinstance(hx, tuple) else (hx,)
+        states = tuple(hx) if isinstance(hx, (tuple, list)) else (hx,)
 
     def run(packed: PackedSequence, initial: States) -> tuple[PackedSequence, States]:
         outputs, final = forward(packed, initial if len(initial) > 1 else initial[0])
