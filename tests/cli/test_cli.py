@@ -218,6 +218,13 @@ def test_bench_rejects_invalid_options(option, value, messages):
         assert words in result.output
 
 
+@pytest.mark.parametrize("seconds", ["inf", "nan"])
+def test_seconds_are_finite(seconds, monkeypatch):
+    monkeypatch.setattr(bench, "run", lambda *arguments: pytest.fail("it was accepted"))
+    result = run(*QUICK, "--seconds", seconds)
+    assert result.exit_code == 2 and f"{seconds} is not a finite number" in result.output
+
+
 def test_a_row_that_cannot_be_allocated_is_one_line(monkeypatch):
     """What contenders allocate beyond the arguments is known only when they run."""
 
