@@ -271,7 +271,7 @@ def test_input_changes_between_calls(kind, change, records):
 
 
 @pytest.mark.parametrize("records", [False, True])
-@pytest.mark.parametrize("kind", ["LSTM", "GRUCell"])
+@pytest.mark.parametrize("kind", ["RNNCell", "GRUCell"])  # torch.nn's LSTMs cannot run on these
 def test_tensors_of_zeros_without_memory(kind, records):
     ours, torch_net = make_pair(kind, I, H)
     with torch.set_grad_enabled(records):
@@ -280,8 +280,7 @@ def test_tensors_of_zeros_without_memory(kind, records):
             assert_same(ours, torch_net, x, hx)
         zeros = torch._efficientzerotensor(x.shape)
         torch.testing.assert_close(flat(ours(zeros, hx)), flat(torch_net(torch.zeros_like(x), hx)))
-        states = [torch._efficientzerotensor(state.shape) for state in flat(hx)]
-        none = tuple(states) if kind == "LSTM" else states[0]
+        none = torch._efficientzerotensor(hx.shape)
         torch.testing.assert_close(flat(ours(x, none)), flat(torch_net(x)))
 
 
