@@ -21,7 +21,7 @@ import typer
 from numpy.typing import NDArray
 from rich.table import Table
 
-from fusedrnn.cli.console import check_writable, fail, output
+from fusedrnn.cli.console import check_writable, fail, finite, output
 from fusedrnn.onnx import AcceleratedSession, accelerate
 from fusedrnn.onnx.ort.calibration import compare
 from fusedrnn.onnx.ort.feeds import example_feeds
@@ -185,7 +185,7 @@ def main(
     models: Annotated[list[Path] | None, typer.Argument(help="Models, or folders of models.")] = None,
     package: Annotated[list[str] | None, typer.Option(help="An installed package that ships models.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of both.")] = 1,
-    seconds: Annotated[float, typer.Option(min=0.01, help="Time for each model, about, twice.")] = 2.0,
+    seconds: Annotated[float, typer.Option(min=0.01, callback=finite, help="Time for each model, about, twice.")] = 2.0,
     steps: Annotated[int, typer.Option(min=1, help="Size of axes that the model leaves open.")] = 1000,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows into this file.")] = None,
 ) -> None:

@@ -30,7 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import fusedrnn
 import fusedrnn.torch
-from fusedrnn.cli.console import fail, output
+from fusedrnn.cli.console import fail, finite, output
 from fusedrnn.spec import RNNSpec
 from fusedrnn.testing.cases import CASES, Case
 
@@ -233,7 +233,7 @@ def main(
     mode: Annotated[str, typer.Option(help=f"The cell: {', '.join(_LAYERS)}.")] = "lstm",
     processes: Annotated[int, typer.Option(min=2, help="Processes, of one thread each.")] = 2,
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of each setup, in alternation.")] = 9,
-    seconds: Annotated[float, typer.Option(min=0.001, help="The length of a measurement.")] = 1.0,
+    seconds: Annotated[float, typer.Option(min=0.001, callback=finite, help="The length of a measurement.")] = 1.0,
 ) -> None:
     """Measure weak scaling on this machine, and compute how long a network takes to average the gradients.
 

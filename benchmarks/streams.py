@@ -27,7 +27,7 @@ from examples.stream_server.latency import table as latency_table
 from examples.stream_server.settings import CELLS, Settings
 from fusedrnn import Streams
 from fusedrnn.bench.report import environment_report
-from fusedrnn.cli.console import check_writable, fail, output
+from fusedrnn.cli.console import check_writable, fail, finite, output
 from fusedrnn.env import MAX_THREADS
 
 ROUND_SECONDS = 0.02
@@ -135,8 +135,10 @@ def main(
     capacity: Annotated[int, typer.Option(min=1, help="Streams that have joined.")] = Settings.capacity,
     threads: Annotated[int, typer.Option(min=1, max=MAX_THREADS, help="Threads.")] = 1,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of each comparison.")] = 51,
-    period: Annotated[float, typer.Option(min=0.1, help="Milliseconds between two frames of a stream.")] = 32.0,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Duration of the schedule.")] = 10.0,
+    period: Annotated[
+        float, typer.Option(min=0.1, callback=finite, help="Milliseconds between two frames of a stream.")
+    ] = 32.0,
+    seconds: Annotated[float, typer.Option(min=0.1, callback=finite, help="Duration of the schedule.")] = 10.0,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")] = None,
 ) -> None:
     """Time steps of some of many streams, compared with a fixed batch, and steps on a schedule."""

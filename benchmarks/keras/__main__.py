@@ -16,7 +16,7 @@ from rich.table import Table
 
 from benchmarks.peers.environments import Environment, child_environment
 from fusedrnn.cli import options
-from fusedrnn.cli.console import fail
+from fusedrnn.cli.console import fail, finite
 from fusedrnn.testing.cases import CASES
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -38,7 +38,7 @@ def main(
     cases: Annotated[str, typer.Option(help=f"Workloads, separated by commas, of {', '.join(CASES)}.")] = "",
     layers: Annotated[str, typer.Option(help="Layers, separated by commas.")] = ",".join(_LAYERS),
     threads: Annotated[int, typer.Option(min=1, help="Number of threads.")] = 2,
-    seconds: Annotated[float, typer.Option(min=0, help="Time for each figure.")] = 2.0,
+    seconds: Annotated[float, typer.Option(min=0, callback=finite, help="Time for each figure.")] = 2.0,
     json: options.Json = None,
 ) -> None:
     """Compare models of Keras's recurrent layers with the same models after accelerate, in turns, in one process."""

@@ -10,7 +10,7 @@ import typer
 from examples.stream_server import commands, latency, limits
 from examples.stream_server.protocol import ProtocolError
 from examples.stream_server.settings import CELLS, Settings
-from fusedrnn.cli.console import check_writable, fail
+from fusedrnn.cli.console import check_writable, fail, finite
 from fusedrnn.env import MAX_THREADS
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
@@ -20,9 +20,13 @@ Features = Annotated[int, typer.Option(min=1, help="Features of a frame.")]
 Hidden = Annotated[int, typer.Option(min=1, help="Hidden units of each layer.")]
 Layers = Annotated[int, typer.Option(min=1, help="Recurrent layers.")]
 Capacity = Annotated[int, typer.Option("--capacity", "--streams", min=1, help="Streams at a time.")]
-Period = Annotated[float, typer.Option(min=0.1, help="Milliseconds from one frame of a stream to the next.")]
-Seconds = Annotated[float, typer.Option(min=0.1, help="How long to send frames.")]
-Window = Annotated[float, typer.Option(min=0.0, help="Milliseconds to wait for more frames before a step.")]
+Period = Annotated[
+    float, typer.Option(min=0.1, callback=finite, help="Milliseconds from one frame of a stream to the next.")
+]
+Seconds = Annotated[float, typer.Option(min=0.1, callback=finite, help="How long to send frames.")]
+Window = Annotated[
+    float, typer.Option(min=0.0, callback=finite, help="Milliseconds to wait for more frames before a step.")
+]
 Threads = Annotated[int, typer.Option(min=1, max=MAX_THREADS, help="Threads of a step.")]
 Host = Annotated[str, typer.Option(help="The server's address.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="The server's port; 0 lets the system choose one.")]

@@ -218,6 +218,12 @@ def test_bench_rejects_invalid_options(option, value, messages):
         assert words in result.output
 
 
+def test_seconds_are_finite(monkeypatch):
+    monkeypatch.setattr(bench, "run", lambda *arguments: pytest.fail("it was accepted"))
+    result = run(*QUICK, "--seconds", "inf")
+    assert result.exit_code == 2 and "inf is not a finite number" in result.output
+
+
 def test_a_row_that_cannot_be_allocated_is_one_line(monkeypatch):
     """What contenders allocate beyond the arguments is known only when they run."""
 

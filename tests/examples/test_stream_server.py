@@ -265,6 +265,8 @@ def test_errors_of_commands(tmp_path, monkeypatch):
             result = run(*arguments)
             assert result.exit_code != 0
             assert words in result.output.replace("\n", " "), result.output
+    for option in ("--seconds", "--period"):
+        assert "inf is not a finite number" in run("load", option, "inf").output
     assert "refused" in run("load", "--port", port, "--streams", 1).output.lower()
 
 

@@ -55,6 +55,8 @@ def test_arguments():
         accelerate(model, replace="never")
     with raises(ValueError, "num_threads", "0"):
         accelerate(model, num_threads=0)
+    with raises(ValueError, "calibration_seconds must be finite", "inf"):
+        accelerate(model, calibration_seconds=float("inf"))
     with raises(TypeError, "sess_options", "dict"):
         accelerate(model, sess_options={})
     with raises(TypeError, "feeds", "int"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -34,6 +35,13 @@ def fail(message: str) -> NoReturn:
     """Print an error, and exit with code 2."""
     typer.echo(f"error: {message}", err=True)
     raise typer.Exit(2)
+
+
+def finite(value: float) -> float:
+    """The value of an option, if it is finite: a callback for options."""
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number")
+    return value
 
 
 def check_writable(option: str, path: Path | None) -> None:

@@ -13,6 +13,7 @@ import typer
 from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.data import IN_FORMAT, Array
 from fusedrnn.bench.tables import MODE_NAMES
+from fusedrnn.cli.console import finite
 from fusedrnn.env import MAX_THREADS
 from fusedrnn.scalars import MAX_BYTES
 from fusedrnn.spec import DTYPES
@@ -42,7 +43,9 @@ Data = Annotated[
 ]
 Steps = Annotated[str, typer.Option(help="Time steps T instead of the cases' own, separated by commas.")]
 Batch = Annotated[str, typer.Option(help="Sequences N instead of the cases' own, separated by commas.")]
-Seconds = Annotated[float, typer.Option(min=0, help="Time to spend on a row, if its calls are short enough.")]
+Seconds = Annotated[
+    float, typer.Option(min=0, callback=finite, help="Time to spend on a row, if its calls are short enough.")
+]
 Json = Annotated[Path | None, typer.Option(help="Write every figure to this file.")]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from math import isinf
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,8 @@ def accelerate(
     onnxruntime = _import_onnxruntime()
     policy = check_choice("replace", replace, _POLICIES)
     seconds = positive_number("calibration_seconds", calibration_seconds)
+    if isinf(seconds):
+        raise ValueError("calibration_seconds must be finite; got inf")
     proto = _load(model)
     if sess_options is not None and not isinstance(sess_options, onnxruntime.SessionOptions):
         raise TypeError(f"sess_options must be onnxruntime.SessionOptions; got {type(sess_options).__name__}")
