@@ -8,8 +8,10 @@ import pytest
 
 from fusedrnn import Activation, RNNSpec
 from fusedrnn.cell import cell, tanh
+from fusedrnn.engines.cpu.launch.buffer_kernel import OK
 from fusedrnn.engines.cpu.weights.transpose_kernel import Block
-from fusedrnn.jax import calls, rnn
+from fusedrnn.jax import call_table, calls, rnn
+from fusedrnn.jax.handler_kernel import OTHER_VERSION
 
 SPEC = RNNSpec("lstm", 3, 5)
 PARAMS, X = jnp.zeros(SPEC.layout.size), jnp.zeros((4, 2, 3))
@@ -45,6 +47,11 @@ def test_a_length_that_only_the_call_knows():
         with pytest.raises(jax.errors.JaxRuntimeError, match="lengths must be from 0 to the number of steps"):
             run(jnp.array(lengths)).block_until_ready()
     assert run(jnp.array([0, 4])).shape == (4, 2, 5)  # an error leaves nothing locked
+
+
+def test_every_status_has_a_message_at_first():
+    """Also that of a failed preparation, since a signal handler may raise before Python can set the message."""
+    assert sorted(call_table._MESSAGES) == [*range(OK + 1, OTHER_VERSION + 1)]
 
 
 def test_lengths_that_a_compiled_function_closes_over():

@@ -38,6 +38,7 @@ _MESSAGES = {
     BAD_LENGTH: b"fusedrnn: each of lengths must be from 0 to the number of steps",
     NO_MEMORY: b"fusedrnn: there is no memory for the workspace or the packed weights",
     NOT_ALIGNED: b"fusedrnn: the buffer of the reserve does not begin at a multiple of 64",
+    NOT_PREPARED: b"fusedrnn: interrupted: a signal handler raised an exception",
     OTHER_VERSION: b"fusedrnn: this jaxlib has an unknown version of the foreign function interface",
 }
 

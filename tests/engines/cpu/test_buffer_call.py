@@ -1,6 +1,7 @@
 """Calls on buffers that machine code runs without the interpreter: the bits of the operator, from any thread."""
 
 import ctypes
+import sys
 import threading
 from dataclasses import replace
 
@@ -13,9 +14,10 @@ from fusedrnn.engines.cpu import tuning
 from fusedrnn.engines.cpu.buffer_call import BufferCall
 from fusedrnn.engines.cpu.executor import Executor
 from fusedrnn.engines.cpu.kernels.stages import state_letters
-from fusedrnn.engines.cpu.launch.buffer_kernel import BAD_LENGTH, NOT_ALIGNED, OK
+from fusedrnn.engines.cpu.launch.buffer_kernel import BAD_LENGTH, NO_MEMORY, NOT_ALIGNED, OK
 from fusedrnn.engines.cpu.launch.kernel_args import state_symbols
 from fusedrnn.engines.cpu.reserve_layout import ReserveLayout
+from fusedrnn.engines.cpu.weights.cache import WeightCache
 from fusedrnn.runtime import native_memory
 from fusedrnn.runtime.buffers import aligned_empty
 from fusedrnn.runtime.thread_pool import get_pool, release_pool, set_num_threads, try_acquire_pool
@@ -129,6 +131,23 @@ def test_integer_formats(compute, threads):
     forward = Forward(RNNSpec("gru", 24, 40, compute=compute), SMALL, threads, lengths=True)
     forward.check()
     forward.problem.params[:] = -forward.problem.params
+    forward.check()
+
+
+def test_an_interrupt_while_parameters_are_packed(monkeypatch):
+    """The call fails, and the next one packs again."""
+    forward = Forward(RNNSpec("gru", 24, 40, compute="int8"), SMALL, 1)
+    y, final, _ = forward.expected()
+    buffers = [*forward.operands, *forward.results([y, *final])]
+    addresses = [array.ctypes.data for array in buffers]
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "unraisablehook", lambda entry: None)
+        patch.setattr(WeightCache, "pack_quantized_into", interrupt)
+        assert forward.call.run(addresses) == forward.call.run(addresses) == NO_MEMORY
     forward.check()
 
 

@@ -238,6 +238,7 @@ def _repack_function(cache: WeightCache) -> Callable[..., None]:
         data = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(params))
         packed = ctypes.c_int64.from_address(slot + WEIGHTS_SLOT.offset("address")).value
         cache.pack_quantized_into(packed, data)
+        ctypes.c_int64.from_address(slot + WEIGHTS_SLOT.offset("packed")).value = 1
 
     return ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)(repack)
 

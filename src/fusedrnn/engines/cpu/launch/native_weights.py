@@ -25,15 +25,16 @@ The parameters are ``num_arrays`` arrays; ``sizes`` is the address of their size
 from which ``transpose`` makes the flat vector: a function of (``transposes``, addresses of the arrays and of the
 vector), 0 for none. With ``transpose`` the slot also holds the vector, after the packed weights. ``tasks`` are those of
 training, which begin with those of inference. ``pack_threads`` is 1 for few parameters, else 0 for the threads of the
-pool. ``repack`` is a function of (slot, params) that packs in place of the tasks, 0 for none. The functions
-``fingerprint`` and ``dispatch`` are those of the runtime.
+pool. ``repack`` is a function of (slot, params) that packs in place of the tasks, 0 for none. In the end it sets the
+slot's ``packed``, which it does not if it fails. The functions ``fingerprint`` and ``dispatch`` are those of the
+runtime.
 """
 WEIGHTS_SLOT = Struct(
-    "busy", "address", "size", "params", "level", "last_use", "_6", "_7", *(f"fingerprint{i}" for i in range(LANES))
+    "busy", "address", "size", "params", "level", "last_use", "packed", "_7", *(f"fingerprint{i}" for i in range(LANES))
 )
 """A slot, which begins as :data:`fusedrnn.runtime.native_memory.SLOT`. Then follow the address of the parameters when
-they were packed, what is packed of them (:data:`NOTHING`, ...), the ``clock`` at the last use, and the fingerprint of
-the parameters."""
+they were packed, what is packed of them (:data:`NOTHING`, ...), the ``clock`` at the last use, whether all is packed,
+and the fingerprint of the parameters."""
 assert WEIGHTS_SLOT.names[:3] == SLOT.names[:3]
 NOTHING, FORWARD, TRAINING = range(3)
 MAX_ARRAYS = 32
@@ -44,8 +45,8 @@ def emit_acquire_weights(module: Module, grow: Function) -> Function:
     """Emit the function of (weights, arrays, level, control) that locks and returns a slot with the packed weights.
 
     ``arrays`` is where the addresses of the arrays of parameters are, ``level`` is :data:`FORWARD` or :data:`TRAINING`,
-    ``control`` the control block of the thread pool, 0 for none. It returns 0 if there is no memory. ``grow`` is from
-    :func:`fusedrnn.runtime.native_memory.emit_grow`.
+    ``control`` the control block of the thread pool, 0 for none. It returns 0 if there is no memory, or if
+    ``repack`` failed. ``grow`` is from :func:`fusedrnn.runtime.native_memory.emit_grow`.
     """
     take, pack, flatten = _emit_take_slot(module), _emit_pack(module), _emit_flatten(module)
     f = Function(module, "acquire_weights", ["weights", "arrays", "level", "control"], returns=True)
@@ -68,8 +69,11 @@ def emit_acquire_weights(module: Module, grow: Function) -> Function:
                 f.store(level, slot.get() + WEIGHTS_SLOT.offset("level"))
                 _copy_lanes(f, fingerprint, slot.get() + WEIGHTS_SLOT.offset("fingerprint0"))
             with no_memory:
-                unlock(f, slot.get())
-                slot.set(0)
+                f.store(0, slot.get() + WEIGHTS_SLOT.offset("packed"))
+        with f.if_(fields.packed.is_zero):  # this call has no weights, and the next one packs again
+            f.store(NOTHING, slot.get() + WEIGHTS_SLOT.offset("level"))
+            unlock(f, slot.get())
+            slot.set(0)
     f.ret(slot.get())
     return f
 
@@ -153,8 +157,10 @@ def _emit_pack(module: Module) -> Function:
     w = WEIGHTS.read(f, weights)
     with f.if_else(w.repack.is_set) as (by_caller, by_job):
         with by_caller:
+            f.store(0, slot + WEIGHTS_SLOT.offset("packed"))
             f.call_address(w.repack, slot, params)
         with by_job:
+            f.store(1, slot + WEIGHTS_SLOT.offset("packed"))
             packed = WEIGHTS_SLOT.read(f, slot).address
             num_tasks = level.equals(TRAINING).select(w.num_tasks, w.num_tasks_forward)
             call, ran = f.alloca(CALL.size), f.var(0)
