@@ -190,12 +190,8 @@ class NetworkOp(Operator):
             ValueError: If an argument has the wrong shape or value, or ``reserve`` comes from another spec, or from an
                 engine that this op never uses.
         """
-        cached, trainer = self._call_cache.backward, self._call_cache.trainer[1]
-        is_known = type(reserve) is Reserve and reserve._engine is trainer and reserve._kind in CACHEABLE
-        if cached is not None and reserve is not None and is_known:
-            result: tuple[Any, ...] | None = cached(dy, dstates, reserve._residuals, grad_req, out)
-            if result is not None:
-                return result
+        if (gradients := self._cached_backward(dy, dstates, reserve, grad_req, out)) is not None:
+            return gradients
         checked = check_reserve(reserve, self.spec, self._backends)
         size = checked.steps, checked.batch
         operands = backward_operands(self.spec, *size, dy, dstates, grad_req, out, checked._kind)

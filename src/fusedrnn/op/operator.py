@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from fusedrnn.engines.interface import SAVE_POLICIES, SavePolicy
 from fusedrnn.op.call_cache import CallCache
-from fusedrnn.op.reserve import Reserve
+from fusedrnn.op.reserve import CACHEABLE, Reserve
 from fusedrnn.scalars import as_bool, check_choice, positive_int
 
 Op = TypeVar("Op", bound="Operator")
@@ -25,11 +25,11 @@ class Operator:
 
     def __init__(self, spec: Any, backend: str | None, selector: Any) -> None:
         self.spec, self._requested_backend, self._selector = spec, backend, selector
-        # # The engines whose reserves backward takes.
+        # The engines whose reserves backward takes.
         self._backends: tuple[str, ...] = selector.names
         self.backend: str
         self.backend, self._engine = selector.select()
-        # # The key: whether a call trains, has lengths, has resets, and returns all states.
+        # The key: whether a call trains, has lengths, has resets, and returns all states.
         self._selected: dict[tuple[bool, ...], tuple[str, Any]] = {(False,) * 4: (self.backend, self._engine)}
         self._call_cache = CallCache()
 
@@ -67,6 +67,12 @@ class Operator:
     def _select_engine(self, training: bool) -> tuple[str, Any]:
         """The name and the engine for a call of that kind."""
         raise NotImplementedError
+
+    def _cached_backward(self, dy: Any, dstates: Any, reserve: Any, grad_req: Any, out: Any) -> tuple[Any, ...] | None:
+        """What backward returns, by the cached call; None if there is none, or if it is not for such a call."""
+        cached, trainer = self._call_cache.backward, self._call_cache.trainer[1]
+        is_known = type(reserve) is Reserve and reserve._engine is trainer and reserve._kind in CACHEABLE
+        return cached(dy, dstates, reserve._residuals, grad_req, out) if cached is not None and is_known else None
 
     def _run_backward(self, reserve: Reserve, operands: Any, arguments: tuple[Any, Any, Any]) -> tuple[Any, ...]:
         """What backward returns, by the engine; ``arguments`` are dy, dstates and grad_req as the caller gave them."""

@@ -35,7 +35,7 @@ _registration = threading.local()
 def _register(options: int, api_base: int) -> int:
     try:
         _registration.register(options, Api(api_base))
-    except BaseException as error:  # # an exception must not pass through C
+    except BaseException as error:  # an exception must not pass through C
         _registration.error = error
     return 0
 
@@ -139,7 +139,7 @@ class _Calls:
             else:
                 self._runners[number].run(call)
                 mode = IN_PYTHON
-        except BaseException as error:  # # an exception must not pass through C
+        except BaseException as error:  # an exception must not pass through C
             interrupts.keep(error)
             assert self.api is not None
             status = self.api.new_status(f"{type(error).__name__}: {error}")
