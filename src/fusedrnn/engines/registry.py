@@ -117,6 +117,12 @@ def names() -> tuple[str, ...]:
     return tuple(entry.name for entry in _registered)
 
 
+def check_backend(backend: object) -> None:
+    """Raise the error of :func:`find`, unless ``backend`` is None or the name of an engine."""
+    if backend is not None:
+        find(backend)
+
+
 def find(name: object) -> Registration:
     """The engine of that name, which callers know as ``backend``.
 

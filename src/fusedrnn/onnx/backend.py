@@ -145,8 +145,7 @@ class Backend(onnx.backend.base.Backend):  # type: ignore[misc,unused-ignore]
         _reject_options(unknown)
         if not cls.supports_device(device):
             raise ValueError(f"device must be 'CPU'; got {device!r}")
-        if backend is not None:
-            registry.find(backend)  # raises if there is none
+        registry.check_backend(backend)
         return backend
 
     @classmethod

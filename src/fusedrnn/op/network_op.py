@@ -65,8 +65,7 @@ class NetworkOp(Operator):
     def get(cls, spec: NetworkSpec, backend: str | None = None) -> NetworkOp:
         """The op for that spec and backend, shared by all who ask for it; the most recently used ones are kept."""
         check_network(spec)
-        if backend is not None:
-            registry.find(backend)  # raises if there is none
+        registry.check_backend(backend)
         return registry.cached_op(spec, backend, lambda: cls(spec, backend))
 
     def __repr__(self) -> str:

@@ -32,8 +32,7 @@ def check_op(spec: object, backend: object) -> None:
     """Raise an error unless there can be an op of this spec and this engine."""
     if not isinstance(spec, RNNSpec):
         raise TypeError(f"spec must be an RNNSpec; got {type(spec).__name__}")
-    if backend is not None:
-        registry.find(backend)  # raises if there is none
+    registry.check_backend(backend)
 
 
 def check_array(name: str, value: object, spec: RNNSpec, shape: tuple[int, ...] | None = None) -> Array:
