@@ -49,6 +49,11 @@ class Cell:
         return self.name
 
     @property
+    def digest(self) -> str:
+        """What distinguishes cells of one name: of a user cell a hash of its equations and heads."""
+        return self.slug
+
+    @property
     def reference(self) -> str:
         """The name of the cell in graphs and files."""
         return self.name

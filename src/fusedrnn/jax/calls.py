@@ -138,7 +138,7 @@ def _network_values(job: NetworkJob) -> dict[str, Any]:
     cell = None
     if isinstance(spec.mode, Cell):
         # Not the slug, which names kernels: cells that differ in the number of heads have the same kernels.
-        values["mode"], cell = spec.mode.name, getattr(spec.mode, "digest", spec.mode.slug)
+        values["mode"], cell = spec.mode.name, spec.mode.digest
     if spec.activations is not None:
         values["activations"] = [asdict(activation) for activation in spec.activations]
     return {

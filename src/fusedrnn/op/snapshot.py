@@ -69,7 +69,7 @@ def described(spec: RNNSpec) -> dict[str, str]:
     """The fields of a spec as text. A user cell is given by its name and a hash of its equations."""
     texts = {field.name: repr(getattr(spec, field.name)) for field in fields(spec)}
     if isinstance(spec.mode, Cell):
-        texts["mode"] = f"cell {spec.mode.name} {getattr(spec.mode, 'digest', spec.mode.slug)}"
+        texts["mode"] = f"cell {spec.mode.name} {spec.mode.digest}"
     return texts
 
 
