@@ -42,7 +42,7 @@ _KEY = b"fusedrnn.shard_key"
 
 @dataclass(frozen=True)
 class Encoder:
-    """Encodes a sequence as the final hidden states of the last layer, with both directions side by side.
+    """Encodes a sequence as the final hidden states of the last layer, with both directions concatenated.
 
     Attributes:
         op: The operator.

@@ -107,7 +107,7 @@ def rnn_in_scan():
 
 
 def gru_stack():
-    """Two bidirectional GRUs with lengths, and between them exporters' nodes that put the directions side by side."""
+    """Two bidirectional GRUs with lengths, and between them exporters' nodes that concatenate the directions."""
     nodes = [helper.make_node("Transpose", ["X"], ["x0"], perm=[1, 0, 2])]
     for layer in range(2):
         names = [f"{layer}{name}" for name in ("W", "R", "B")]

@@ -28,12 +28,10 @@ from fusedrnn.cell.leaves import (
     VarianceCotangent,
 )
 from fusedrnn.cell.primitives import PRIMITIVES
+from fusedrnn.cell.saved_values import choose_saved
 from fusedrnn.cell.stage import Stage
 from fusedrnn.cell.trace import TracedCell
 
-# Saving an element moves 12 bytes in float32, 24 in float64: its cache line is fetched, written and read again. For
-# each byte, a core at its peak that shares the memory bandwidth with others does 8 or 4 operations in the same time.
-_MAX_RECOMPUTE_FLOPS = 96
 # The gradients of a stage's inputs, which earlier stages use.
 _LATER = OperandCotangent, MeanCotangent, VarianceCotangent
 
@@ -163,7 +161,7 @@ def differentiate(cell: TracedCell) -> Derivative:
     state_grads = {name: grads[State(name)] for name in cell.states if State(name) in grads}
     targets = [grad for stage in [*stages, *inputs.values()] for grad in stage.grads]
     available = available_leaves(cell)
-    saved, recomputed = _choose(cell, [*targets, *raw_input, *state_grads.values()], set(available))
+    saved, recomputed = choose_saved(cell, [*targets, *raw_input, *state_grads.values()], set(available))
     available.update({node: Saved(index) for index, node in enumerate(saved)})
 
     def of_available(exprs: Iterable[Expr]) -> tuple[Expr, ...]:
@@ -173,8 +171,10 @@ def differentiate(cell: TracedCell) -> Derivative:
         saved=tuple(saved),
         recomputed=of_available(recomputed),
         stages=tuple(
-            replace(s, distinct_grads=of_available(s.distinct_grads), moment_grads=of_available(s.moment_grads))
-            for s in stages
+            replace(
+                stage, distinct_grads=of_available(stage.distinct_grads), moment_grads=of_available(stage.moment_grads)
+            )
+            for stage in stages
         ),
         inputs={
             gates: replace(group, distinct_grads=of_available(group.distinct_grads)) for gates, group in inputs.items()
@@ -270,31 +270,3 @@ def _last_stage(cell: TracedCell, grads: Sequence[Expr]) -> int:
     stages = [0, *(index for index, stage in enumerate(cell.stages) if stage.gates)]
     limit = min([node.stage - 1 for node in walk(grads) if isinstance(node, _LATER)] + stages[-1:])
     return max(index for index in stages if index <= limit)
-
-
-def _choose(cell: TracedCell, targets: list[Expr], available: set[Expr]) -> tuple[list[Expr], list[Expr]]:
-    """The forward values to save for the gradients ``targets``, and those to recompute."""
-    roots = [*cell.outputs, *cell.operands]
-    forward = set(walk(roots))
-    needed = {arg for node in walk(targets) if node not in forward for arg in node.args if arg in forward}
-    needed.update(node for node in targets if node in forward)
-    saved, recomputed = [], []
-    for node in walk(roots):  # arguments first, because a saved value is available to values computed from it
-        if node in needed and node not in available and not isinstance(node, Constant):
-            if _recompute_flops(node, available) > _MAX_RECOMPUTE_FLOPS:
-                saved.append(node)
-                available.add(node)
-            else:
-                recomputed.append(node)
-    return saved, recomputed
-
-
-def _recompute_flops(node: Expr, available: set[Expr]) -> int:
-    """Operations to compute a node from available nodes; some number above the limit if it is exceeded."""
-    flops, pending = 0, [node]
-    while pending and flops <= _MAX_RECOMPUTE_FLOPS:  # the paths to shared parts may be countless
-        node = pending.pop()
-        if node not in available and not isinstance(node, Constant):
-            flops += PRIMITIVES[node.op].flops if isinstance(node, Operation) else _MAX_RECOMPUTE_FLOPS + 1
-            pending += node.args
-    return flops

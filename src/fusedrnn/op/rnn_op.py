@@ -150,7 +150,7 @@ class RNNOp(Operator, QuantizesParams, MakesStreams):
 
         Returns:
             The triple (y, states, reserve): the output (T, N, D·S), which is the last layer's h at each step with
-            directions side by side; the final states, a tuple like ``states``; and a :class:`Reserve` for
+            the directions concatenated; the final states, a tuple like ``states``; and a :class:`Reserve` for
             :meth:`backward`, or None without ``training``. With ``all_states``, a tuple stands in the place of y: y and
             every other state of each step (T, N, D·H), zero in the padding. For an LSTM it is (y, c).
 
