@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import groupby, pairwise
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from fusedrnn.cell.cells import Cell
 from fusedrnn.layout import FlatLayout, Parameter
+from fusedrnn.lazy import cached_property
 from fusedrnn.scalars import check_choice, positive_int, probability, shown
 from fusedrnn.spec import RESIDUALS, Array, RNNSpec
 

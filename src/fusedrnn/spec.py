@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from fusedrnn.cell.activations import Activation, check_activations
 from fusedrnn.cell.cells import FAMILIES, Cell, Variant, make_cell, variant_of
 from fusedrnn.cell.trace import traced_cell
 from fusedrnn.layout import Kind, ParameterLayout, Shapes
+from fusedrnn.lazy import cached_property
 from fusedrnn.spec_sizes import check_sizes, num_weights, parameter_shapes
 
 Array = NDArray[Any]

@@ -33,6 +33,19 @@ def test_the_environment_is_read_in_one_place():
             assert not reads, f"{path}, line {node.lineno}: {ast.unparse(node)}"
 
 
+def test_a_forked_child_finds_no_lock_held():
+    """A child renews the locks of locks.py; cached properties of lazy.py need none, those of functools have one."""
+    with_locks = {"functools": {"cached_property"}, "threading": {"Lock", "RLock", "Condition", "Event", "Semaphore"}}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = set()
+            if isinstance(node, ast.ImportFrom):
+                names = with_locks.get(node.module, set()) & {alias.name for alias in node.names}
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                names = with_locks.get(node.value.id, set()) & {node.attr}
+            assert not names or path == PACKAGE / "locks.py", f"{path}, line {node.lineno}: {names}"
+
+
 def test_variables_are_documented():
     """The page on configuration, config's docstring, names each variable that it reads."""
     text = (PACKAGE / "env.py").read_text(encoding="utf-8")

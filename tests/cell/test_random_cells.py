@@ -1,6 +1,7 @@
 """Random cells from the language: the reference, and of some the kernels, against torch's autograd on the same program.
 
-The cells are other ones each day; ``FUSEDRNN_TEST_SEED`` chooses the first one instead.
+The cells are other ones each day; ``FUSEDRNN_TEST_SEED`` chooses the first one instead. ``FUSEDRNN_TEST_CELLS`` is the
+number of cells whose derivatives are tested.
 """
 
 import datetime
@@ -18,13 +19,15 @@ from problems import Shape, problem_of
 from random_cells import OPERATIONS, SHAPE, check_composed, check_reference, draw, random_problem
 from variants import Steps, variant_results
 
-PARTS, CELLS_OF_A_PART = 12, 20
+CELLS_OF_A_PART = 20
+CELLS_OF_A_DAY = 240
+PARTS = -(-int(os.environ.get("FUSEDRNN_TEST_CELLS", CELLS_OF_A_DAY)) // CELLS_OF_A_PART)
 KERNEL_SHAPE = Shape(4, 3, 3, 5, lengths="edges")
 
 
 def first_seed():
     """Of this run: from the environment, or from the date."""
-    return int(os.environ.get("FUSEDRNN_TEST_SEED", datetime.date.today().toordinal() * PARTS * CELLS_OF_A_PART))
+    return int(os.environ.get("FUSEDRNN_TEST_SEED", datetime.date.today().toordinal() * CELLS_OF_A_DAY))
 
 
 @pytest.mark.parametrize("part", range(PARTS))

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NoReturn, Protocol
 
 from fusedrnn.cell.infix import operation_text, relation_text
+from fusedrnn.lazy import cached_property
 
 _SHOWN_LEVELS = 3
 """How many levels of nested operations the text of an operation shows."""

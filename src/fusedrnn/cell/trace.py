@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import NoReturn
 
 from fusedrnn.cell.cells import Cell, Variant, make_cell
@@ -25,6 +25,7 @@ from fusedrnn.cell.leaves import (
 )
 from fusedrnn.cell.placement import place_stages
 from fusedrnn.cell.stage import Stage
+from fusedrnn.lazy import cached_property
 
 RAW = "raw"
 """``x.raw`` is the input itself, and so no gate has this name."""

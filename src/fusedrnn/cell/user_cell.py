@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from typing import Any
 from urllib.parse import quote
 
@@ -16,6 +15,7 @@ from fusedrnn.cell.latex import latex
 from fusedrnn.cell.masks import checked_rate, expected, with_other_rates
 from fusedrnn.cell.primitives import PRIMITIVES
 from fusedrnn.cell.trace import TracedCell, fuse_gate_sums, run_equations
+from fusedrnn.lazy import cached_property
 from fusedrnn.scalars import positive_int
 
 

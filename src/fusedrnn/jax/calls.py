@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from fusedrnn.cell.activations import Activation
@@ -15,6 +15,7 @@ from fusedrnn.engines.cpu.kernels.stages import state_letters
 from fusedrnn.engines.cpu.launch.kernel_args import state_symbols
 from fusedrnn.engines.cpu.weights.transpose_kernel import Block
 from fusedrnn.jax.array_layout import ArrayLayout, Piece
+from fusedrnn.lazy import cached_property
 from fusedrnn.spec import RNNSpec
 
 JobKind = Literal["forward", "training", "backward"]

@@ -6,11 +6,11 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
 
 import onnx
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
 
+from fusedrnn.lazy import cached_property
 from fusedrnn.onnx.attributes import KINDS
 from fusedrnn.onnx.quantized import QUANTIZATION, is_quantized
 

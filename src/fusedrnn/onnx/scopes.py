@@ -10,10 +10,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cached_property
 
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
+from fusedrnn.lazy import cached_property
 from fusedrnn.onnx.graph import Functions, first_output, operator_name, opset_of, subgraphs
 
 # Far above what models need. The limits keep a malicious model from exhausting time or memory.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -11,6 +10,7 @@ from typing import Any
 
 from torch.nn import Module
 
+from fusedrnn.locks import Lock
 from fusedrnn.torch.class_map import OURS
 from fusedrnn.torch.conversion import convert
 
@@ -29,7 +29,7 @@ class _Setting:
 
 _context_settings: ContextVar[tuple[_Setting, ...]] = ContextVar("fusedrnn_accelerated", default=())
 _process_setting: _Setting | None = None
-_lock = threading.Lock()
+_lock = Lock()
 _users = 0
 _patches = ExitStack()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Any
 
 from torch.nn import Module
 
+from fusedrnn.locks import Lock
 from fusedrnn.torch.class_map import OURS, parametrized_base, parametrized_over, torch_class
 
 # Names of torch.nn's class that a subclass may override, since our forward does not use them. Names that begin with two
@@ -27,7 +27,7 @@ _ATTRIBUTES = {
     "_flat_weights", "_flat_weights_names", "_flat_weight_refs", "_all_weights", "_parameters",
 }  # fmt: skip
 _WEIGHTS = "weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh"
-_lock = threading.Lock()
+_lock = Lock()
 _combined: weakref.WeakKeyDictionary[type[Module], weakref.ref[type[Module]]] = weakref.WeakKeyDictionary()
 
 

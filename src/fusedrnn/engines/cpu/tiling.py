@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 from fusedrnn.engines.cpu.kernels.bfloat16_products import Bfloat16DotProducts
 from fusedrnn.engines.cpu.kernels.products import PRODUCTS, ProductsClass, products_class
 from fusedrnn.engines.cpu.kernels.scratch import pad_against_conflicts
@@ -22,6 +20,7 @@ from fusedrnn.engines.cpu.kernels.stages import (
 )
 from fusedrnn.jit.target import ITEM_SIZE, Target
 from fusedrnn.layout import Kind
+from fusedrnn.lazy import cached_property
 from fusedrnn.quantized_params import is_matrix
 from fusedrnn.spec import RNNSpec
 

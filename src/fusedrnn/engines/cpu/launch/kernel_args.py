@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -29,6 +28,7 @@ from fusedrnn.engines.cpu.plan.plans import Plan
 from fusedrnn.engines.cpu.plan.thread_trials import Forecast
 from fusedrnn.jit.loader import Job
 from fusedrnn.jit.struct import Struct
+from fusedrnn.lazy import cached_property
 from fusedrnn.runtime.buffers import Scratch
 
 Array = NDArray[Any]

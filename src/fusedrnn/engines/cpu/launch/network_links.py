@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from fusedrnn.engines.cpu.kernels.scratch import pad_against_conflicts
 from fusedrnn.engines.cpu.kernels.stages import state_letters
 from fusedrnn.engines.cpu.launch.chain_args import Link
 from fusedrnn.engines.cpu.launch.kernel_args import Relocation, state_symbols
+from fusedrnn.lazy import cached_property
 from fusedrnn.network_spec import NetworkSpec
 
 _WEIGHTS, _SEED = "weights {}", "seed {}"
