@@ -1,6 +1,7 @@
 PYTHON ?= python3
 ARGS   ?=
 JOBS   ?= 2
+PIP_OPTIONS ?=
 
 RUN  := .venv
 TEST := .venv-test
@@ -65,7 +66,7 @@ define install
 			"Choose another: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	@echo 'Installing fusedrnn[$(2)] into $(1)'
 	@$(PYTHON) -m venv $(1)
-	@$(1)/bin/python -m pip install -qq --disable-pip-version-check -c $(or $(3),constraints.txt) -e '.[$(2)]' $(4)
+	@$(1)/bin/python -m pip install -qq --disable-pip-version-check $(PIP_OPTIONS) -c $(or $(3),constraints.txt) -e '.[$(2)]' $(4)
 endef
 
 $(RUN)/.installed-bench: pyproject.toml constraints.txt
