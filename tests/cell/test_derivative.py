@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from fusedrnn.cell import derivative
 from fusedrnn.cell.cells import Cell
 from fusedrnn.cell.derivative import differentiate, vjp
-from fusedrnn.cell.expr import Leaf, Operation, evaluate, walk
+from fusedrnn.cell.expr import Leaf, Operation
 from fusedrnn.cell.leaves import (
     NewState,
     OperandCotangent,
@@ -23,6 +23,7 @@ from fusedrnn.cell.leaves import (
 )
 from fusedrnn.cell.primitives import relu, sigmoid, tanh
 from fusedrnn.cell.trace import fuse_gate_sums, trace, traced_cell
+from fusedrnn.cell.traversal import evaluate, walk
 from fusedrnn.engines.reference.forward import NUMPY
 from fusedrnn.spec import MODES
 from toy_cells import CELLS, TWO_STAGES

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from fusedrnn.cell.cells import Cell
-from fusedrnn.cell.expr import Constant, Leaf, as_expr, evaluate, substitute, walk
+from fusedrnn.cell.expr import Constant, Leaf, as_expr
 from fusedrnn.cell.leaves import PreH, PreSum, PreX, State
-from fusedrnn.cell.primitives import relu, sigmoid, tanh
+from fusedrnn.cell.primitives import ArrayArithmetic, relu, sigmoid, tanh
 from fusedrnn.cell.trace import Stage, fuse_gate_sums, trace
+from fusedrnn.cell.traversal import evaluate, substitute, walk
 from fusedrnn.engines.reference import forward as reference
 from fusedrnn.spec import MODES
 from toy_cells import CELLS, TWO_STAGES
@@ -157,6 +158,17 @@ def test_numbers_on_either_side():
     values = evaluate([a + 2, 2 + a, a - 2, 2 - a, a * 3, 3 * a, relu(-1 * a)], {PreX("a"): 5.0}, Counting())
     assert values == [7.0, 7.0, 3.0, -3.0, 15.0, 15.0, 0.0]
     assert as_expr(2) == Constant(2.0)
+
+
+def test_zeros_of_different_sign():
+    """They are different numbers: 1 / 0.0 is not 1 / -0.0."""
+    a, on = PreX("a"), ArrayArithmetic(np, {})
+    positive, negative = a * 0.0, a * -0.0
+    assert as_expr(0.0) == Constant(0.0) != as_expr(-0.0) and positive != negative
+    assert len({positive, negative}) == 2
+    for root in (positive, negative) * 2:
+        (value,) = evaluate([root], {a: np.float64(1.0)}, on)
+        assert np.signbit(value) == (root is negative)
     assert as_expr(a) is a
 
 

@@ -9,7 +9,6 @@ import torch
 from fusedrnn import RNNOp, RNNSpec
 from fusedrnn.cell.activations import ACTIVATIONS, Activation, Function
 from fusedrnn.cell.derivative import vjp
-from fusedrnn.cell.expr import evaluate
 from fusedrnn.cell.leaves import PreX, StateCotangent
 from fusedrnn.cell.primitives import (
     PRIMITIVES,
@@ -23,6 +22,7 @@ from fusedrnn.cell.primitives import (
     tanh,
     where,
 )
+from fusedrnn.cell.traversal import evaluate
 from fusedrnn.engines.reference.forward import NUMPY
 from fusedrnn.jit import builder
 from fusedrnn.jit.host import current_target

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from fusedrnn.cell.describe import describe
-from fusedrnn.cell.expr import Constant, Expr, Leaf, Operation, substitute, walk
+from fusedrnn.cell.expr import Constant, Expr, Leaf, Operation
 from fusedrnn.cell.leaves import (
     MeanCotangent,
     NewState,
@@ -31,6 +31,7 @@ from fusedrnn.cell.primitives import PRIMITIVES
 from fusedrnn.cell.saved_values import choose_saved
 from fusedrnn.cell.stage import Stage
 from fusedrnn.cell.trace import TracedCell
+from fusedrnn.cell.traversal import substitute, walk
 
 # The gradients of a stage's inputs, which earlier stages use.
 _LATER = OperandCotangent, MeanCotangent, VarianceCotangent

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from fusedrnn.cell.derivative import Derivative, differentiate
-from fusedrnn.cell.expr import Constant, Expr, Leaf, Operation, walk
+from fusedrnn.cell.expr import Constant, Expr, Leaf, Operation
 from fusedrnn.cell.infix import operation_text
 from fusedrnn.cell.leaves import (
     Mask,
@@ -30,6 +30,7 @@ from fusedrnn.cell.leaves import (
 )
 from fusedrnn.cell.stage import Stage
 from fusedrnn.cell.trace import TracedCell
+from fusedrnn.cell.traversal import walk
 
 
 def explain(name: str, cell: TracedCell) -> str:

@@ -1,15 +1,15 @@
-"""Expressions of elementwise operations: build, traverse, rewrite and evaluate them.
+"""Expressions of elementwise operations.
 
 The operations are in the table of :mod:`fusedrnn.cell.primitives`.
-Expressions are immutable and compare by structure: equal subexpressions count as one node, which :func:`evaluate`
-computes once.
+Expressions are immutable and compare by structure: equal subexpressions count as one node, which
+:func:`fusedrnn.cell.traversal.evaluate` computes once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 from fusedrnn.cell.infix import operation_text, relation_text
 from fusedrnn.lazy import cached_property
@@ -170,14 +170,20 @@ class Leaf(Expr):
         return f"<{type(self).__name__}>"
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Constant(Expr):
-    """A number."""
+    """A number. Zeros of different sign are different constants."""
 
     value: float
 
     def __repr__(self) -> str:
         return f"{self.value:g}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Constant) and self.value.hex() == other.value.hex()
+
+    def __hash__(self) -> int:
+        return hash(self.value.hex())
 
 
 @dataclass(frozen=True, repr=False)
@@ -240,61 +246,7 @@ def as_expr(value: Any) -> Expr:
     if isinstance(value, Condition):
         _ = -value  # raises the error
     try:
-        return Constant(float(value + 0))  # a string is no number, whatever it says
+        _ = value + 0  # a string is no number, whatever it says
+        return Constant(float(value))
     except (TypeError, ValueError):
         raise TypeError(f"expected an expression or a number; got {value!r}") from None
-
-
-def walk(roots: Sequence[Expr]) -> Iterator[Expr]:
-    """Every distinct node once, arguments before the nodes that use them."""
-    seen: set[Expr] = set()
-
-    def visit(node: Expr) -> Iterator[Expr]:
-        if node not in seen:
-            seen.add(node)
-            for arg in node.args:
-                yield from visit(arg)
-            yield node
-
-    for root in roots:
-        yield from visit(root)
-
-
-class Arithmetic(Protocol):
-    """What :func:`evaluate` computes with."""
-
-    def const(self, value: float) -> Any:
-        """A constant."""
-
-    def apply(self, op: str, *args: Any) -> Any:
-        """The operation of that name in the table of primitives."""
-
-
-def evaluate(roots: Sequence[Expr], leaves: Mapping[Leaf, Any] | Callable[[Leaf], Any], on: Arithmetic) -> list[Any]:
-    """The values of ``roots`` computed with ``on``; ``leaves`` maps each leaf to its value."""
-    lookup = leaves if callable(leaves) else leaves.__getitem__
-    values: dict[Expr, Any] = {}
-    for node in walk(roots):
-        if isinstance(node, Operation):
-            values[node] = on.apply(node.op, *(values[arg] for arg in node.args))
-        elif isinstance(node, Constant):
-            values[node] = on.const(node.value)
-        else:
-            assert isinstance(node, Leaf)
-            values[node] = lookup(node)
-    return [values[root] for root in roots]
-
-
-def substitute(roots: Sequence[Expr], replace: Callable[[Expr], Expr | None]) -> list[Expr]:
-    """``roots`` with each node replaced by ``replace(node)`` unless that is None; replacements are not visited."""
-    done: dict[Expr, Expr] = {}
-
-    def visit(node: Expr) -> Expr:
-        if node not in done:
-            replacement = replace(node)
-            if replacement is None:
-                replacement = Operation(node.op, tuple(map(visit, node.args))) if isinstance(node, Operation) else node
-            done[node] = replacement
-        return done[node]
-
-    return [visit(root) for root in roots]

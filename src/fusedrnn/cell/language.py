@@ -9,10 +9,11 @@ from typing import Any, overload
 
 from fusedrnn.cell import primitives
 from fusedrnn.cell.derivative import differentiate
-from fusedrnn.cell.expr import NO_ARRAY, Constant, Expr, walk
+from fusedrnn.cell.expr import NO_ARRAY, Constant, Expr
 from fusedrnn.cell.initial import InitialValue, checked_initial
 from fusedrnn.cell.leaves import PreH, PreX
 from fusedrnn.cell.trace import RAW, fuse_gate_sums
+from fusedrnn.cell.traversal import walk
 from fusedrnn.cell.user_cell import UserCell
 from fusedrnn.scalars import as_number, check_bounds
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from fusedrnn.cell.expr import Constant, Expr, Operation, walk
+from fusedrnn.cell.expr import Constant, Expr, Operation
 from fusedrnn.cell.leaves import (
     Mask,
     ParamScalar,
@@ -19,6 +19,7 @@ from fusedrnn.cell.leaves import (
     State,
 )
 from fusedrnn.cell.trace import TracedCell
+from fusedrnn.cell.traversal import walk
 
 _SUM, _PRODUCT, _ATOM = range(3)
 """The precedence of a formula. In a formula of higher precedence, one of lower precedence needs parentheses."""

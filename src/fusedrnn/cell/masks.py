@@ -9,9 +9,10 @@ from functools import wraps
 from types import SimpleNamespace
 from typing import Any
 
-from fusedrnn.cell.expr import Constant, Expr, Operation, as_expr, evaluate, substitute, walk
+from fusedrnn.cell.expr import Constant, Expr, Operation, as_expr
 from fusedrnn.cell.leaves import Mask
 from fusedrnn.cell.primitives import PRIMITIVES, ArrayArithmetic
+from fusedrnn.cell.traversal import evaluate, substitute, walk
 from fusedrnn.scalars import as_number, check_choice
 
 _PER = "step", "sequence"

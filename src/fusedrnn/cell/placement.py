@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fusedrnn.cell.expr import Expr, Operation, walk
+from fusedrnn.cell.expr import Expr, Operation
 from fusedrnn.cell.leaves import PreH, RowMean, RowVariance
 from fusedrnn.cell.reductions import NAMES, Reduction, reductions_in, with_leaves
 from fusedrnn.cell.stage import Stage
+from fusedrnn.cell.traversal import walk
 
 
 def place_stages(

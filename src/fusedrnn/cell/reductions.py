@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fusedrnn.cell.expr import Constant, Expr, Operation, as_expr, substitute, walk
+from fusedrnn.cell.expr import Constant, Expr, Operation, as_expr
 from fusedrnn.cell.leaves import MeanCotangent, RowMean, RowVariance, VarianceCotangent
 from fusedrnn.cell.primitives import rsqrt
+from fusedrnn.cell.traversal import substitute, walk
 from fusedrnn.scalars import as_number
 
 NAMES = "row_mean", "row_variance"

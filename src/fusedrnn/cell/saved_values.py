@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from fusedrnn.cell.expr import Constant, Expr, Operation, walk
+from fusedrnn.cell.expr import Constant, Expr, Operation
 from fusedrnn.cell.primitives import PRIMITIVES
 from fusedrnn.cell.trace import TracedCell
+from fusedrnn.cell.traversal import walk
 
 # Saving an element moves 12 bytes in float32, 24 in float64: its cache line is fetched, written and read again. For
 # each byte, a core at its peak that shares the memory bandwidth with others does 8 or 4 operations in the same time.

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import NoReturn
 
 from fusedrnn.cell.cells import Cell, Variant, make_cell
-from fusedrnn.cell.expr import Expr, Leaf, as_expr, substitute, walk
+from fusedrnn.cell.expr import Expr, Leaf, as_expr
 from fusedrnn.cell.leaves import (
     Mask,
     OutputCotangent,
@@ -25,6 +25,7 @@ from fusedrnn.cell.leaves import (
 )
 from fusedrnn.cell.placement import place_stages
 from fusedrnn.cell.stage import Stage
+from fusedrnn.cell.traversal import substitute, walk
 from fusedrnn.lazy import cached_property
 
 RAW = "raw"

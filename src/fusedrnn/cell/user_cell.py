@@ -10,11 +10,12 @@ from urllib.parse import quote
 
 from fusedrnn.cell.cells import Cell
 from fusedrnn.cell.explain import explain
-from fusedrnn.cell.expr import Expr, Operation, walk
+from fusedrnn.cell.expr import Expr, Operation
 from fusedrnn.cell.latex import latex
 from fusedrnn.cell.masks import checked_rate, expected, with_other_rates
 from fusedrnn.cell.primitives import PRIMITIVES
 from fusedrnn.cell.trace import TracedCell, fuse_gate_sums, run_equations
+from fusedrnn.cell.traversal import walk
 from fusedrnn.lazy import cached_property
 from fusedrnn.scalars import positive_int
 

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fusedrnn.cell.expr import Leaf, evaluate
+from fusedrnn.cell.expr import Leaf
 from fusedrnn.cell.leaves import PreH, PreX, Projected, RawInput, State
 from fusedrnn.cell.primitives import ArrayArithmetic
 from fusedrnn.cell.stage import Stage
 from fusedrnn.cell.trace import traced_cell
+from fusedrnn.cell.traversal import evaluate
 from fusedrnn.dropout import scale
 from fusedrnn.engines.reference.forward import gate_rows, parameter_leaves
 from fusedrnn.jax.philox import input_mask, step_masks

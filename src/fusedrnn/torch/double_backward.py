@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusedrnn.cell.expr import Leaf, evaluate
+from fusedrnn.cell.expr import Leaf
 from fusedrnn.cell.leaves import PreH, PreX, Projected, RawInput, State
 from fusedrnn.cell.primitives import ArrayArithmetic
 from fusedrnn.cell.stage import Stage
 from fusedrnn.cell.trace import traced_cell
+from fusedrnn.cell.traversal import evaluate
 from fusedrnn.dropout import input_stream, mask, scale
 from fusedrnn.engines.reference.forward import gate_rows
 from fusedrnn.engines.reference.masks import StepMasks, random_masks

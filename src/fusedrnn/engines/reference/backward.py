@@ -12,7 +12,7 @@ from itertools import repeat
 
 import numpy as np
 
-from fusedrnn.cell.expr import Expr, Leaf, evaluate
+from fusedrnn.cell.expr import Expr, Leaf
 from fusedrnn.cell.leaves import (
     NewState,
     OperandCotangent,
@@ -27,6 +27,7 @@ from fusedrnn.cell.leaves import (
     StateCotangent,
 )
 from fusedrnn.cell.trace import TracedCell, traced_cell
+from fusedrnn.cell.traversal import evaluate
 from fusedrnn.engines.reference import heads
 from fusedrnn.engines.reference.forward import (
     NUMPY,

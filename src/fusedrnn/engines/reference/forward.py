@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from fusedrnn import dropout
-from fusedrnn.cell.expr import Leaf, evaluate
+from fusedrnn.cell.expr import Leaf
 from fusedrnn.cell.leaves import ParamVector, PreH, PreX, Projected, RawInput, State
 from fusedrnn.cell.primitives import ArrayArithmetic
 from fusedrnn.cell.trace import TracedCell, traced_cell
+from fusedrnn.cell.traversal import evaluate
 from fusedrnn.engines.reference import heads
 from fusedrnn.engines.reference.masks import StepMasks, expected_masks, random_masks
 from fusedrnn.engines.reference.reductions import moments

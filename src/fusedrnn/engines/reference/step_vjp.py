@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from fusedrnn.cell.derivative import available_leaves, value_cotangents, vjp
-from fusedrnn.cell.expr import Constant, Expr, Leaf, substitute, walk
+from fusedrnn.cell.expr import Constant, Expr, Leaf
 from fusedrnn.cell.leaves import Saved
 from fusedrnn.cell.trace import TracedCell
+from fusedrnn.cell.traversal import substitute, walk
 
 
 @dataclass(frozen=True)

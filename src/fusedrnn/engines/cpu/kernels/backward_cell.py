@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from fusedrnn.cell.expr import Leaf, evaluate
+from fusedrnn.cell.expr import Leaf
 from fusedrnn.cell.leaves import (
     MeanCotangent,
     NewState,
@@ -21,6 +21,7 @@ from fusedrnn.cell.leaves import (
     StateCotangent,
     VarianceCotangent,
 )
+from fusedrnn.cell.traversal import evaluate
 from fusedrnn.engines.cpu.kernels.bfloat16_products import rounded_to_bfloat16
 from fusedrnn.engines.cpu.kernels.loop import table_entry
 from fusedrnn.engines.cpu.kernels.moment_gradients import MomentGradients

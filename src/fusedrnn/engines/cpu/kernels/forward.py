@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fusedrnn.cell.cells import Variant
-from fusedrnn.cell.expr import Leaf, evaluate
+from fusedrnn.cell.expr import Leaf
 from fusedrnn.cell.leaves import KeptProduct, NewState, Output, ReducedRow, StageOperand, State
 from fusedrnn.cell.trace import TracedCell
+from fusedrnn.cell.traversal import evaluate
 from fusedrnn.engines.cpu.kernels.between_steps import BetweenSteps
 from fusedrnn.engines.cpu.kernels.gemm import gemm_of
 from fusedrnn.engines.cpu.kernels.gemm_unpacked import UNPACKED_GEMM_NT

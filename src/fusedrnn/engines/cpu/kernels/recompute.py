@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from fusedrnn.cell.expr import Leaf, evaluate
+from fusedrnn.cell.expr import Leaf
 from fusedrnn.cell.leaves import KeptProduct, State
+from fusedrnn.cell.traversal import evaluate
 from fusedrnn.engines.cpu.kernels.backward_emitter import BackwardEmitter
 from fusedrnn.engines.cpu.kernels.gemm import GEMM
 from fusedrnn.engines.cpu.kernels.heads import Head

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from fusedrnn.cell.cells import Variant
 from fusedrnn.cell.derivative import Derivative, StageDerivative, differentiate
-from fusedrnn.cell.expr import Expr, substitute, walk
+from fusedrnn.cell.expr import Expr
 from fusedrnn.cell.leaves import (
     KeptProduct,
     NewState,
@@ -27,6 +27,7 @@ from fusedrnn.cell.leaves import (
 )
 from fusedrnn.cell.reductions import Reduction
 from fusedrnn.cell.trace import TracedCell, fuse_gate_sums, traced_cell
+from fusedrnn.cell.traversal import substitute, walk
 
 
 @dataclass(frozen=True)

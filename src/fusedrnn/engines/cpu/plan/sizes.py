@@ -6,8 +6,9 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from fusedrnn.cell.cells import Variant
-from fusedrnn.cell.expr import Constant, Expr, Operation, walk
+from fusedrnn.cell.expr import Constant, Expr, Operation
 from fusedrnn.cell.primitives import PRIMITIVES
+from fusedrnn.cell.traversal import walk
 from fusedrnn.engines.cpu.kernels.stages import StageKernel, derivative_of, lowered_cell
 from fusedrnn.engines.cpu.kernels.tile_gemm import ROWS_PER_KERNEL
 from fusedrnn.engines.cpu.tiling import Tiling
