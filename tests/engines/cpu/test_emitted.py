@@ -129,6 +129,7 @@ def test_operands_are_loaded_once(dtype, pinned, kind):
     ("module", "function", "quotients"),
     [("forward", "direction_loop", 5), ("training", "direction_loop", 5), ("backward", "direction_loop", 1)],
 )
+@pytest.mark.one_value("dtype")
 def test_gate_maths_uses_whole_vectors(dtype, pinned, module, function, quotients):
     """The cell's maths, such as exp and division, runs on vectors of full width."""
     lines = functions("lstm", dtype, pinned, module)[function]
