@@ -18,6 +18,7 @@ signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGALRM})
 os.umask(0o777)
 os.environ.update({"OMP_NUM_THREADS": "1", "FUSEDRNN_TARGET": "generic", "COLUMNS": "10"})
 os.environ.update({"FUSEDRNN_ONEDNN": "kept", "FUSEDRNN_TEST_CACHE_DIR": "kept"})
+os.environ.update({"FUSEDRNN_TEST_SEED": "kept", "FUSEDRNN_TEST_CELLS": "kept"})
 os.execv(sys.executable, [sys.executable, "-c", *sys.argv[2:]])
 """
 TESTS = """
@@ -46,5 +47,5 @@ def test_state_that_child_processes_inherit(ignored, hangup):
         env={**os.environ, "PYTHONPATH": search}, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    names = "FUSEDRNN_ONEDNN FUSEDRNN_TEST_CACHE_DIR"
+    names = "FUSEDRNN_ONEDNN FUSEDRNN_TEST_CACHE_DIR FUSEDRNN_TEST_CELLS FUSEDRNN_TEST_SEED"
     assert done.stdout.splitlines() == ["True", f"SIG_DFL SIG_DFL {hangup}", "set() 0o22", names]

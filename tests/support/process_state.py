@@ -1,10 +1,11 @@
 """Makes what a process inherits from its parent the same, however the tests are started.
 
 A background job of a script ignores SIGINT, and its children ignore it too. Other runners ignore or block other
-signals, or set a umask and variables that libraries read. Tests see none of this, with three exceptions:
+signals, or set a umask and variables that libraries read. Tests see none of this, with four exceptions:
 
 - ``FUSEDRNN_ONEDNN`` stays: it says what to test.
 - ``FUSEDRNN_TEST_CACHE_DIR`` stays: it says where compiled kernels are kept from one run to the next.
+- ``FUSEDRNN_TEST_SEED`` and ``FUSEDRNN_TEST_CELLS`` stay: they say which random cells to test, and how many.
 - The variable that chooses OpenBLAS's kernels stays: without it, some builds of OpenBLAS compute wrong results on some
   processors.
 """
@@ -23,7 +24,7 @@ _TERMINAL = (
 )  # fmt: skip
 # How a Python in a child process treats warnings and assertions.
 _PYTHON = "PYTHONWARNINGS", "PYTHONOPTIMIZE"
-_KEPT = "FUSEDRNN_ONEDNN", "FUSEDRNN_TEST_CACHE_DIR"
+_KEPT = "FUSEDRNN_ONEDNN", "FUSEDRNN_TEST_CACHE_DIR", "FUSEDRNN_TEST_SEED", "FUSEDRNN_TEST_CELLS"
 _UMASK = 0o022
 
 
