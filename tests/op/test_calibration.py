@@ -172,6 +172,18 @@ def test_ranges_of_quantized_params():
     np.testing.assert_array_equal(weights_only.forward(x, quantized)[0], weights_only.forward(x, params)[0])
 
 
+def test_inputs_in_one_buffer():
+    """A reader may fill the same array again and again."""
+    op, params = RNNOp(RNN), flat_params(RNN)
+    samples, buffer = [inputs(), 0.1 * inputs(seed=2)], np.empty_like(inputs())
+
+    def read():
+        for buffer[...] in samples:
+            yield buffer
+
+    np.testing.assert_array_equal(op.quantize(params, read()).ranges, op.quantize(params, samples).ranges)
+
+
 def test_errors():
     op, x, params = RNNOp(RNN), inputs(), flat_params(RNN)
     with pytest.raises(ValueError, match="calibration needs compute 'int8'; got 'int8_weights'"):

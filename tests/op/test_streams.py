@@ -16,7 +16,7 @@ import fusedrnn
 from forks import FORK_WARNING, FORKS, in_child
 from fusedrnn import RNNOp, RNNSpec, cells
 from fusedrnn.op import inference_calls, snapshot
-from fusedrnn.runtime import slots
+from fusedrnn.runtime import slot_kernel, slots
 from fusedrnn.testing.tolerance import longest_sum, tolerance
 from problems import assert_same_bits
 
@@ -176,6 +176,7 @@ def test_errors_change_nothing():
         ([a, a], inputs(2), f"ids must have each stream once; got {a} twice"),
         ([a, 999], inputs(2), "joined and not left; got 999"),
         ([a, -1], inputs(2), "joined and not left; got -1"),
+        ([a, 1 << 63], inputs(2), f"joined and not left; got {1 << 63}"),
         ([a, 0.5], inputs(2), "ids must be a sequence of integers"),
         ([True, False], inputs(2), "ids must be a sequence of integers"),
         (a, inputs(1), "ids must be a sequence of integers"),
@@ -195,7 +196,9 @@ def test_errors_change_nothing():
     for call, words in (
         (lambda: streams.join([np.zeros((2, 1, H), np.float32)]), "states must be a tuple of 2"),
         (lambda: streams.reset([a], [np.zeros((2, 2, H), np.float32), None]), "states: h0 must have shape"),
-        (lambda: streams.leave("a"), "id must be an integer; got"),
+        (lambda: streams.leave("a"), "id must be an integer; got 'a'"),
+        (lambda: streams.leave(1.5), "id must be an integer; got 1.5"),
+        (lambda: streams.leave(1 << 70), f"joined and not left; got {1 << 70}"),
         (lambda: op.streams(streams.params, 0), "capacity must be"),
         (lambda: op.streams(streams.params, 1 << 60), "capacity must be at most"),
         (lambda: op.streams(streams.params[:-1], 3), "params must have shape"),
@@ -247,6 +250,44 @@ def test_a_failed_step_leaves_the_states(monkeypatch):
         with pytest.raises(ZeroDivisionError):
             streams.step(ids, inputs(3))
     assert_same_bits(streams.states(ids), before)
+
+
+def interrupted_after(action, use):
+    """``use`` of slots, interrupted right after its first call with that action, as a signal's handler may do."""
+    calls = []
+
+    def use_and_raise(*arguments):
+        result = use(*arguments)
+        calls.extend([arguments] * bool(arguments[1] & action))
+        if len(calls) == 1 and arguments is calls[0]:
+            raise KeyboardInterrupt
+        return result
+
+    return use_and_raise
+
+
+@pytest.mark.parametrize("action", [slot_kernel.GATHER, slot_kernel.SCATTER])
+def test_interrupt_between_two_calls_of_machine_code(action, monkeypatch):
+    """The states are as before, even if the new ones had been written."""
+    _, streams = network()
+    ids, x = [streams.join() for _ in range(3)], inputs(3)
+    streams.step(ids, x)
+    before = streams.states(ids)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(streams._slots, "use", interrupted_after(action, streams._slots.use))
+        streams.step(ids, x)
+    assert_same_bits(streams.states(ids), before)
+    streams.step(ids, x)
+
+
+def test_an_interrupted_join_takes_no_slot(monkeypatch):
+    _, streams = network(capacity=2)
+    other = streams.join()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(streams._slots, "use", interrupted_after(slot_kernel.JOIN, streams._slots.use))
+        streams.join()
+    assert streams.ids == [other]
+    streams.step([streams.join(), other], inputs(2))
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
@@ -324,7 +365,7 @@ def test_reset_of_some():
         assert not state[:, 2].any()
 
 
-def test_any_input_array():
+def test_any_input_array(monkeypatch):
     """Strides, byte alignment and, in a network that multiplies bfloat16, arrays of it."""
     op, streams = network(SPECS["bfloat16"])
     ids, x = [streams.join() for _ in range(3)], inputs(3, 2)
@@ -334,6 +375,9 @@ def test_any_input_array():
         for _ in range(2):
             streams.reset(ids)
             assert_same_bits(streams.step(ids, variant), expected)
+    with monkeypatch.context() as patch:  # no call is checked and cached again
+        patch.setattr(streams._calls._engine, "forward", None)
+        streams.step(ids, unaligned)
     narrow = x.astype(ml_dtypes.bfloat16)
     streams.reset(ids)
     y = streams.step(ids, narrow)
@@ -434,6 +478,7 @@ def test_snapshots_that_are_none():
         (content[:-1], "snapshot must have 176 bytes of states; got 175"),
         (content[:-1] + b"\1", "its states are damaged"),
         (b"", "snapshot must be what Streams.snapshot returned"),
+        (b"fusedrnn state\r\n" + (1 << 20).to_bytes(4, "little") + b"[" * (1 << 20), "snapshot must be what"),
         (content[:30], "snapshot must be what Streams.snapshot returned"),
         (b"x" + content, "snapshot must be what Streams.snapshot returned"),
         (edited(content, spec=3), "snapshot must be what Streams.snapshot returned"),

@@ -170,6 +170,18 @@ def test_out_in_the_memory_of_an_input(name):
         forward(**{name: shared[name]}, out=out)
 
 
+@pytest.mark.parametrize("name", ["lengths", "resets"])
+def test_errors_of_signal_handlers(name):
+    """A handler may run while an argument is read. Its error is not one of the argument."""
+
+    class Interrupted:
+        def __array__(self, *_, **__):
+            raise TimeoutError("too slow")
+
+    with pytest.raises(TimeoutError, match="too slow"):
+        forward(**{name: Interrupted()})
+
+
 def test_out_in_the_memory_of_the_lengths():
     """They are copied before the output is written."""
     expected = forward(lengths=[1, 4, 2])[0]

@@ -47,23 +47,24 @@ class QuantizesParams:
         from fusedrnn.engines.reference.calibration import operand_ranges  # few programs need it
 
         flat = checked.dequantize() if isinstance(checked, QuantizedParams) else checked
-        inputs = list(_checked_inputs(calibration, spec))
-        if not inputs:
-            raise ValueError("calibration must hold at least one input; got none")
-        ranges = operand_ranges(spec, flat, inputs)
+        ranges = operand_ranges(spec, flat, _checked_inputs(calibration, spec))
         if not np.isfinite(ranges).all():
             raise ValueError("calibration must keep every operand of the network finite; got NaN or infinity in one")
         return replace(quantized, spec=spec, ranges=ranges)
 
 
 def _checked_inputs(calibration: object, spec: RNNSpec) -> Iterator[Array]:
+    """The inputs one by one: an iterable may fill the same array with each."""
     if isinstance(calibration, np.ndarray):
         calibration = (calibration,)
     if not isinstance(calibration, Iterable):
         raise TypeError(f"calibration must be an array or an iterable of arrays; got {type(calibration).__name__}")
+    number = -1
     for number, x in enumerate(calibration):  # its own errors pass unchanged
         with validation.renamed({"x": "calibration"}):
             checked = validation.check_x(x, spec)
         if not np.isfinite(checked).all():
             raise ValueError(f"calibration must be finite; got NaN or infinity in input {number}")
         yield checked
+    if number < 0:
+        raise ValueError("calibration must hold at least one input; got none")

@@ -8,7 +8,7 @@ import numpy as np
 
 from fusedrnn.engines.operands import ForwardOperands
 from fusedrnn.op.reserve import PLAIN_CALL, CallKind
-from fusedrnn.op.validation import check_array, check_no_alias, check_states, check_tuple
+from fusedrnn.op.validation import check_array, check_no_alias, check_states, check_tuple, copy_of
 from fusedrnn.scalars import as_bool
 from fusedrnn.spec import Array, RNNSpec
 
@@ -16,10 +16,7 @@ from fusedrnn.spec import Array, RNNSpec
 def check_resets(resets: object, steps: int, batch: int, lengths: Array | None) -> Array:
     """Marks as contiguous bools (T, N): a copy, False after the end of a sequence."""
     expected = f"resets must be bools of shape ({steps}, {batch})"
-    try:
-        checked = np.array(resets, order="C")  # a copy: what is checked is what is used
-    except Exception:
-        raise TypeError(f"{expected}; got {resets!r}") from None
+    checked = copy_of(resets, expected)
     if checked.dtype != np.bool_:
         raise TypeError(f"{expected}; got {checked.dtype}")
     if checked.shape != (steps, batch):

@@ -87,7 +87,7 @@ def _split(snapshot: bytes) -> tuple[dict[str, Any], bytes]:
     end = begin + int.from_bytes(snapshot[len(MAGIC) : begin], "little")
     try:
         header = json.loads(snapshot[begin:end])
-    except ValueError:
+    except (ValueError, RecursionError):
         raise error from None
     names = {"version", "spec", "states", "dtype", "byte_order", "crc32"}
     if not isinstance(header, dict) or not isinstance(header.get("spec"), dict):

@@ -10,6 +10,7 @@ import numpy as np
 from fusedrnn.op.inference_calls import Batch, InferenceCalls, SelectsEngine
 from fusedrnn.op.resets import restarted
 from fusedrnn.op.snapshot import from_bytes, to_bytes
+from fusedrnn.op.stream_ids import UNKNOWN_ID, check_id, check_ids
 from fusedrnn.op.validation import check_array, check_states, check_x
 from fusedrnn.quantized_params import Params
 from fusedrnn.runtime import slot_kernel
@@ -90,9 +91,15 @@ class Streams:
         """
         arrays = check_states(states, self.op.spec, 1)
         slots, write = self._slots, CLEAR if arrays is None else SCATTER
-        new = slots.use(slots.address, JOIN | write | RELEASE, next(slots.claims), _NO_IDS, 1, 1, arrays or ())
+        claim = next(slots.claims)
+        try:
+            new = slots.use(slots.address, JOIN | write, claim, _NO_IDS, 1, 1, arrays or ())
+        except BaseException:  # of a signal's handler, after the call: nobody knows the id
+            slots.free_claimed(claim)
+            raise
         if new == NOBODY:
             raise RuntimeError(f"all {self.capacity} slots are taken: a stream must leave before another one joins")
+        slots.claimed[new % self.capacity] = 0  # no call, so that no signal's handler runs after it
         return new
 
     def leave(self, id: int) -> None:
@@ -103,7 +110,7 @@ class Streams:
             ValueError: If there is no such stream.
             RuntimeError: If a call of the stream is running.
         """
-        self._access(FREE, _checked_ids("id", [id]), ())
+        self._access(FREE, check_id(id), ())
 
     def step(
         self,
@@ -130,10 +137,11 @@ class Streams:
                 twice.
             RuntimeError: If another call of one of the streams is running.
         """
-        owners = _checked_ids("ids", ids)
+        owners = check_ids(ids)
         count, calls, slots, dtype, result_dtype = len(owners), self._calls, self._slots, self._dtype, None
         batch = calls.batches.get(x.shape) if type(x) is np.ndarray else None
-        if batch is None or batch.rows != count or x.dtype is not dtype or x.strides != batch.x_strides:
+        is_alike = batch is not None and batch.rows == count and x.dtype is dtype and x.strides == batch.x_strides
+        if batch is None or not is_alike or not x.flags.aligned:
             x, result_dtype = self._checked_x(x, count)
             x, batch = calls.padded(x)
         rows, idle = batch.rows, batch.idle
@@ -143,24 +151,31 @@ class Streams:
             states = batch.new_states()
         use, address, claim = slots.use, slots.address, next(slots.claims)
         # An interrupt is raised between two calls of machine code: by then this call has claimed all its slots, or
-        # none. The first thing that the handler does is to end the claim.
+        # none. The first thing that the handler does is to end the claim. Then it writes the old states, since the
+        # call that wrote the new ones may have been the last before the interrupt.
+        has_states = False
         try:
             error = use(address, CLAIM | GATHER, claim, owners, count, rows, states)
             if error:
                 self._refuse(error, owners)
+            has_states = True
             if resets is None and reset_states is None:
                 y, final, _ = calls.run(batch, x, states)
             else:
                 y, final, _ = self._run_with_resets(batch, x, states, resets, reset_states, count)
+            if rows != count:
+                y = y[:, :count]
+            if result_dtype is not None:
+                y = y.astype(result_dtype)
             use(address, SCATTER | RELEASE, claim, owners, count, rows, final)
         except BaseException:
             use(address, RELEASE, claim, owners, count, rows, ())
+            if has_states:
+                use(address, CLAIM | SCATTER | RELEASE, next(slots.claims), owners, count, rows, states)
             raise
         if batch.is_small:
-            idle.append(states)
-        if rows != count:
-            y = y[:, :count]
-        return y if result_dtype is None else y.astype(result_dtype)
+            idle += [states]  # no call, so that no signal's handler runs after it
+        return y
 
     def reset(self, ids: Sequence[int] | Array, states: States = None) -> None:
         """Start some streams over.
@@ -173,7 +188,7 @@ class Streams:
         Raises:
             TypeError, ValueError, RuntimeError: As :meth:`step` does.
         """
-        owners = _checked_ids("ids", ids)
+        owners = check_ids(ids)
         arrays = check_states(states, self.op.spec, len(owners))
         self._access(CLEAR if arrays is None else SCATTER, owners, arrays or ())
 
@@ -183,7 +198,7 @@ class Streams:
         Raises:
             TypeError, ValueError, RuntimeError: As :meth:`step` does.
         """
-        owners = _checked_ids("ids", ids)
+        owners = check_ids(ids)
         arrays = tuple([np.empty((layers, len(owners), size), self._dtype) for layers, size in self._sizes])
         self._access(GATHER, owners, arrays)
         return arrays
@@ -197,7 +212,7 @@ class Streams:
         Raises:
             TypeError, ValueError, RuntimeError: As :meth:`leave` does.
         """
-        owners = _checked_ids("id", [id])
+        owners = check_id(id)
         return to_bytes(self.op.spec, self.states(owners))
 
     def restore(self, snapshot: bytes, id: int | None = None) -> int:
@@ -219,7 +234,7 @@ class Streams:
         states = from_bytes(self.op.spec, snapshot)
         if id is None:
             return self.join(states)
-        self._access(SCATTER, _checked_ids("id", [id]), states)
+        self._access(SCATTER, check_id(id), states)
         return int(id)
 
     def _access(self, action: int, owners: Array, arrays: tuple[Array, ...]) -> None:
@@ -235,7 +250,7 @@ class Streams:
         index, kind = divmod(error, slot_kernel.KINDS)
         id = int(owners[index])
         if kind == slot_kernel.UNKNOWN:
-            raise ValueError(f"ids must be of streams that have joined and not left; got {id}")
+            raise ValueError(UNKNOWN_ID.format(id))
         if kind == slot_kernel.REPEATED:
             raise ValueError(f"ids must have each stream once; got {id} twice")
         raise RuntimeError(f"stream {id} is in another call that is running")
@@ -269,21 +284,4 @@ class Streams:
         return np.pad(y, padding), tuple([np.pad(state, padding) for state in final]), None
 
 
-_INT64 = np.dtype(np.int64)
 _NO_IDS = np.zeros(1, np.int64)
-
-
-def _checked_ids(name: str, ids: Any) -> Array:
-    """A copy of the ids, int64 (n,), at least one. The copy is checked and used, so a later change has no effect."""
-    expected = "must be an integer" if name == "id" else "must be a sequence of integers, the ids of streams"
-    try:
-        array = np.array(ids)
-    except Exception:
-        raise TypeError(f"{name} {expected}; got {ids!r}") from None
-    if array.ndim == 1 and array.dtype is _INT64 and len(array):
-        return array
-    if array.ndim == 1 and not len(array):
-        raise ValueError(f"{name} must have at least one stream; got none")
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise TypeError(f"{name} {expected}; got {ids!r}")
-    return array.astype(np.int64)

@@ -130,14 +130,25 @@ def _check_each(
     )
 
 
+def copy_of(value: object, expected: str) -> Array:
+    """A contiguous copy: what is checked is what is used.
+
+    Raises:
+        TypeError: If ``value`` is no array; the message begins with ``expected``.
+    """
+    if type(value) is np.ndarray:
+        return value.copy()
+    try:
+        return np.array(value, order="C")
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # not what a signal's handler raises
+        raise TypeError(f"{expected}; got {value!r}") from error
+
+
 def check_lengths(lengths: object, steps: int, batch: int, name: str = "lengths") -> Array | None:
     """Valid steps of each sequence as int64 (N,), each from 0 to T; None for T everywhere."""
     if lengths is None:
         return None
-    try:
-        checked = np.array(lengths)  # a copy: what is checked is what is used
-    except Exception:
-        raise TypeError(f"{name} must be an array of {batch} integers; got {lengths!r}") from None
+    checked = copy_of(lengths, f"{name} must be an array of {batch} integers")
     if checked.dtype.kind not in "iu":
         raise TypeError(f"{name} must be integers; got {checked.dtype}")
     if checked.shape != (batch,):

@@ -34,6 +34,7 @@ class Slots:
         use: The function ``use(address, actions, claim, owners, count, rows, arrays)`` of machine code.
         address: The first argument of ``use``.
         claims: Numbers for claims, all of them different.
+        claimed: The claim on each slot, int64 (capacity,), 0 if there is none.
     """
 
     def __init__(self, capacity: int, shapes: Sequence[tuple[int, int, int]], dtype: DTypeLike) -> None:
@@ -45,10 +46,10 @@ class Slots:
         self._rows = aligned_empty((capacity, stride), np.uint8)
         self._parts = np.array(parts, np.int64)
         assert self._parts.shape[1] == len(PART)
-        self.owners, self._claimed = np.full(capacity, NOBODY, np.int64), np.zeros(capacity, np.int64)
+        self.owners, self.claimed = np.full(capacity, NOBODY, np.int64), np.zeros(capacity, np.int64)
         layout = object_layout()
         fields = {
-            "owners": self.owners.ctypes.data, "claims": self._claimed.ctypes.data, "capacity": capacity,
+            "owners": self.owners.ctypes.data, "claims": self.claimed.ctypes.data, "capacity": capacity,
             "rows": self._rows.ctypes.data, "row_bytes": stride, "parts": self._parts.ctypes.data,
             "num_parts": len(parts), "num_owners": 0, "items_offset": layout.items_offset if layout else 0,
             "data_offset": layout.data_offset if layout else 0,
@@ -67,9 +68,15 @@ class Slots:
         addresses = np.array([array.ctypes.data for array in arrays], np.int64)
         return self._use(address, actions, claim, owners.ctypes.data, count, rows, addresses.ctypes.data)
 
+    def free_claimed(self, claim: int) -> None:
+        """Make the slots free that have this claim, whoever owns them."""
+        slots = self.claimed == claim
+        self.owners[slots] = NOBODY
+        self.claimed[slots] = 0
+
     def forget_claims(self) -> None:
         """End all claims. For a forked child: the calls that have the claims do not run there."""
-        self._claimed[:] = 0
+        self.claimed[:] = 0
 
 
 def _after_fork_in_child() -> None:

@@ -28,7 +28,7 @@ def operand_ranges(spec: RNNSpec, params: Array, inputs: Iterable[Array]) -> Arr
         return rows
 
     rounding = OperandRounding(weights=lambda weight: weight, rows=note)
-    with np.errstate(invalid="ignore", over="ignore"):  # values that are not finite show in the range
-        for x in inputs:
+    for x in inputs:
+        with np.errstate(invalid="ignore", over="ignore"):  # values that are not finite show in the range
             forward(replace(spec, compute=None), x, params, rounding=rounding)
     return ranges
