@@ -43,7 +43,7 @@ def serve(settings: Settings, host: str, port: int, window: float, threads: int,
     console.print(f"refused connections: {server.refused}")
     console.print(table({"server": distribution(latencies)}))
     if json_path:
-        measured = {"latencies": latencies.tolist(), "batches": server.batches.tolist(), "seconds": seconds}
+        measured = {"latencies": list(latencies), "batches": list(server.batches), "seconds": seconds}
         json_path.write_text(json.dumps(measured), encoding="utf-8")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from array import array
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,8 @@ from fusedrnn.spec import Array
 
 _CLOSING_SECONDS = 1.0
 """How many seconds clients may take to read the last messages."""
+_NUM_KEPT = 1_000_000
+"""Of how many frames and steps a server keeps figures, however long it runs."""
 
 
 class Server:
@@ -31,8 +32,9 @@ class Server:
         threads: The number of threads of a step.
 
     Attributes:
-        latencies: Seconds from the arrival of each frame to the writing of its output into the socket.
-        batches: The number of streams of each step.
+        latencies: Seconds from the arrival of each frame to the writing of its output into the socket, of the last
+            million frames.
+        batches: The number of streams of each step, of the last million steps.
         refused: The number of connections that the server has closed.
         processor_seconds: The processor time of serving.
     """
@@ -41,7 +43,8 @@ class Server:
         self.streams, self.window = streams, window
         spec = streams.op.spec
         self.input_size, self.output_size = spec.input_size, spec.output_size
-        self.latencies, self.batches = array("d"), array("l")
+        self.latencies: deque[float] = deque(maxlen=_NUM_KEPT)
+        self.batches: deque[int] = deque(maxlen=_NUM_KEPT)
         self.connections: set[Connection] = set()
         self.refused, self.processor_seconds = 0, 0.0
         self._threads = threads
