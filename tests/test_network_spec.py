@@ -44,6 +44,8 @@ STACK_ERRORS = [
         ValueError,
         "hidden_sizes[1] of 2: projection_size must be smaller than hidden_size (2); got 3",
     ),
+    ({"mode": "lstn"}, ValueError, "mode must be one of rnn_relu, rnn_tanh, lstm, gru; got 'lstn'"),
+    ({"input_size": 0}, ValueError, "input_size must be at least 1; got 0"),
     ({"dropout": 1.0}, ValueError, "dropout must be a probability in [0, 1); got 1.0"),
     ({"residual": True}, TypeError, "residual must be one of identity, projection; got True"),
     ({"residual": "add"}, ValueError, "residual must be one of identity, projection; got 'add'"),
@@ -51,7 +53,7 @@ STACK_ERRORS = [
         {"residual": "identity"},
         ValueError,
         "residual='identity' needs a layer whose input has the size of its output; "
-        "got input_size=3 and hidden_sizes=(4, 2)",
+        "got input_size=3 and outputs of 4, 2",
     ),
 ]
 

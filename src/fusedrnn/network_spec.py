@@ -136,6 +136,7 @@ class NetworkSpec:
         probability("input_dropout", input_dropout)
         if residual is not None:
             check_choice("residual", residual, RESIDUALS)
+        RNNSpec(mode, input_size, max(sizes), **options)  # errors that have nothing to do with one layer's size
         layers: list[RNNSpec] = []
         for hidden_size, run in groupby(enumerate(sizes), lambda entry: entry[1]):
             numbers = [number for number, _ in run]
@@ -151,7 +152,7 @@ class NetworkSpec:
         if residual is not None and not any(layer.residual for layer in layers):
             raise ValueError(
                 "residual='identity' needs a layer whose input has the size of its output; "
-                f"got input_size={input_size} and hidden_sizes={tuple(sizes)}"
+                f"got input_size={input_size} and outputs of {', '.join(str(layer.output_size) for layer in layers)}"
             )
         return cls(tuple(layers))
 

@@ -49,10 +49,17 @@ def test_parameters_are_uniform_and_repeatable(dtype):
 def test_the_users_data_is_read(tmp_path):
     x = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
     np.save(tmp_path / "x.npy", x)
-    assert np.array_equal(load(tmp_path / "x.npy"), x)
+    assert np.array_equal(load(tmp_path / "x.npy", "float32"), x)
     case = CASES["tiny"].at(*x.shape)
     assert workload(case, "gru", "float32", x).x.dtype == np.float32
     assert case.spec("gru").input_size == 4
+
+
+def test_data_that_overflows_is_rejected(tmp_path):
+    np.save(tmp_path / "x.npy", np.full((1, 1, 1), -1e300))
+    assert load(tmp_path / "x.npy", "float64") == -1e300
+    with pytest.raises(ValueError, match=r"x.npy holds values that float32 does not have; the largest is 1e\+300"):
+        load(tmp_path / "x.npy", "float32")
 
 
 @pytest.mark.parametrize(
@@ -71,20 +78,20 @@ def test_unsuitable_data_is_rejected_with_its_file(tmp_path, array, message):
     path = tmp_path / "x.npy"
     np.save(path, array, allow_pickle=True)
     with pytest.raises(ValueError) as raised:
-        load(path)
+        load(path, "float32")
     assert message in str(raised.value) and "(T, N, I)" in str(raised.value) and str(path) in str(raised.value)
 
 
 def test_a_missing_or_invalid_file_is_rejected(tmp_path):
     with pytest.raises(ValueError, match="cannot be read"):
-        load(tmp_path / "nowhere.npy")
+        load(tmp_path / "nowhere.npy", "float32")
     (tmp_path / "x.npy").write_text("1 2 3")
     with pytest.raises(ValueError, match=r"not a whole \.npy file"):
-        load(tmp_path / "x.npy")
+        load(tmp_path / "x.npy", "float32")
     header = "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000, 1000)}".ljust(117) + "\n"
     (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header.encode())
     with pytest.raises(ValueError, match=r"more than fits the memory"):
-        load(tmp_path / "x.npy")
+        load(tmp_path / "x.npy", "float32")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

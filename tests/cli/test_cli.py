@@ -159,7 +159,14 @@ def test_bench_runs_the_users_cells(tmp_path):
     [row] = written["rows"]
     assert row["wrong"] is None
     assert set(row["seconds"]) == {"non-fused", "fused", "torch.nn", "fused in torch"}
-    assert load_cells(f"{tmp_path / 'cells.py'}:ran, fusedrnn.cells:slstm") == [cells.ran, cells.slstm]
+    assert load_cells(f"{tmp_path / 'cells.py'}:ran, fusedrnn.cells:slstm,") == [cells.ran, cells.slstm]
+
+
+def test_a_cell_file_that_exits(tmp_path):
+    (tmp_path / "exits.py").write_text("import sys; sys.exit(3)")
+    result = run("bench", "--cell", f"{tmp_path / 'exits.py'}:ran")
+    assert result.exit_code == 2 and "SystemExit: 3" in result.output.replace("\n", " ")
+    assert "cells_in_exits" not in sys.modules
 
 
 @pytest.mark.parametrize(
@@ -239,16 +246,17 @@ def test_a_row_that_cannot_be_allocated_is_one_line(monkeypatch):
 def test_info_says_that_the_folder_of_kernels_cannot_be_used(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FUSEDRNN_CACHE_DIR", str(tmp_path / "file" / "kernels"))
-    [line] = [value for name, value in info._lines() if name == "kernels kept in"]
+    [line] = [value for name, value in info._lines(2) if name == "kernels kept in"]
     assert line.startswith(f"memory only: {tmp_path / 'file' / 'kernels'} is not usable: ")
     monkeypatch.setenv("FUSEDRNN_CACHE_DIR", str(tmp_path / "kernels"))
-    [line] = [value for name, value in info._lines() if name == "kernels kept in"]
+    [line] = [value for name, value in info._lines(2) if name == "kernels kept in"]
     assert line == str(tmp_path / "kernels")
 
 
 def test_info_shows_the_machine():
-    result = run("info")
+    result = run("info", "--threads", 3)
     assert result.exit_code == 0, result.output
+    assert re.search(r"threads +3 *\n", result.output) and re.search(r", \d+\.\d on 3 *\n", result.output)
     for words in ("processor", "target", "vector width", "bits", "threads", "caches", "FMA peak float32", "GFLOP/s"):
         assert words in result.output
     assert "100.0 GFLOP/s, reading L2 90, memory 10 GB/s on 1 thread, as measured once" in " ".join(
@@ -264,8 +272,7 @@ def test_info_shows_the_peak_of_each_format(monkeypatch, has_amx, permitted):
     known = {name: has_amx and name.startswith("AMX") for name in info.dot_product_sets()}
     monkeypatch.setattr(info, "dot_product_sets", lambda: known)
     monkeypatch.setattr(info, "request_permission", lambda: permitted)
-    with fusedrnn.thread_limits(2):
-        lines = dict(info._lines())
+    lines = dict(info._lines(2))
     assert lines["BF16 peak"] == "that of FMA: widened to float32"
     assert lines["INT8 peak"] == "100.0 Gop/s on 1 thread, 200.0 on 2, by products of int16 by pairs"
     amx = "no" if not has_amx else "yes" if permitted else "yes, but not permitted"
@@ -322,6 +329,18 @@ def test_info_rejects_invalid_options():
         result = run("info", "--plan", "tiny", option, value)
         assert result.exit_code == 2
         assert repr(value) in result.output and valid in result.output
+
+
+@pytest.mark.parametrize("options", [("--modes", "lstm"), ("--dtype", "float64"), ("--all",)])
+def test_options_of_plans_need_a_plan(options):
+    result = run("info", *options)
+    assert result.exit_code == 2 and f"{options[0]} cannot be used without --plan" in result.output
+
+
+def test_warmup_needs_a_folder(monkeypatch):
+    monkeypatch.setenv("FUSEDRNN_CACHE_DIR", "")
+    result = run("warmup", "--modes", "lstm", "--dtypes", "float32")
+    assert result.exit_code == 2 and "error: no kernels can be kept: FUSEDRNN_CACHE_DIR is empty" in result.output
 
 
 def test_warmup_compiles_the_given_cells():

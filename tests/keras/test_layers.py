@@ -31,6 +31,7 @@ OPTIONS = {
     "zeros": {**SEQUENCES, "zero_output_for_mask": True},
     "last-zeros": {"zero_output_for_mask": True},
     "unrolled": {**SEQUENCES, "unroll": True},
+    "unrolled-zeros": {**SEQUENCES, "unroll": True, "zero_output_for_mask": True},
     "no-bias": {**SEQUENCES, "use_bias": False},
     "relu": {**SEQUENCES, "activation": "relu"},
 }
@@ -49,6 +50,7 @@ CASES = [
     ("GRU", "no-bias", "none"),
     ("SimpleRNN", "relu", "none"),
     ("GRU", "unrolled", "holes"),
+    pytest.param("SimpleRNN", "unrolled-zeros", "holes", marks=EVERYWHERE),
 ]
 MERGES = [
     ("LSTM", "none", "concat"),

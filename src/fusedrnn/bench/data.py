@@ -162,8 +162,8 @@ def parameters(spec: RNNSpec) -> Array:
     return params
 
 
-def load(path: Path) -> Array:
-    """The user's data: a .npy file of finite real numbers, shape (T, N, I).
+def load(path: Path, dtype: str) -> Array:
+    """The user's data in that dtype: a .npy file of finite real numbers, shape (T, N, I).
 
     Raises:
         ValueError: If the file has another content; the message names the file, its content and what was expected.
@@ -184,7 +184,11 @@ def load(path: Path) -> Array:
         raise ValueError(f"{path} has shape {x.shape}; expected {expected}, each at least 1")
     if not np.isfinite(x).all():
         raise ValueError(f"{path} holds NaN or infinity; expected {expected}, all finite")
-    return x
+    with np.errstate(over="ignore"):
+        converted = x.astype(dtype)
+    if not np.isfinite(converted).all():
+        raise ValueError(f"{path} holds values that {dtype} does not have; the largest is {np.abs(x).max():g}")
+    return converted
 
 
 def outputs(spec: RNNSpec, y: Array, states: tuple[Array, ...]) -> Results:

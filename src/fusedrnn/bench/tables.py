@@ -115,7 +115,7 @@ def _work_columns(contender: str) -> list[Column[Row]]:
 
 def _microsecond_columns(contenders: Sequence[str], rows: Sequence[Row]) -> list[Column[Row]]:
     """A column for each contender that has short calls."""
-    headings = {FUSED: "FusedRNN", TORCH: "torch.nn", IN_TORCH: "fused\nin torch"}
+    headings = {FUSED: "FusedRNN", TORCH: _torch_name(rows), IN_TORCH: "fused\nin torch"}
     return [
         (f"{headings[name]}\nµs/call", partial(_microseconds, name))
         for name in contenders

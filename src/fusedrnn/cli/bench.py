@@ -156,7 +156,7 @@ def make_config(
         ValueError: If a name is unknown, the data is not a suitable array, or a case does not fit the memory.
     """
     dtype = options.parse_dtype(dtype)
-    x = load(data) if data else None
+    x = load(data, dtype) if data else None
     config = BenchConfig(
         cases=options.parse_cases(cases, steps, batch, x),
         modes=options.parse_modes(modes) if isinstance(modes, str) else modes,

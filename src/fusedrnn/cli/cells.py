@@ -18,7 +18,8 @@ def load_cells(text: str) -> list[UserCell]:
     Raises:
         ValueError: If a file, a module or a cell of that name does not exist, or its code raises an error.
     """
-    return [_load(reference.strip()) for reference in text.split(",")]
+    references = [reference.strip() for reference in text.split(",")]
+    return [_load(reference) for reference in references if reference or len(references) == 1]
 
 
 def _load(reference: str) -> UserCell:
@@ -27,7 +28,7 @@ def _load(reference: str) -> UserCell:
         raise ValueError(f"--cell must be path.py:name or module:name; got {reference!r}")
     try:
         module = _module(Path(where)) if where.endswith(".py") else importlib.import_module(where)
-    except Exception as error:  # a user's code may raise anything
+    except (Exception, SystemExit) as error:  # a user's code may raise anything
         raise ValueError(f"--cell {reference}: {type(error).__name__}: {error}") from error
     try:
         cell = attrgetter(name)(module)
@@ -44,5 +45,9 @@ def _module(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module

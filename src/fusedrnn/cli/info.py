@@ -13,14 +13,14 @@ import fusedrnn
 from fusedrnn import RNNSpec
 from fusedrnn.bench.lines import rate_text
 from fusedrnn.bench.report import environment_report
+from fusedrnn.cli import kernels_folder
 from fusedrnn.cli.console import fail, output
-from fusedrnn.cli.options import ALL_MODES, Dtype, Modes, Threads, parse_cases, parse_dtype, parse_modes
+from fusedrnn.cli.options import ALL_MODES, Threads, parse_cases, parse_dtype, parse_modes
 from fusedrnn.cli.plan import PlanConfig, print_plans
 from fusedrnn.engines import registry
 from fusedrnn.env import cache_directory
 from fusedrnn.jit.amx import request_permission
 from fusedrnn.jit.host import current_target, dot_product_sets
-from fusedrnn.jit.object_cache import ObjectCache
 from fusedrnn.runtime.bandwidth import measured_rates
 from fusedrnn.runtime.machine_rates import MachineRates
 from fusedrnn.runtime.peak import measure_peak
@@ -36,8 +36,8 @@ def info(
     plan: Annotated[
         str, typer.Option(help=f"Show how these workloads are partitioned, separated by commas: {', '.join(CASES)}.")
     ] = "",
-    modes: Modes = ALL_MODES,
-    dtype: Dtype = "float32",
+    modes: Annotated[str, typer.Option(help="With --plan: cells, separated by commas.")] = ALL_MODES,
+    dtype: Annotated[str, typer.Option(help="With --plan: the float type.")] = "float32",
     threads: Threads = None,
     everything: Annotated[
         bool, typer.Option("--all", help="With --plan: time every partition, not only the chosen one.")
@@ -53,34 +53,38 @@ def info(
     With --plan, show the partitions of a workload over threads, the time that the cost model predicts for each, and the
     measured time of the partition that it chooses. Nothing else should run on the machine meanwhile.
     """
+    num_threads = threads or fusedrnn.get_num_threads()
     if not plan:
+        given = {"--modes": modes != ALL_MODES, "--dtype": dtype != "float32", "--all": everything}
+        if any(given.values()):
+            fail(f"{' and '.join(name for name in given if given[name])} cannot be used without --plan")
         measured_rates(anew=measure)
-        _print_machine()
+        _print_machine(num_threads)
         return
     try:
         workloads = parse_cases(plan), parse_modes(modes), parse_dtype(dtype)
     except ValueError as error:
         fail(str(error))
     measured_rates(anew=measure)
-    print_plans(PlanConfig(*workloads, threads or fusedrnn.get_num_threads(), everything))
+    print_plans(PlanConfig(*workloads, num_threads, everything))
 
 
-def _print_machine() -> None:
+def _print_machine(num_threads: int) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in _lines():
+    for name, value in _lines(num_threads):
         table.add_row(name, escape(value))
     output().print(table, highlight=False)
 
 
-def _lines() -> Iterator[tuple[str, str]]:
+def _lines(num_threads: int) -> Iterator[tuple[str, str]]:
     machine = environment_report()
     yield "processor", machine["processor"]
     yield "system", machine["system"]
     yield "target", f"{machine['target']}: {machine['target_description']}, compiled for {machine['target_cpu']}"
     yield "vector width", f"{machine['vector_bits']} bits"
-    yield "threads", str(machine["threads"])
+    yield "threads", str(num_threads)
     yield "caches", ", ".join(f"{level} {_size(size)}" for level, size in machine["caches"].items()) or "unknown"
     for engine in registry.engines():
         selection = "" if engine.automatic else f", with backend={engine.name!r}"
@@ -88,13 +92,13 @@ def _lines() -> Iterator[tuple[str, str]]:
         yield f"engine {engine.name}", f"{engine.description}{selection}: {engine.capabilities}{rejection}"
     yield "dot products", _dot_products()
     for dtype in DTYPES:
-        yield f"FMA peak {dtype}", _peaks(dtype, machine["threads"])
+        yield f"FMA peak {dtype}", _peaks(dtype, num_threads)
     for name, number_format in _FORMATS.items():
         instruction = instruction_of(number_format, current_target())
         by_fma = "that of FMA: widened to float32"
         yield (
             f"{name} peak",
-            by_fma if instruction == FMA else (f"{_peaks(number_format, machine['threads'])}, by {instruction.name}"),
+            by_fma if instruction == FMA else (f"{_peaks(number_format, num_threads)}, by {instruction.name}"),
         )
     yield "cost model", _rates(measured_rates())
     yield "BLAS of non-fused", ", ".join(machine["blas"]) or "unknown"
@@ -115,11 +119,8 @@ def _rejection(name: str) -> str:
 
 def _kernels_folder() -> str:
     """The folder of compiled kernels; if it cannot be used, the text says so and why."""
-    folder = cache_directory()
-    if folder is None:
-        return "memory only"
-    reason = ObjectCache(folder).rejection()
-    return f"memory only: {folder} is not usable: {reason}" if reason else str(folder)
+    reason = kernels_folder.rejection()
+    return f"memory only: {reason}" if reason else str(cache_directory())
 
 
 def _dot_products() -> str:

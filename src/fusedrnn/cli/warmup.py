@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 import fusedrnn
+from fusedrnn.cli import kernels_folder
 from fusedrnn.cli.console import fail, steps
 from fusedrnn.cli.options import ALL_MODES, Modes, parse_modes, parse_names
 from fusedrnn.runtime.bandwidth import measured_rates
@@ -30,6 +31,8 @@ def warmup(
         pairs = list(product(parse_modes(modes), parse_names(dtypes, "dtype", DTYPES)))
     except ValueError as error:
         fail(str(error))
+    if reason := kernels_folder.rejection():
+        fail(f"no kernels can be kept: {reason}")
     measured_rates()
     with steps(len(pairs)) as progress:
         for mode, dtype in pairs:

@@ -55,3 +55,11 @@ def carries_initial_output(unroll: bool) -> bool:
     Keras on JAX takes the initial state, except where it unrolls the loop.
     """
     return bool(keras.backend.backend() == "jax" and not unroll)
+
+
+def zeroes_masked_outputs(layer: Any) -> bool:
+    """Whether the output of masked steps is zero rather than that of the step before.
+
+    Where Keras unrolls the loop on JAX, ``zero_output_for_mask`` has no effect.
+    """
+    return bool(layer.zero_output_for_mask and not (layer.unroll and keras.backend.backend() == "jax"))

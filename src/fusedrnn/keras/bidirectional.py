@@ -70,7 +70,7 @@ def _run(layer: Bidirectional, sequences: Any, initial_state: Any, mask: Any, tr
     cells = forward.cell, backward.cell
     if training and any(cell.dropout > 0 or cell.recurrent_dropout > 0 for cell in cells):
         return None
-    zero = forward.zero_output_for_mask, backward.zero_output_for_mask
+    zero = backends.zeroes_masked_outputs(forward), backends.zeroes_masked_outputs(backward)
     if mask is not None and zero != (forward.return_sequences,) * 2:
         return None
     x, steps = read_steps(backend, forward, sequences, mask)

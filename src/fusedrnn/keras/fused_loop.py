@@ -128,7 +128,8 @@ def _outputs(layer: FusedLoop, steps: MaskedSteps | None, y: Any, h: Any, before
     """The output of the last step (N, H), and the outputs of all steps (N, T, H) if the layer returns them."""
     if steps is None:
         return h, y.swapaxes(0, 1) if layer.return_sequences else h
-    last = steps.last_output(h, before, layer.zero_output_for_mask)
+    are_zero = backends.zeroes_masked_outputs(layer)
+    last = steps.last_output(h, before, are_zero)
     if not layer.return_sequences:
         return last, last
-    return last, steps.outputs(y, before, layer.zero_output_for_mask).swapaxes(0, 1)
+    return last, steps.outputs(y, before, are_zero).swapaxes(0, 1)

@@ -3,8 +3,9 @@
 A saved layer names a module, a class and a registered name. Keras looks for the registered name first, then for the
 class in the module. Our layers write Keras's module and class, and the name of that class as the registered name;
 Keras's own layers write no registered name. So a file with our layers loads as our layers in a process that has
-imported :mod:`fusedrnn.keras`, and as Keras's layers in any other process. A file with Keras's layers loads as Keras's
-layers everywhere.
+imported :mod:`fusedrnn.keras`, and as Keras's layers in any other process. A ``.keras`` file with Keras's layers loads
+as Keras's layers everywhere. HDF5 files and configurations without a module name classes alone: there Keras's layers
+load as ours where :mod:`fusedrnn.keras` is imported, apart from those inside of wrappers.
 """
 
 from __future__ import annotations
