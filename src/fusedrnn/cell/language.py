@@ -12,7 +12,8 @@ from fusedrnn.cell.derivative import differentiate
 from fusedrnn.cell.expr import NO_ARRAY, Constant, Expr
 from fusedrnn.cell.initial import InitialValue, checked_initial
 from fusedrnn.cell.leaves import PreH, PreX
-from fusedrnn.cell.trace import RAW, fuse_gate_sums
+from fusedrnn.cell.symbols import RAW
+from fusedrnn.cell.trace import fuse_gate_sums
 from fusedrnn.cell.traversal import walk
 from fusedrnn.cell.user_cell import UserCell
 from fusedrnn.scalars import as_number, check_bounds

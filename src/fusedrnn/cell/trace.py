@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import NoReturn
 
 from fusedrnn.cell.cells import Cell, Variant, make_cell
-from fusedrnn.cell.expr import Expr, Leaf, as_expr
+from fusedrnn.cell.expr import Expr, Leaf
 from fusedrnn.cell.leaves import (
     Mask,
     OutputCotangent,
@@ -18,18 +16,15 @@ from fusedrnn.cell.leaves import (
     PreH,
     PreSum,
     PreX,
-    Projected,
     RawInput,
     State,
     StateCotangent,
 )
 from fusedrnn.cell.placement import place_stages
 from fusedrnn.cell.stage import Stage
+from fusedrnn.cell.symbols import ParameterSymbols, RecurrentProducts, Symbols
 from fusedrnn.cell.traversal import substitute, walk
 from fusedrnn.lazy import cached_property
-
-RAW = "raw"
-"""``x.raw`` is the input itself, and so no gate has this name."""
 
 
 @dataclass(frozen=True)
@@ -138,95 +133,6 @@ class TracedCell:
         return max((i for i, stage in enumerate(self.stages) if any(map(stage.computes, leaves))), default=0)
 
 
-class _ReadOnly:
-    """An argument of equations, whose attributes they read but do not assign."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not name.startswith("_"):
-            raise AttributeError(f"{name!r} cannot be assigned to: return the new states")
-        super().__setattr__(name, value)
-
-    def __call__(self, *_: object) -> NoReturn:
-        raise TypeError("gates, states and parameters are attributes, such as x.a; recurrent(...) alone is called")
-
-    def __getitem__(self, name: object) -> NoReturn:
-        raise TypeError(f"gates, states and parameters are attributes: write .{name} instead of [{name!r}]")
-
-
-class _Leaves(_ReadOnly):
-    """``x.i``, ``h.i`` or ``s.c``: a leaf by attribute; ``used`` collects the names that the equations read."""
-
-    def __init__(self, kind: Callable[[str], Leaf], names: Sequence[str], used: set[str]) -> None:
-        self._kind, self._names, self._used = kind, names, used
-
-    def __getattr__(self, name: str) -> Expr:
-        if name == RAW and self._kind is PreX:
-            return RawInput()
-        if name not in self._names:
-            what = "state" if self._kind is State else "gate"
-            raise AttributeError(f"the cell has no {what} {name!r}; its {what}s are {', '.join(self._names)}")
-        self._used.add(name)
-        return self._kind(name)
-
-    def __repr__(self) -> str:
-        name = "x" if self._kind is PreX else "s" if self._kind is State else "recurrent(...)"
-        return f"{name}: write {name}.{self._names[0]}"
-
-
-class _Parameters(_ReadOnly):
-    """``p.beta``: a vector or a scalar by attribute."""
-
-    def __init__(self, cell: Cell) -> None:
-        self._leaves: dict[str, Leaf] = {name: ParamVector(name) for name in cell.vectors}
-        self._leaves |= {name: ParamScalar(name) for name in cell.scalars}
-
-    def __getattr__(self, name: str) -> Expr:
-        if name not in self._leaves:
-            known = ", ".join(self._leaves)
-            raise AttributeError(f"the cell has no parameter {name!r}; its vectors and scalars are {known}")
-        return self._leaves[name]
-
-    def __repr__(self) -> str:
-        return f"p: write p.{next(iter(self._leaves))}"
-
-
-class _Recurrent:
-    """The argument ``recurrent`` of equations: each call with another operand adds a stage."""
-
-    def __init__(self, gates: Sequence[str]) -> None:
-        self._gates = gates
-        self._stages: list[tuple[Expr, set[str], bool]] = []
-
-    def __getattr__(self, name: str) -> NoReturn:
-        raise AttributeError(f"recurrent is a function: write recurrent(s.h).{name}")
-
-    def __repr__(self) -> str:
-        return f"recurrent: write recurrent(s.h).{self._gates[0]}"
-
-    def __call__(self, *operands: Expr, **named: object) -> _Leaves:
-        if named:
-            raise TypeError(f"recurrent takes its expression by position; got {', '.join(named)}= by name")
-        if len(operands) != 1:
-            raise TypeError(f"recurrent takes one expression, such as s.h; got {len(operands)}")
-        operand = as_expr(operands[0])
-        equal = (used for other, used, projects in self._stages if not projects and other == operand)
-        used: set[str] | None = next(equal, None)
-        if used is None:
-            used = set()
-            self._stages.append((operand, used, False))
-        return _Leaves(PreH, self._gates, used)
-
-    def project(self, operand: Expr) -> Expr:
-        self._stages.append((operand, set(), True))
-        return Projected()
-
-    def stages(self) -> tuple[Stage, ...]:
-        return tuple(
-            Stage(operand, tuple(gate for gate in self._gates if gate in used), projects)
-            for operand, used, projects in self._stages
-        )
-
-
 def run_equations(cell: Cell) -> TracedCell:
     """Run a cell's equations on symbols.
 
@@ -234,9 +140,9 @@ def run_equations(cell: Cell) -> TracedCell:
         AttributeError: If they read a gate or a state that the cell does not have.
         ValueError: If a gate takes part in more than one recurrent product.
     """
-    recurrent = _Recurrent(cell.gates)
-    parameters = [_Parameters(cell)] if cell.vectors or cell.scalars else []
-    x, states = _Leaves(PreX, cell.gates, set()), _Leaves(State, cell.states, set())
+    recurrent = RecurrentProducts(cell.gates)
+    parameters = [ParameterSymbols(cell)] if cell.vectors or cell.scalars else []
+    x, states = Symbols(PreX, cell.gates, set()), Symbols(State, cell.states, set())
     result = cell.equations(x, recurrent, states, *parameters)
     outputs = result if isinstance(result, tuple) else (result,)
     if cell.output is not None:

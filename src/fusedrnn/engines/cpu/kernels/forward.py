@@ -21,14 +21,7 @@ from fusedrnn.engines.cpu.kernels.initial_accumulators import InitialAccumulator
 from fusedrnn.engines.cpu.kernels.layer_rows import INPUT_FIELDS
 from fusedrnn.engines.cpu.kernels.loop import COMMON_FIELDS, UNPACKED_PARAMS, CellPosition, rows_of_time
 from fusedrnn.engines.cpu.kernels.operand_rows import RANGE_BYTES
-from fusedrnn.engines.cpu.kernels.panel_matrix import (
-    ColVecs,
-    LeftOperand,
-    Matrix,
-    Rows,
-    UnpackedMatrix,
-    WeightMatrix,
-)
+from fusedrnn.engines.cpu.kernels.panel_matrix import ColVecs, LeftOperand, Matrix, Rows, UnpackedMatrix, WeightMatrix
 from fusedrnn.engines.cpu.kernels.reductions import Reductions
 from fusedrnn.engines.cpu.kernels.scratch import FORWARD
 from fusedrnn.engines.cpu.kernels.stages import Result, StageKernel, state_letters
