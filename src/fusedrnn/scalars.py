@@ -16,6 +16,13 @@ MAX_BYTES = 2**48
 _MAX_BITS = 128
 
 
+def as_int(name: str, value: object) -> int:
+    """``value`` as an int; a TypeError if it is not an integer."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer; got {value!r}")
+    return int(value)
+
+
 def positive_int(name: str, value: object) -> int:
     """``value`` as an int from 1 to :data:`MAX_BYTES`.
 
@@ -23,13 +30,12 @@ def positive_int(name: str, value: object) -> int:
         TypeError: If it is not an integer.
         ValueError: If it is out of range.
     """
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer; got {value!r}")
-    if value < 1:
+    number = as_int(name, value)
+    if number < 1:
         raise ValueError(f"{name} must be at least 1; got {shown(value)}")
-    if value > MAX_BYTES:
+    if number > MAX_BYTES:
         raise ValueError(f"{name} must be at most {MAX_BYTES}; got {shown(value)}")
-    return int(value)
+    return number
 
 
 def check_choice(name: str, value: object, choices: Collection[Choice]) -> Choice:

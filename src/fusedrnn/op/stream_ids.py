@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fusedrnn.op.validation import copy_of
+from fusedrnn.scalars import as_int
 from fusedrnn.spec import Array
 
 UNKNOWN_ID = "ids must be of streams that have joined and not left; got {}"
@@ -44,6 +45,4 @@ def check_id(id: object) -> Array:
         TypeError: If it is no integer.
         ValueError: If it is larger than that of any stream.
     """
-    if isinstance(id, bool) or not isinstance(id, (int, np.integer)):
-        raise TypeError(f"id must be an integer; got {id!r}")
-    return check_ids([id])
+    return check_ids([as_int("id", id)])

@@ -27,7 +27,7 @@ from fusedrnn.locks import Lock
 from fusedrnn.runtime.buffers import aligned_empty
 from fusedrnn.runtime.native_state import publish_num_threads, publish_pool
 from fusedrnn.runtime.pool_kernel import CLOSE, CONTROL, MANY_CLOSE, SPINNING, build_pool
-from fusedrnn.scalars import shown
+from fusedrnn.scalars import as_int, shown
 
 # Iterations of a waiting loop, each of 15 ns or more. An idle thread sleeps after a quarter of a millisecond; a thread
 # that waits for others of its own job, a little later. With more threads than processors, threads sleep at once.
@@ -77,11 +77,10 @@ def thread_limits(threads: int) -> Iterator[None]:
 
 
 def _checked(threads: int) -> int:
-    if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)):
-        raise TypeError(f"threads must be an integer; got {threads!r}")
-    if not 1 <= threads <= env.MAX_THREADS:
+    number = as_int("threads", threads)
+    if not 1 <= number <= env.MAX_THREADS:
         raise ValueError(f"threads must be from 1 to {env.MAX_THREADS}; got {shown(threads)}")
-    return int(threads)
+    return number
 
 
 def _is_oversubscribed(num_threads: int) -> bool:

@@ -17,7 +17,7 @@ from fusedrnn.mxnet.nd import Lengths, check_lengths
 from fusedrnn.op import validation
 from fusedrnn.op.reserve import Reserve
 from fusedrnn.op.rnn_op import RNNOp
-from fusedrnn.scalars import as_bool, check_bytes, positive_int, shown
+from fusedrnn.scalars import as_bool, as_int, check_bytes, positive_int, shown
 from fusedrnn.spec import Array, RNNSpec
 
 StateInfo = TypedDict("StateInfo", {"shape": tuple[int, ...], "__layout__": str, "dtype": str})
@@ -144,12 +144,11 @@ class RNNLayer:
 
     def state_info(self, batch_size: int = 0) -> list[StateInfo]:
         """The ``"shape"`` (L·D, N, size), the ``"__layout__"`` and the ``"dtype"`` of each state."""
-        if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)):
-            raise TypeError(f"batch_size must be an integer; got {batch_size!r}")
-        if batch_size < 0:
+        batch = as_int("batch_size", batch_size)
+        if batch < 0:
             raise ValueError(f"batch_size must be at least 0; got {shown(batch_size)}")
-        shapes, dtype = self._spec.state_shape(int(batch_size)), self._params.store.spec.dtype
-        check_bytes("batch_size", int(batch_size), shapes, dtype)
+        shapes, dtype = self._spec.state_shape(batch), self._params.store.spec.dtype
+        check_bytes("batch_size", batch, shapes, dtype)
         return [{"shape": shape, "__layout__": "LNC", "dtype": dtype} for shape in shapes]
 
     def begin_state(self, batch_size: int = 0, func: Callable[..., Array] = np.zeros, **options: Any) -> list[Array]:
