@@ -66,7 +66,8 @@ define install
 			"Choose another: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	@echo 'Installing fusedrnn[$(2)] into $(1)'
 	@$(PYTHON) -m venv $(1)
-	@$(1)/bin/python -m pip install -qq --disable-pip-version-check $(PIP_OPTIONS) -c $(or $(3),constraints.txt) -e '.[$(2)]' $(4)
+	@$(1)/bin/python -m pip install -qq --disable-pip-version-check $(PIP_OPTIONS) \
+		-c $(or $(3),constraints.txt) -e '.[$(2)]' $(4)
 endef
 
 $(RUN)/.installed-bench: pyproject.toml constraints.txt

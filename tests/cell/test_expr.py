@@ -158,6 +158,7 @@ def test_numbers_on_either_side():
     values = evaluate([a + 2, 2 + a, a - 2, 2 - a, a * 3, 3 * a, relu(-1 * a)], {PreX("a"): 5.0}, Counting())
     assert values == [7.0, 7.0, 3.0, -3.0, 15.0, 15.0, 0.0]
     assert as_expr(2) == Constant(2.0)
+    assert as_expr(a) is a
 
 
 def test_zeros_of_different_sign():
@@ -169,7 +170,6 @@ def test_zeros_of_different_sign():
     for root in (positive, negative) * 2:
         (value,) = evaluate([root], {a: np.float64(1.0)}, on)
         assert np.signbit(value) == (root is negative)
-    assert as_expr(a) is a
 
 
 def test_walk_visits_arguments_first_and_each_node_once():

@@ -173,6 +173,7 @@ def test_a_cell_file_that_exits(tmp_path):
     ("options", "message"),
     [
         (("--cell", "ran"), "--cell must be path.py:name or module:name; got 'ran'"),
+        (("--cell", ","), "--cell must be path.py:name or module:name; got ','"),
         (("--cell", "nowhere.py:ran"), "--cell nowhere.py:ran: FileNotFoundError"),
         (("--cell", "fusedrnn.cell:cell"), "fusedrnn.cell has no cell 'cell'; its cells: none"),
         (("--cell", "fusedrnn.cells:ran", "--variants"), "--variants cannot be used with --cell"),

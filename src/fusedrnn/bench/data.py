@@ -118,7 +118,7 @@ Maker = Callable[[Workload], Contender]
 def workload(case: Case, mode: str | Cell, dtype: str, x: Array | None = None, *, packed: bool = False) -> Workload:
     """The case with the cell ``mode``, on ``x`` or by default on text. ``packed`` draws a length for each sequence."""
     spec = case.spec(mode, dtype)
-    x = text_input(case.T, case.N, case.I, dtype) if x is None else x.astype(dtype)
+    x = text_input(case.T, case.N, case.I, dtype) if x is None else np.asarray(x, dtype)
     return Workload(case, spec, x, parameters(spec), lengths(case.T, case.N) if packed else None)
 
 

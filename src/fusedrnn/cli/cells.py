@@ -18,8 +18,8 @@ def load_cells(text: str) -> list[UserCell]:
     Raises:
         ValueError: If a file, a module or a cell of that name does not exist, or its code raises an error.
     """
-    references = [reference.strip() for reference in text.split(",")]
-    return [_load(reference) for reference in references if reference or len(references) == 1]
+    references = [reference.strip() for reference in text.split(",") if reference.strip()]
+    return [_load(reference) for reference in references or [text]]
 
 
 def _load(reference: str) -> UserCell:

@@ -13,6 +13,7 @@ import fusedrnn
 from fusedrnn import RNNSpec
 from fusedrnn.bench.lines import rate_text
 from fusedrnn.bench.report import environment_report
+from fusedrnn.bench.tables import MODE_NAMES
 from fusedrnn.cli import kernels_folder
 from fusedrnn.cli.console import fail, output
 from fusedrnn.cli.options import ALL_MODES, Threads, parse_cases, parse_dtype, parse_modes
@@ -36,8 +37,10 @@ def info(
     plan: Annotated[
         str, typer.Option(help=f"Show how these workloads are partitioned, separated by commas: {', '.join(CASES)}.")
     ] = "",
-    modes: Annotated[str, typer.Option(help="With --plan: cells, separated by commas.")] = ALL_MODES,
-    dtype: Annotated[str, typer.Option(help="With --plan: the float type.")] = "float32",
+    modes: Annotated[
+        str, typer.Option(help=f"With --plan: cells, separated by commas: {', '.join(MODE_NAMES)}.")
+    ] = ALL_MODES,
+    dtype: Annotated[str, typer.Option(help=f"With --plan: {' or '.join(DTYPES)}.")] = "float32",
     threads: Threads = None,
     everything: Annotated[
         bool, typer.Option("--all", help="With --plan: time every partition, not only the chosen one.")
@@ -55,9 +58,9 @@ def info(
     """
     num_threads = threads or fusedrnn.get_num_threads()
     if not plan:
-        given = {"--modes": modes != ALL_MODES, "--dtype": dtype != "float32", "--all": everything}
-        if any(given.values()):
-            fail(f"{' and '.join(name for name in given if given[name])} cannot be used without --plan")
+        is_changed = {"--modes": modes != ALL_MODES, "--dtype": dtype != "float32", "--all": everything}
+        if changed := [name for name, changed in is_changed.items() if changed]:
+            fail(f"{' and '.join(changed)} cannot be used without --plan")
         measured_rates(anew=measure)
         _print_machine(num_threads)
         return

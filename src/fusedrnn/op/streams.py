@@ -94,7 +94,7 @@ class Streams:
         claim = next(slots.claims)
         try:
             new = slots.use(slots.address, JOIN | write, claim, _NO_IDS, 1, 1, arrays or ())
-        except BaseException:  # of a signal's handler, after the call: nobody knows the id
+        except BaseException:  # of a signal's handler, after the call: the id is lost
             slots.free_claimed(claim)
             raise
         if new == NOBODY:
@@ -140,8 +140,10 @@ class Streams:
         owners = check_ids(ids)
         count, calls, slots, dtype, result_dtype = len(owners), self._calls, self._slots, self._dtype, None
         batch = calls.batches.get(x.shape) if type(x) is np.ndarray else None
-        is_alike = batch is not None and batch.rows == count and x.dtype is dtype and x.strides == batch.x_strides
-        if batch is None or not is_alike or not x.flags.aligned:
+        if (
+            batch is None or batch.rows != count or x.dtype is not dtype or x.strides != batch.x_strides
+            or not x.flags.aligned
+        ):  # fmt: skip
             x, result_dtype = self._checked_x(x, count)
             x, batch = calls.padded(x)
         rows, idle = batch.rows, batch.idle

@@ -69,7 +69,7 @@ class Slots:
         return self._use(address, actions, claim, owners.ctypes.data, count, rows, addresses.ctypes.data)
 
     def free_claimed(self, claim: int) -> None:
-        """Make the slots free that have this claim, whoever owns them."""
+        """Make the slots free that have this claim, whatever their owners."""
         slots = self.claimed == claim
         self.owners[slots] = NOBODY
         self.claimed[slots] = 0
