@@ -108,6 +108,8 @@ class InferenceCalls:
             result = call(x, self._params, states, None, 0, None)
             if result is not None:
                 return result
+            if not x.flags.aligned:
+                return self.run(batch, x.copy(), states)
             if threads > 1:  # another call has the thread pool
                 with thread_limits(1):
                     return self.run(batch, x, states)

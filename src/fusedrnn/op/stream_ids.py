@@ -23,10 +23,10 @@ def check_ids(ids: Any) -> Array:
         TypeError: If they are no integers.
         ValueError: If there are none, or one is larger than that of any stream.
     """
+    if type(ids) is np.ndarray and ids.dtype is _INT64 and ids.ndim == 1 and len(ids):
+        return ids.copy()
     expected = "ids must be a sequence of integers, the ids of streams"
     array = copy_of(ids, expected)
-    if array.ndim == 1 and array.dtype is _INT64 and len(array):
-        return array
     if array.ndim == 1 and not len(array):
         raise ValueError("ids must have at least one stream; got none")
     if array.ndim == 1 and array.dtype.kind != "i":  # which cannot hold every integer

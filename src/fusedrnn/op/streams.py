@@ -140,10 +140,7 @@ class Streams:
         owners = check_ids(ids)
         count, calls, slots, dtype, result_dtype = len(owners), self._calls, self._slots, self._dtype, None
         batch = calls.batches.get(x.shape) if type(x) is np.ndarray else None
-        if (
-            batch is None or batch.rows != count or x.dtype is not dtype or x.strides != batch.x_strides
-            or not x.flags.aligned
-        ):  # fmt: skip
+        if batch is None or batch.rows != count or x.dtype is not dtype or x.strides != batch.x_strides:
             x, result_dtype = self._checked_x(x, count)
             x, batch = calls.padded(x)
         rows, idle = batch.rows, batch.idle
