@@ -281,7 +281,7 @@ def test_memory_is_freed_with_the_op(traced):
     finally:
         tracemalloc.stop()
     assert held > problem.params.nbytes
-    assert left < 20_000
+    assert left < problem.params.nbytes / 10  # a few objects of Python's, no weights or reserve
 
 
 def test_peak_memory_of_inference(traced):

@@ -315,7 +315,7 @@ def test_memory_is_freed_with_the_op(keep, traced):
         tracemalloc.stop()
     assert with_op > size + 2 * problem.params.nbytes
     assert with_reserve > size
-    assert left < 20_000
+    assert left < problem.params.nbytes / 10  # a few objects of Python's, no weights or reserve
 
 
 def test_memory_of_many_reserves_is_reused(keep):
