@@ -54,7 +54,7 @@ def test_slower_threads_are_not_used(several):
     while calls.thread_choice.sharing:
         learning += calls.call()
     assert learning <= tuning.current().late_calls
-    assert several < 0.5 or learning == 1  # the slower, the sooner
+    assert several < 0.5 or learning == tuning.current().min_recent_calls  # the slower, the sooner
     used = calls.run(200 * several)
     assert used * several < 0.1 * (1 - used) * 110e-6 + 0.03 * several
     calls.run(60.0)
@@ -76,6 +76,14 @@ def test_single_late_calls_change_nothing():
     for number in range(20_000):
         calls.call(hiccup=5e-3 * (number % 100 == 0))
     assert calls.thread_choice.sharing
+
+
+@pytest.mark.parametrize("hiccup", [0.3e-3, 5e-3, 1.0])
+def test_slow_first_call_starts_no_trial(hiccup):
+    """The first call gets new memory from the system, whatever the number of threads."""
+    calls = Calls(several=60e-6, alone=100e-6)
+    assert calls.call(hiccup)
+    assert calls.run(1.0) == 1
 
 
 def test_one_thread_is_used_if_times_are_equal():

@@ -146,6 +146,7 @@ class Tuning:
     max_trial_call: float = 20e-3  # calls with a longer forecast are not tried: a trial would cost too much
     late_calls: int = 4  # this many more late calls than calls in time start a trial
     recent_calls: int = 8  # calls that a trial is compared with
+    min_recent_calls: int = 3  # calls before the first trial: the first call of an op always takes long
     trial_calls: int = 5  # calls of a trial
     min_trial_calls: int = 2  # calls of a trial whose result is clear
     clear_ratio: float = 2.0  # clear: every call of one kind takes so many times as long as any of the other

@@ -84,7 +84,7 @@ class ThreadChoice:
         elif now >= self._next_trial:
             late_calls = self._tuning.late_calls
             self._late += min(late_calls, int(duration / self._best_alone))
-            if self._late >= late_calls:
+            if self._late >= late_calls and len(self._recent) >= self._tuning.min_recent_calls:
                 self._start_trial(now)
 
     def _decide(self, trial: list[float], now: float, forecast: Forecast) -> None:
