@@ -11,6 +11,7 @@ from fusedrnn.engines.operands import GRAD_REQS, GradReq, write_or_add
 from fusedrnn.layout import Parameter as LayoutEntry
 from fusedrnn.mxnet.gluon.initializers import Initializer, check_initializer, fill
 from fusedrnn.op import validation
+from fusedrnn.scalars import check_choice
 from fusedrnn.spec import Array, RNNSpec
 
 
@@ -91,14 +92,18 @@ class Parameter:
 
     @property
     def grad_req(self) -> GradReq:
-        """What backward does with its gradient: ``"write"``, ``"add"`` (to what :meth:`grad` holds) or ``"null"``."""
+        """What backward does with its gradient: ``"write"``, ``"add"`` (to what :meth:`grad` holds) or ``"null"``.
+
+        A change clears the gradient.
+        """
         return self._grad_req
 
     @grad_req.setter
     def grad_req(self, value: GradReq) -> None:
-        if value not in GRAD_REQS:
-            raise ValueError(f"grad_req must be one of {', '.join(GRAD_REQS)}; got {value!r}")
-        self._grad_req = value
+        grad_req = check_choice("grad_req", value, GRAD_REQS)
+        if grad_req != self._grad_req:
+            self._grad_req = grad_req
+            self.zero_grad()
 
     def data(self) -> Array:
         """The array that the layer computes with. It is not a copy: the next call uses what is written into it.
@@ -162,6 +167,7 @@ class ParameterDict(dict[str, Parameter]):
         """Set ``grad_req`` of all parameters.
 
         Raises:
+            TypeError: If ``value`` is not a string.
             ValueError: If ``name`` is another attribute, or ``value`` is not a grad_req.
         """
         if name != "grad_req":
@@ -175,7 +181,7 @@ class ParameterDict(dict[str, Parameter]):
             parameter.zero_grad()
 
     def initialize(self, init: Initializer = "uniform", force_reinit: bool = False, seed: int | None = None) -> None:
-        """Initialize all parameters, now or, if the input size is not known yet, at the first call.
+        """Initialize all parameters, now or, if the input size is not known yet, at the first call. Clears gradients.
 
         Args:
             init: The initializer of weights that have none of their own: ``"zeros"``, ``"ones"``, ``"uniform"``
@@ -209,6 +215,7 @@ class ParameterDict(dict[str, Parameter]):
                 own_init = init if parameter.init is None else parameter.init
                 fill(views[parameter.short_name], own_init, rng, parameter.name)
             store.set_vector(spec, flat)
+            self.zero_grad()
         return store.vector(f"parameters of {self.prefix!r}")
 
     def load(self, params: Mapping[str, Array], prefix: str, missing: bool, extra: bool, cast: bool) -> None:
