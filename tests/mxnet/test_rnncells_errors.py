@@ -188,3 +188,58 @@ def test_flat_vector_of_a_fused_cell():
         cell.set_params({name: np.zeros(size, "float16")})
     with pytest.raises(TypeError, match=r"^gru_parameters must hold floating-point numbers; got dtype int64"):
         cell.set_params({name: np.zeros(size, "int64")})
+
+
+class TestParametersOfAGroup:
+    """All arrays are checked before any cell changes."""
+
+    def group(self, kind):
+        cells = LSTMCell(H, "l_"), GRUCell(H, "r_")
+        if kind == "both ways":
+            return BidirectionalCell(*cells)
+        stack = SequentialRNNCell()
+        for cell in cells:
+            stack.add(cell)
+        return stack
+
+    @pytest.mark.parametrize("kind", ["stack", "both ways"])
+    @pytest.mark.parametrize(
+        ("change", "error", "message"),
+        [
+            (lambda name, array: array[:-1] if name == "r_h2h_bias" else array, ValueError,
+             r"r_h2h_bias must have shape \(18,\); got \(17,\)"),
+            (lambda name, array: array[:, :-1] if name == "r_i2h_weight" else array, ValueError,
+             r"r_i2h_weight must have shape \(18, \d\); got \(18, \d\)"),
+            (lambda name, array: array.astype("f8") if name.startswith("r_") else array, TypeError,
+             "r_i2h_weight must have dtype float32, like the other arrays; got float64"),
+        ],
+        ids=["shape", "input size", "dtype"],
+    )  # fmt: skip
+    def test_errors(self, kind, change, error, message):
+        group = self.group(kind)
+        before = {name: np.zeros(shape, "f4") for name, shape in group.param_shapes(I).items()}
+        group.set_params(before)
+        wrong = {name: change(name, array + 1) for name, array in before.items()}
+        for method in (group.set_params, group.unpack_weights):
+            with pytest.raises(error, match=f"^{message}"):
+                method(wrong)
+        assert all(group.params[name] is array for name, array in before.items())
+
+    @pytest.mark.parametrize("kind", ["stack", "both ways"])
+    def test_packed_arrays_that_do_not_fit_each_other(self, kind):
+        group = self.group(kind)
+        gates = group.unpack_weights({name: np.zeros(shape, "f4") for name, shape in group.param_shapes(I).items()})
+        size = gates["r_i2h_r_weight"].shape[1]
+        gates |= {f"r_i2h_{gate}_weight": np.zeros((H, size + 1), "f4") for gate in "rzo"}
+        with pytest.raises(ValueError, match=rf"^r_i2h_weight must have shape \(18, {size}\); got \(18, {size + 1}\)"):
+            group.pack_weights(gates)
+
+    def test_dtype_of_a_fused_cell(self):
+        stack = SequentialRNNCell()
+        stack.add(LSTMCell(H, "l_"))
+        stack.add(FusedRNNCell(H, mode="gru"))
+        params = {name: np.zeros(shape, "float16") for name, shape in stack.param_shapes(I).items()}
+        with pytest.raises(TypeError, match=r"^gru_parameters must have dtype float32 or float64; got float16"):
+            stack.set_params(params)
+        assert stack.params == {}
+        assert stack.pack_weights(stack.unpack_weights(params)).keys() == params.keys()

@@ -36,16 +36,13 @@ class _SingleCell(SpecCell):
         shapes = replace(self._spec, input_size=input_size).parameter_shapes(0)
         return {self._prefix + kind: shape for kind, shape in shapes.items()}
 
-    def set_params(self, params: Mapping[str, Array]) -> None:
-        own = self._take(params)
-        self._spec = replace(self._spec, input_size=own[f"{self._prefix}i2h_weight"].shape[1])
-        self._params = own
-
-    def _take(self, params: Mapping[str, Array]) -> dict[str, Array]:
-        return take(params, f"{self._prefix}i2h_weight", self.param_shapes)
+    def _take(self, params: Mapping[str, Array]) -> tuple[dict[str, Array], RNNSpec]:
+        name = f"{self._prefix}i2h_weight"
+        own = take(params, name, self.param_shapes)
+        return own, replace(self._spec, input_size=own[name].shape[1])
 
     def unpack_weights(self, params: Mapping[str, Array]) -> dict[str, Array]:
-        own = self._take(params)
+        own, _ = self._take(params)
         unpacked = {name: array for name, array in params.items() if name not in own}
         for name, array in own.items():
             gates = np.split(array, self._spec.num_gates)
