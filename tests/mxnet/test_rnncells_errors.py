@@ -58,6 +58,36 @@ def test_constructors(make, error, message):
         make()
 
 
+def test_prefixes_in_nested_groups():
+    inner, outer = SequentialRNNCell(), SequentialRNNCell()
+    outer.add(LSTMCell(H))
+    outer.add(BidirectionalCell(inner, LSTMCell(H, "r_")))
+    for prefix in ("lstm_", "r_"):
+        with pytest.raises(ValueError, match=rf"^cell must have a prefix of its own; '{prefix}' is taken"):
+            inner.add(LSTMCell(H, prefix))
+    assert inner.prefixes == ()
+    inner.add(LSTMCell(H, "l_"))
+    assert outer.prefixes == ("lstm_", "l_", "r_")
+
+
+def test_a_group_that_is_held_twice():
+    inner, outer = SequentialRNNCell(), SequentialRNNCell()
+    outer.add(inner)
+    outer.add(inner)
+    with pytest.raises(ValueError, match=r"^cell must have a prefix of its own; 'lstm_' is taken"):
+        inner.add(LSTMCell(H))
+
+
+def test_groups_that_would_hold_themselves():
+    first, second, third = (SequentialRNNCell() for _ in range(3))
+    first.add(second)
+    second.add(third)
+    for cell in (first, second, third):
+        with pytest.raises(ValueError, match=r"^cell must be another cell; got the one that it is added to, or one"):
+            third.add(cell)
+    assert third.prefixes == ()
+
+
 @pytest.mark.parametrize("make", [lstm, fused])
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),

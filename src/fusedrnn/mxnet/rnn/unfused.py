@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice
@@ -128,16 +129,26 @@ class _CellGroup(BaseRNNCell):
 
     def __init__(self) -> None:
         self._cells: list[BaseRNNCell] = []
+        self._owners: list[_CellGroup] = []
 
     def _adopt(self, name: str, cell: BaseRNNCell) -> None:
         if not isinstance(cell, BaseRNNCell):
             raise TypeError(f"{name} must be a cell; got {type(cell).__name__}")
-        if cell is self:
-            raise ValueError(f"{name} must be another cell; got the one that it is added to")
-        # Two cells with the same prefix would silently share their weights.
-        if taken := set(self.prefixes) & set(cell.prefixes):
-            raise ValueError(f"{name} must have a prefix of its own; {', '.join(map(repr, sorted(taken)))} is taken")
+        groups = self._with_owners()
+        if any(cell is group for group in groups):
+            raise ValueError(f"{name} must be another cell; got the one that it is added to, or one that holds it")
         self._cells.append(cell)
+        # Two cells with the same prefix would silently share their weights.
+        taken = {prefix for group in groups for prefix, times in Counter(group.prefixes).items() if times > 1}
+        if taken:
+            self._cells.pop()
+            raise ValueError(f"{name} must have a prefix of its own; {', '.join(map(repr, sorted(taken)))} is taken")
+        if isinstance(cell, _CellGroup):
+            cell._owners.append(self)
+
+    def _with_owners(self) -> list[_CellGroup]:
+        """This network and all that it is a part of: a cell that is added to it becomes a part of them too."""
+        return [self, *(group for owner in self._owners for group in owner._with_owners())]
 
 
 class SequentialRNNCell(_CellGroup):
@@ -155,7 +166,8 @@ class SequentialRNNCell(_CellGroup):
 
         Raises:
             TypeError: If ``cell`` is not a cell.
-            ValueError: If a cell in the stack has one of its prefixes.
+            ValueError: If one of its prefixes is taken in the stack, or in a network that the stack is a part of; or if
+                ``cell`` is the stack or such a network.
         """
         self._adopt("cell", cell)
 
