@@ -162,6 +162,16 @@ def test_bench_runs_the_users_cells(tmp_path):
     assert load_cells(f"{tmp_path / 'cells.py'}:ran, fusedrnn.cells:slstm,") == [cells.ran, cells.slstm]
 
 
+@pytest.mark.parametrize("option", ["--torch", "--only-torch", "--packed"])
+def test_cells_with_masks_are_not_compared_with_torch_in_training(monkeypatch, option):
+    """Each would draw masks of its own, and so right results would differ."""
+    monkeypatch.setattr(bench, "run", lambda *arguments: True)
+    options = "bench", "--cell", "fusedrnn.cells:dropout_lstm", "--cases", "tiny"
+    result = run(*options, option)
+    assert result.exit_code == 2 and "cannot be used with the cell dropout_lstm in training" in result.output
+    assert run(*options).exit_code == run(*options, option, "--phases", "inference").exit_code == 0
+
+
 def test_a_cell_file_that_exits(tmp_path):
     (tmp_path / "exits.py").write_text("import sys; sys.exit(3)")
     result = run("bench", "--cell", f"{tmp_path / 'exits.py'}:ran")

@@ -13,7 +13,7 @@ from rich.table import Table
 
 import fusedrnn
 from fusedrnn.bench import variants as variants_bench
-from fusedrnn.bench.contenders import PHASES
+from fusedrnn.bench.contenders import PHASES, Phase
 from fusedrnn.bench.data import FUSED, IN_FORMAT, IN_TORCH, NON_FUSED, TORCH, UNPACKED, load
 from fusedrnn.bench.formats import format_fields
 from fusedrnn.bench.lines import extrapolated_lines, failure_lines, peak_lines, rejected_share_lines, summary
@@ -30,6 +30,7 @@ from fusedrnn.cli.cells import load_cells
 from fusedrnn.cli.console import check_writable, fail, output, steps
 from fusedrnn.engines import registry
 from fusedrnn.runtime.bandwidth import measure_bandwidth
+from fusedrnn.spec import RNNSpec
 
 
 def bench(
@@ -153,7 +154,8 @@ def make_config(
     ``fields`` are the fields of BenchConfig that need no parsing.
 
     Raises:
-        ValueError: If a name is unknown, the data is not a suitable array, or a case does not fit the memory.
+        ValueError: If a name is unknown, the data is not a suitable array, a case does not fit the memory, or
+            contenders cannot run a case and a cell.
     """
     dtype = options.parse_dtype(dtype)
     x = load(data, dtype) if data else None
@@ -169,8 +171,19 @@ def make_config(
     if config.formats and dtype != "float32":
         raise ValueError(f"--compute {','.join(config.formats.values())} needs --dtype float32; got {dtype}")
     for case, mode, phase in config.rows():
-        check_memory(case, case.spec(mode, dtype), training=phase.training)
+        spec = case.spec(mode, dtype)
+        check_memory(case, spec, training=phase.training)
+        _check_contenders(config, spec, phase)
     return config
+
+
+def _check_contenders(config: BenchConfig, spec: RNNSpec, phase: Phase) -> None:
+    """Raise a ValueError if the contenders cannot run a network in a phase, or not so that results can be compared."""
+    if phase.training and spec.drops and TORCH in config.contenders:
+        raise ValueError(
+            f"--torch, --only-torch and --packed cannot be used with the cell {spec.mode_name} in training: PyTorch "
+            "draws other random masks than the reference; use --phases inference"
+        )
 
 
 def run(config: BenchConfig, json_path: Path | None) -> bool:
