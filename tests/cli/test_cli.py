@@ -23,6 +23,7 @@ from fusedrnn.cli.cells import load_cells
 from fusedrnn.cli.console import check_writable
 from fusedrnn.engines.cpu import tuning
 from fusedrnn.engines.cpu.plan import partition
+from fusedrnn.number_formats import INT8_MAX_PRODUCTS
 from fusedrnn.runtime.machine_rates import MachineRates
 from fusedrnn.runtime.peak import PeakSample
 from fusedrnn.testing.cases import CASES
@@ -170,6 +171,15 @@ def test_cells_with_masks_are_not_compared_with_torch_in_training(monkeypatch, o
     result = run(*options, option)
     assert result.exit_code == 2 and "cannot be used with the cell dropout_lstm in training" in result.output
     assert run(*options).exit_code == run(*options, option, "--phases", "inference").exit_code == 0
+
+
+def test_formats_that_do_not_have_a_network(tmp_path):
+    (tmp_path / "heads.py").write_text("from fusedrnn.cells import flash_gru\nheads = flash_gru.with_heads(2)\n")
+    np.save(tmp_path / "wide.npy", np.ones((1, 1, INT8_MAX_PRODUCTS + 1), np.float32))
+    for options in (("--cell", tmp_path / "heads.py:heads"), ("--data", tmp_path / "wide.npy")):
+        result = run("bench", "--cases", "tiny", "--compute", "int8", *options)
+        assert result.exit_code == 2
+        assert result.output.startswith("error: ") and "compute='int8'" in result.output
 
 
 def test_a_cell_file_that_exits(tmp_path):

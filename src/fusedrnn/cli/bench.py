@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json as json_module
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -179,6 +180,8 @@ def make_config(
 
 def _check_contenders(config: BenchConfig, spec: RNNSpec, phase: Phase) -> None:
     """Raise a ValueError if the contenders cannot run a network in a phase, or not so that results can be compared."""
+    for number_format in config.formats.values():
+        replace(spec, compute=number_format)  # an error if the format does not have the network
     if phase.training and spec.drops and TORCH in config.contenders:
         raise ValueError(
             f"--torch, --only-torch and --packed cannot be used with the cell {spec.mode_name} in training: PyTorch "
