@@ -97,6 +97,8 @@ def bench(
             cases, load_cells(cell) if cell else modes, phases, dtype, threads, data, steps, batch, budget=seconds,
             full=full, **compared,
         )  # fmt: skip
+        if full and (variants or NON_FUSED not in config.contenders):
+            raise ValueError("--full cannot be used with options that leave out the network cell by cell")
         check_writable("--json", json)
     except (ValueError, ModuleNotFoundError) as error:
         fail(str(error))
