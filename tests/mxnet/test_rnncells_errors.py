@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from fusedrnn import cells
 from fusedrnn.mxnet.rnn import BidirectionalCell, FusedRNNCell, GRUCell, LSTMCell, RNNCell, SequentialRNNCell
 
 T, N, I, H = 5, 3, 4, 6
@@ -38,6 +39,7 @@ X = np.zeros((T, N, I), np.float32)
         (lambda: FusedRNNCell(0), ValueError, r"^num_hidden must be at least 1; got 0"),
         (lambda: FusedRNNCell(H, num_layers=0), ValueError, r"^num_layers must be at least 1; got 0"),
         (lambda: FusedRNNCell(H, mode="mlp"), ValueError, r"^mode must be one of rnn_relu, .*; got 'mlp'"),
+        (lambda: FusedRNNCell(H, mode=cells.ran), TypeError, r"^mode must be one of rnn_relu, .*; got"),
         (lambda: FusedRNNCell(H, bidirectional=1), TypeError, r"^bidirectional must be True or False; got 1"),
         (lambda: FusedRNNCell(H, dropout=1), ValueError, r"^dropout must be a probability .*; got 1"),
         (lambda: FusedRNNCell(H, get_next_state=1), TypeError, r"^get_next_state must be True or False; got 1"),

@@ -10,8 +10,8 @@ from fusedrnn.mxnet.rnn.base import BaseRNNCell, SpecCell, StateInfo
 from fusedrnn.mxnet.rnn.checks import Shapes, check_array, require, take
 from fusedrnn.mxnet.rnn.unfused import BidirectionalCell, GRUCell, LSTMCell, RNNCell, SequentialRNNCell
 from fusedrnn.op.rnn_op import RNNOp
-from fusedrnn.scalars import positive_int
-from fusedrnn.spec import DTYPES, Array, RNNSpec
+from fusedrnn.scalars import check_choice, positive_int
+from fusedrnn.spec import DTYPES, MODES, Array, RNNSpec
 
 _CELLS: dict[str, Callable[..., BaseRNNCell]] = {
     "rnn_relu": partial(RNNCell, activation="relu"), "rnn_tanh": RNNCell, "lstm": LSTMCell, "gru": GRUCell,
@@ -55,6 +55,7 @@ class FusedRNNCell(SpecCell):
             raise TypeError(f"get_next_state must be True or False; got {get_next_state!r}")
         self._get_next_state = get_next_state
         # set_params sets the input size and the dtype.
+        mode = check_choice("mode", mode, MODES)
         spec = RNNSpec(mode, 1, positive_int("num_hidden", num_hidden), num_layers, bidirectional, dropout)
         prefix = f"{mode}_" if prefix is None else prefix
         self._name = f"{prefix}parameters"
