@@ -2,6 +2,9 @@
 
 import copy
 import pickle
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -57,6 +60,59 @@ class TestParameters:
         same_layer = GRU(4, 2, input_size=7)
         same_layer.initialize(seed=3)
         assert_same_bits(same_layer(x), y)
+
+    @pytest.mark.parametrize(
+        "options",
+        [{"states": 3}, {"states": np.zeros((1, 9, 4), np.float32)}, {"sequence_length": [9, 9]}, {"seed": -1}],
+        ids=["type", "shape", "lengths", "seed"],
+    )
+    def test_a_call_that_fails_does_not_set_the_input_size(self, options):
+        layer = GRU(4, use_sequence_length=True)
+        layer.initialize(seed=3)
+        call = layer.train if "seed" in options else layer
+        with pytest.raises((TypeError, ValueError)):
+            call(np.ones((3, 2, 7), np.float32), **{"sequence_length": [3, 3], **options})
+        assert repr(layer) == "GRU(None -> 4, TNC)"
+        x = np.ones((3, 2, 6), np.float32)
+        same_layer = GRU(4, use_sequence_length=True)
+        same_layer.initialize(seed=3)
+        assert_same_bits(layer(x, sequence_length=[3, 3]), same_layer(x, sequence_length=[3, 3]))
+
+    def test_a_constructor_that_fails_does_not_set_the_input_size_of_shared_parameters(self):
+        owner = GRU(4)
+        for options in ({"prefix": "mine_"}, {"backend": "unknown"}):
+            with pytest.raises(ValueError, match=r"^(prefix|backend) must be "):
+                GRU(4, input_size=5, params=owner.params, **options)
+            assert repr(owner) == "GRU(None -> 4, TNC)"
+        GRU(4, input_size=5, params=owner.params)
+        assert repr(owner) == "GRU(5 -> 4, TNC)"
+
+    @pytest.mark.parametrize("features", [(5, 5), (5, 6)], ids=["same size", "other size"])
+    def test_first_calls_from_two_threads(self, features):
+        """The second waits until the first has set the input size."""
+        inside, go_on = threading.Event(), threading.Event()
+
+        def init(shape, rng):
+            inside.set()
+            assert go_on.wait(30)
+            return rng.uniform(-1, 1, shape)
+
+        layer = GRU(4, h2h_weight_initializer=init)
+        layer.initialize()
+        first, second = (np.ones((3, 2, size), np.float32) for size in features)
+        with ThreadPoolExecutor(2) as threads:
+            results = [threads.submit(layer, first)]
+            assert inside.wait(30)
+            results.append(threads.submit(layer, second))
+            time.sleep(0.1)  # time to arrive where the first is
+            go_on.set()
+            y = results[0].result(60)
+            assert_same_bits(y, layer(first))
+            if features[0] == features[1]:
+                assert_same_bits(results[1].result(60), y)
+            else:
+                with pytest.raises(ValueError, match=r"^inputs must have 5 features; got 6"):
+                    results[1].result(60)
 
     def test_loading_sets_the_input_size(self):
         problem = training_problem("gru", Shape(4, 3, 5, 6))
@@ -126,6 +182,13 @@ class TestParameters:
             copied.l0_i2h_weight.data()[...] = 0
             assert layer.l0_i2h_weight.data().all()
             assert not np.array_equal(copied(problem.x), layer(problem.x))
+
+    def test_copies_before_the_first_call(self):
+        layer, x = GRU(4), np.ones((3, 2, 5), np.float32)
+        layer.initialize(seed=0)
+        copies = copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))
+        for copied in copies:
+            assert_same_bits(copied(x), layer(x))
 
     def test_more_than_ten_layers(self):
         """MXNet cannot save these."""
@@ -211,6 +274,48 @@ class TestInitialization:
         assert layer.l0_i2h_weight.shape == (12, 0)
         layer.initialize()
         layer(np.ones((1, 1, 3), np.float32))
+
+    def test_an_initializer_that_fails_once(self):
+        """What waits for the input size still waits."""
+        failures = [OSError("no file")]
+
+        def init(shape, rng):
+            if failures:
+                raise failures.pop()
+            return rng.uniform(-1, 1, shape)
+
+        layer, x = GRU(4), np.ones((1, 1, 2), np.float32)
+        layer.initialize(init, seed=1)
+        with pytest.raises(OSError, match="no file"):
+            layer(x)
+        other = GRU(4)
+        other.initialize(init, seed=1)
+        assert_same_bits(layer(x), other(x))
+
+    def test_a_failed_initialization_changes_nothing(self):
+        layer = GRU(4, input_size=3)
+        layer.initialize(seed=0)
+        before = layer.save_parameters()
+        with pytest.raises(ValueError, match=r"^initializer of"):
+            layer.initialize(lambda shape, rng: np.ones(3), force_reinit=True)
+        layer(np.ones((1, 1, 3), np.float32))
+        for name, array in layer.save_parameters().items():
+            assert_same_bits(array, before[name])
+
+    @pytest.mark.parametrize(
+        ("options", "error", "message"),
+        [
+            ({"force_reinit": 1}, TypeError, "force_reinit must be True or False; got 1"),
+            ({"seed": "1"}, TypeError, "seed must be an integer or None; got '1'"),
+            ({"seed": -1}, ValueError, r"seed must be from 0 to 2\*\*64 - 1; got -1"),
+        ],
+    )
+    def test_options(self, options, error, message):
+        layer = GRU(4)
+        with pytest.raises(error, match=f"^{message}"):
+            layer.initialize(**options)
+        with pytest.raises(ValueError, match="call initialize"):
+            layer.l0_i2h_bias.data()
 
     def test_matrix_initializers_of_biases(self):
         for init in ("xavier", "orthogonal"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count
 from typing import Any, TypedDict
@@ -93,6 +94,8 @@ class RNNLayer:
             setattr(self, parameter.short_name, parameter)
         if input_size_known:
             self._op_for(input_size)
+            store = self._params.store  # others may share it: nothing can fail from here
+            store.spec, store.input_size_known = store.spec_for(input_size), True
 
     def _shared(self, params: object, input_size_known: bool) -> ParameterDict:
         """Another layer's parameters; an error unless their network has the same sizes."""
@@ -104,8 +107,6 @@ class RNNLayer:
         shapes, stored_shapes = ({(entry.name, entry.shape) for entry in s.layout} for s in (spec, store.spec))
         if shapes != stored_shapes or (spec.mode, spec.dtype) != (store.spec.mode, store.spec.dtype):
             raise ValueError(f"params must be those of a layer like {self._spec}; got those of {store.spec}")
-        if input_size_known:
-            store.spec, store.input_size_known = store.spec_for(self._spec.input_size), True
         return params
 
     def __repr__(self) -> str:
@@ -232,7 +233,13 @@ class RNNLayer:
         backward = LayerBackward(self._params, op, reserve, self._layout, states is not None)
         return (output if states is None else (output, final)), backward
 
-    def _forward(
+    def _forward(self, *arguments: Any) -> tuple[Array, list[Array], RNNOp, Reserve | None]:
+        """One call; only one thread at a time makes the first, which runs a deferred initialization."""
+        store = self._params.store
+        with nullcontext() if store.deferred is None else store.lock:
+            return self._run(*arguments)
+
+    def _run(
         self, inputs: object, states: object, lengths: Lengths, training: bool, seed: int | None
     ) -> tuple[Array, list[Array], RNNOp, Reserve | None]:
         axes = ", ".join(self._layout.replace("C", "I"))
@@ -247,7 +254,7 @@ class RNNLayer:
             raise TypeError(f"inputs must have dtype {store.spec.dtype}; got {inputs.dtype}")
         check_lengths(self._use_lengths, lengths)
         initial: Any = [states] if isinstance(states, np.ndarray) else states
-        flat = self._params.infer_input_size(inputs.shape[2])
+        spec, flat = self._params.for_call(inputs.shape[2])
         op = self._op_for(inputs.shape[2])
         y = np.empty((*inputs.shape[:2], op.spec.output_size), op.spec.dtype)
         with validation.renamed(_NAMES):
@@ -255,6 +262,8 @@ class RNNLayer:
                 time_major(inputs, self._layout), flat, initial, training=training, lengths=lengths,
                 out=time_major(y, self._layout), seed=seed,
             )  # fmt: skip
+        if store.deferred is not None:  # a call that failed leaves the layer as it was
+            store.set_vector(spec, flat)
         return y, list(final), op, reserve
 
     def _op_for(self, input_size: int) -> RNNOp:

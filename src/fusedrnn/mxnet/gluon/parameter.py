@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fusedrnn.engines.operands import GRAD_REQS, GradReq, write_or_add
 from fusedrnn.layout import Parameter as LayoutEntry
+from fusedrnn.locks import Lock
 from fusedrnn.mxnet.gluon.initializers import Initializer, check_initializer, fill
 from fusedrnn.op import validation
-from fusedrnn.scalars import check_choice
+from fusedrnn.scalars import as_bool, check_choice
 from fusedrnn.spec import Array, RNNSpec
+
+
+class Deferred(NamedTuple):
+    """The arguments of an initialization that waits for the input size."""
+
+    init: Initializer
+    seed: int | None
 
 
 class ParameterStore:
@@ -24,7 +33,15 @@ class ParameterStore:
         """Whether the spec has the layer's input size. Until a call or a load sets it, the spec's input size is 1."""
         self.flat: Array | None = None
         self.grads: Array | None = None
-        self.deferred_init: tuple[Initializer, np.random.Generator] | None = None
+        self.deferred: Deferred | None = None
+        self.lock = Lock()
+        """Held by a call that runs a deferred initialization."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, lock=Lock())
 
     def spec_for(self, input_size: int) -> RNNSpec:
         """The spec, with that input size if it is not known yet."""
@@ -33,7 +50,7 @@ class ParameterStore:
     def vector(self, name: str) -> Array:
         """The parameters. If they have no values, an error whose message begins with ``name``."""
         if self.flat is None:
-            deferred = self.deferred_init is not None
+            deferred = self.deferred is not None
             reason = "the first call sets the input size" if deferred else "call initialize or load_parameters"
             raise ValueError(f"{name} must have values; got none yet: {reason}")
         return self.flat
@@ -41,7 +58,8 @@ class ParameterStore:
     def set_vector(self, spec: RNNSpec, flat: Array) -> None:
         """Overwrite the parameters; if these have no values yet, ``flat`` and ``spec`` become the layer's."""
         if self.flat is None:
-            self.spec, self.input_size_known, self.flat, self.deferred_init = spec, True, flat, None
+            # Another thread must not see that nothing is deferred before it sees the values.
+            self.spec, self.input_size_known, self.flat, self.deferred = spec, True, flat, None
         else:
             self.flat[...] = flat
 
@@ -188,35 +206,45 @@ class ParameterDict(dict[str, Parameter]):
                 (±0.07), ``"normal"`` (0.01), ``"xavier"``, ``"orthogonal"``, ``"lstmbias"``, a number, or a function of
                 the shape and a ``numpy.random.Generator``. Biases without an initializer become zero.
             force_reinit: Whether to overwrite existing values.
-            seed: The seed of the generator; None for a different seed at each call.
+            seed: The seed of the generator, from 0 to 2**64 - 1; None for a different seed at each call.
 
         Raises:
             TypeError: If an argument is of the wrong type.
             ValueError: If there are values and ``force_reinit`` is False, or an initializer does not fit.
         """
-        if self.store.flat is not None and not force_reinit:
+        store, force_reinit = self.store, as_bool("force_reinit", force_reinit)
+        if store.flat is not None and not force_reinit:
             raise ValueError(f"force_reinit must be True to overwrite the values that {self.prefix!r} has; got False")
         init = check_initializer("init", init)
         if init is None:
             raise TypeError("init must be an initializer; got None")
-        self.store.deferred_init = init, np.random.default_rng(seed)
-        if self.store.input_size_known:
-            self.infer_input_size(self.store.spec.input_size)
-
-    def infer_input_size(self, input_size: int) -> Array:
-        """The flat vector for inputs of that size. Runs an initialization that waited for the size."""
-        store = self.store
-        if store.deferred_init is not None:
-            (init, rng), store.deferred_init = store.deferred_init, None
-            spec = store.spec_for(input_size)
-            flat = np.empty(spec.layout.size, spec.dtype)
-            views = spec.layout.unpack(flat)
-            for parameter in self.values():
-                own_init = init if parameter.init is None else parameter.init
-                fill(views[parameter.short_name], own_init, rng, parameter.name)
-            store.set_vector(spec, flat)
+        deferred = Deferred(init, validation.check_seed(seed))
+        if store.input_size_known:
+            store.set_vector(store.spec, self._initial(store.spec, deferred))
             self.zero_grad()
-        return store.vector(f"parameters of {self.prefix!r}")
+        else:
+            store.deferred = deferred
+
+    def for_call(self, input_size: int) -> tuple[RNNSpec, Array]:
+        """The spec and the flat vector for a call with inputs of that size.
+
+        A deferred initialization has run, but the caller has to store its values if the call succeeds.
+        """
+        store = self.store
+        if store.deferred is None:
+            return store.spec, store.vector(f"parameters of {self.prefix!r}")
+        spec = store.spec_for(input_size)
+        return spec, self._initial(spec, store.deferred)
+
+    def _initial(self, spec: RNNSpec, arguments: Deferred) -> Array:
+        """A flat vector of initial values."""
+        rng = np.random.default_rng(arguments.seed)
+        flat = np.empty(spec.layout.size, spec.dtype)
+        views = spec.layout.unpack(flat)
+        for parameter in self.values():
+            init = arguments.init if parameter.init is None else parameter.init
+            fill(views[parameter.short_name], init, rng, parameter.name)
+        return flat
 
     def load(self, params: Mapping[str, Array], prefix: str, missing: bool, extra: bool, cast: bool) -> None:
         """Overwrite values; if there is an error, no value changes. See :meth:`RNNLayer.load_parameters`."""
