@@ -13,7 +13,8 @@ import numpy as np
 
 from fusedrnn.mxnet.gluon.backward import LayerBackward, Layout, time_major
 from fusedrnn.mxnet.gluon.initializers import Initializer, check_initializer
-from fusedrnn.mxnet.gluon.parameter import ParameterDict, ParameterStore
+from fusedrnn.mxnet.gluon.parameter import ParameterDict
+from fusedrnn.mxnet.gluon.store import ParameterStore
 from fusedrnn.mxnet.nd import Lengths, check_lengths
 from fusedrnn.op import validation
 from fusedrnn.op.reserve import Reserve
