@@ -378,6 +378,36 @@ class TestLoading:
         assert (layer.l1_h2h_bias.data() == 3).all()
         np.testing.assert_array_equal(layer.l0_i2h_weight.data(), arrays["l0_i2h_weight"])
 
+    @pytest.mark.parametrize("absent", ["l0_i2h_weight", "l1_h2h_weight"])
+    def test_missing_in_a_layer_that_waits_for_its_input_size(self, absent):
+        """The others are initialized as if nothing had been loaded: at once, if an array gives the input size."""
+        layer, expected = GRU(6, 2), GRU(6, 2, input_size=5)
+        for each in (layer, expected):
+            each.initialize(seed=3)
+            each.load_parameters(self.arrays(**{absent: None}), allow_missing=True)
+            each.load_parameters({"l1_h2h_bias": np.full(18, 2, np.float32)}, allow_missing=True)
+        assert repr(layer) == f"GRU({None if absent == 'l0_i2h_weight' else 5} -> 6, TNC, num_layers=2)"
+        assert_same_bits(layer(self.problem.x), expected(self.problem.x))
+        for name, array in expected.save_parameters().items():
+            assert_same_bits(layer.save_parameters()[name], array)
+        assert (layer.l1_h2h_bias.data() == 2).all()
+
+    def test_a_wrong_array_changes_no_initialization_that_waits(self):
+        layer, expected = GRU(6, 2), GRU(6, 2)
+        for each in (layer, expected):
+            each.initialize(seed=3)
+        arrays = {"l0_i2h_bias": np.ones(18, np.float32), "l0_h2h_bias": np.ones(17, np.float32)}
+        with pytest.raises(ValueError, match=r"_l0_h2h_bias must have shape \(18,\); got \(17,\)"):
+            layer.load_parameters(arrays, allow_missing=True)
+        assert_same_bits(layer(self.problem.x), expected(self.problem.x))
+
+    def test_arrays_may_be_the_layers_own(self):
+        layer = layer_of(self.problem)
+        i2h, h2h = layer.l0_i2h_bias.data().copy(), layer.l0_h2h_bias.data().copy()
+        swapped = {"l0_i2h_bias": layer.l0_h2h_bias.data(), "l0_h2h_bias": layer.l0_i2h_bias.data()}
+        layer.load_parameters(swapped, allow_missing=True)
+        assert_same_bits((layer.l0_i2h_bias.data(), layer.l0_h2h_bias.data()), (h2h, i2h))
+
     def test_cast_dtype(self):
         layer = GRU(6, 2, dtype="float64")
         layer.load_parameters(self.arrays(), cast_dtype=True)

@@ -172,7 +172,8 @@ class RNNLayer:
             params: Arrays by name. The name of an array is the full name (``lstm0_l0_i2h_weight``), the full name
                 without the layer's prefix, or the name that ``Block.save_parameters`` gives it
                 (``_unfused.0.i2h_weight``, in a bidirectional layer ``_unfused.0.l_cell.i2h_weight``).
-            allow_missing: Whether parameters without an array keep their values; else they are an error.
+            allow_missing: Whether parameters without an array keep their values, or the initialization that waits for
+                the input size; else they are an error.
             ignore_extra: Whether arrays with other names are ignored; else they are an error.
             cast_dtype: Whether arrays of another floating dtype are converted; else they are an error.
             prefix: A prefix of all names in ``params``: the layer's index in a larger network, ``"1."``, or the prefix

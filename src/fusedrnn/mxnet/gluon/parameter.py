@@ -157,7 +157,7 @@ class ParameterDict(dict[str, Parameter]):
         init = check_initializer("init", init)
         if init is None:
             raise TypeError("init must be an initializer; got None")
-        deferred = Deferred(init, validation.check_seed(seed))
+        deferred = Deferred(init, validation.check_seed(seed), {})
         if store.input_size_known:
             store.set_vector(store.spec, self._initial(store.spec, deferred))
             self.zero_grad()
@@ -175,38 +175,55 @@ class ParameterDict(dict[str, Parameter]):
         spec = store.spec_for(input_size)
         return spec, self._initial(spec, store.deferred)
 
-    def _initial(self, spec: RNNSpec, arguments: Deferred) -> Array:
+    def _initial(self, spec: RNNSpec, deferred: Deferred) -> Array:
         """A flat vector of initial values."""
-        rng = np.random.default_rng(arguments.seed)
+        rng = np.random.default_rng(deferred.seed)
         flat = np.empty(spec.layout.size, spec.dtype)
         views = spec.layout.unpack(flat)
         for parameter in self.values():
-            init = arguments.init if parameter.init is None else parameter.init
+            init = deferred.init if parameter.init is None else parameter.init
             fill(views[parameter.short_name], init, rng, parameter.name)
+        for name, array in deferred.loaded.items():
+            views[name][...] = array
         return flat
 
     def load(self, params: Mapping[str, Array], prefix: str, missing: bool, extra: bool, cast: bool) -> None:
         """Overwrite values; if there is an error, no value changes. See :meth:`RNNLayer.load_parameters`."""
-        store, keys = self.store, self._keys(params, prefix)
+        store, deferred, keys = self.store, self.store.deferred, self._keys(params, prefix)
         if not extra and (others := sorted(set(params) - set(keys.values()))):
             raise ValueError(f"params must hold no others unless ignore_extra is True; got {', '.join(others)}")
         absent = [parameter.name for parameter in self.values() if parameter.short_name not in keys]
         if absent and not missing:
             raise ValueError(f"params must hold every parameter; missing {', '.join(absent)}")
-        if absent and store.flat is None:
+        if absent and store.flat is None and deferred is None:
             raise ValueError(f"params must hold {', '.join(absent)}, which have no values yet")
         arrays = {name: params[key] for name, key in keys.items()}
-        first, spec = arrays.get("l0_i2h_weight"), store.spec
+        first = next((arrays[name] for name in ("l0_i2h_weight", "r0_i2h_weight") if name in arrays), None)
+        spec = store.spec
         if isinstance(first, np.ndarray) and first.ndim == 2 and first.shape[1]:
             spec = store.spec_for(first.shape[1])
-        # Fill a copy, so that no parameter changes if an array is wrong.
-        flat = np.empty(spec.layout.size, spec.dtype) if store.flat is None else store.flat.copy()
-        views = spec.layout.unpack(flat)
+        loaded = self._copies(arrays, spec, cast)
+        if store.flat is not None:
+            for name, array in loaded.items():
+                self[self.prefix + name].data()[...] = array
+        elif deferred is None or not absent:
+            store.set_vector(spec, spec.layout.pack(loaded))
+        else:
+            deferred = deferred._replace(loaded={**deferred.loaded, **loaded})
+            if store.input_size_known or first is not None:
+                store.set_vector(spec, self._initial(spec, deferred))
+            else:
+                store.deferred = deferred
+
+    def _copies(self, arrays: Mapping[str, Array], spec: RNNSpec, cast: bool) -> dict[str, Array]:
+        """Copies of arrays by short name, checked and, if ``cast``, converted."""
+        shapes = {entry.name: entry.shape for entry in spec.layout}
+        copies = {}
         for name, array in arrays.items():
             if cast and isinstance(array, np.ndarray) and array.dtype.kind == "f":
                 array = array.astype(spec.dtype)
-            views[name][...] = validation.check_array(self.prefix + name, array, spec, views[name].shape)
-        store.set_vector(spec, flat)
+            copies[name] = validation.check_array(self.prefix + name, array, spec, shapes[name]).copy()
+        return copies
 
     def _keys(self, params: Mapping[str, Array], prefix: str) -> dict[str, str]:
         """By short name, each parameter's key in ``params``: a prefix, then its full name, short name or block name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -13,10 +14,11 @@ from fusedrnn.spec import Array, RNNSpec
 
 
 class Deferred(NamedTuple):
-    """The arguments of an initialization that waits for the input size."""
+    """An initialization that waits for the input size: its arguments, and values by short name that take precedence."""
 
     init: Initializer
     seed: int | None
+    loaded: Mapping[str, Array]
 
 
 class ParameterStore:
