@@ -362,6 +362,10 @@ class TestLoading:
         for name, array in layer.save_parameters().items():
             assert_same_bits(array, before[name])
 
+    def test_names_that_are_no_strings(self):
+        with pytest.raises(ValueError, match=r"^params must hold no others .*; got 3, dense0_weight"):
+            GRU(6, 2).load_parameters({**self.arrays(), 3: np.ones(3), "dense0_weight": np.ones(3)})
+
     def test_params_must_be_a_mapping(self):
         with pytest.raises(TypeError, match=r"^params must be a dict of named arrays; got list"):
             GRU(6).load_parameters([])

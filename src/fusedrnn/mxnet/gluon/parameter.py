@@ -190,7 +190,7 @@ class ParameterDict(dict[str, Parameter]):
     def load(self, params: Mapping[str, Array], prefix: str, missing: bool, extra: bool, cast: bool) -> None:
         """Overwrite values; if there is an error, no value changes. See :meth:`RNNLayer.load_parameters`."""
         store, deferred, keys = self.store, self.store.deferred, self._keys(params, prefix)
-        if not extra and (others := sorted(set(params) - set(keys.values()))):
+        if not extra and (others := sorted(map(str, set(params) - set(keys.values())))):
             raise ValueError(f"params must hold no others unless ignore_extra is True; got {', '.join(others)}")
         absent = [parameter.name for parameter in self.values() if parameter.short_name not in keys]
         if absent and not missing:
