@@ -139,6 +139,18 @@ class TestGradients:
             with pytest.raises(error, match=f"^{message}"):
                 backward(out_grads, **options)
 
+    def test_a_cast_before_backward(self):
+        layer, backward, out_grads = self.trained()
+        before = backward(out_grads)
+        layer.cast("float64")
+        for requests in ("write", "add", "write and null"):
+            layer.collect_params().setattr("grad_req", requests.split()[0])
+            layer.l0_i2h_bias.grad_req = requests.split()[-1]
+            with pytest.raises(TypeError, match=r"^the layer must have dtype float32, as in .*it was cast to float64"):
+                backward(out_grads)
+        layer.collect_params().setattr("grad_req", "null")
+        assert_same_bits(tuple(backward(out_grads).values()), tuple(before.values()))
+
     def test_bad_requests_of_parameters(self):
         layer, _, _ = self.trained()
         with pytest.raises(ValueError, match=r"^grad_req must be one of write, add, null; got 'no'"):
