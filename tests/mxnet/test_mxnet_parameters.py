@@ -263,6 +263,11 @@ class TestInitialization:
             (True, TypeError, "init must be one of .*got True"),
             ([1.0], TypeError, "init must be one of"),
             ("lstmbias", ValueError, "initializer 'lstmbias' must be for the bias of an LSTM"),
+            (1e300, ValueError, r"initializer of gru\d+_l0_i2h_weight must give .* finite in float32; got 1e\+300"),
+            (float("nan"), ValueError, r"initializer of gru\d+_l0_i2h_weight must give .* finite in float32; got nan"),
+            (lambda shape, rng: np.full(shape, np.inf), ValueError, r"initializer of gru.* finite in float32; got inf"),
+            (lambda shape, rng: np.full(shape, 1j), TypeError, r"initializer of .* real numbers; got dtype complex128"),
+            (lambda shape, rng: np.full(shape, "1"), TypeError, r"initializer of gru.* real numbers; got dtype <U1"),
             (lambda shape, rng: np.ones(3), ValueError, r"initializer of gru\d+_l0_i2h_weight must give .*got \(3,\)"),
         ],
     )
@@ -274,6 +279,11 @@ class TestInitialization:
         assert layer.l0_i2h_weight.shape == (12, 0)
         layer.initialize()
         layer(np.ones((1, 1, 3), np.float32))
+
+    def test_numbers_are_compared_with_the_layers_dtype(self):
+        layer = GRU(4, input_size=3, dtype="float64")
+        layer.initialize(1e300)
+        assert (layer.l0_i2h_weight.data() == 1e300).all()
 
     def test_an_initializer_that_fails_once(self):
         """What waits for the input size still waits."""
