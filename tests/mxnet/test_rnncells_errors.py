@@ -120,6 +120,23 @@ def test_unroll(make, arguments, error, message):
         make().unroll(**{"length": T, "inputs": X, "layout": "TNC", **arguments})
 
 
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+@pytest.mark.parametrize("kind", [np.ma.masked_array, np.matrix])
+def test_arrays_with_another_arithmetic(kind):
+    got = kind(X[0])
+    refused = pytest.raises(TypeError, match=rf"must be a NumPy array; got {type(got).__name__}")
+    cell = lstm()
+    states = cell.begin_state(N)
+    for inputs, given in ((got, states), (X[0], [kind(states[0]), states[1]])):
+        with refused:
+            cell(inputs, given)
+    with refused:
+        cell.unroll(2, [X[0], got])
+    for name in ("lstm_i2h_weight", "lstm_h2h_weight"):
+        with refused:
+            cell.set_params({**params_of(cell), name: kind(params_of(cell)[name])})
+
+
 @pytest.mark.parametrize("make", [lstm, fused])
 def test_dtype_of_states(make):
     cell = make()
