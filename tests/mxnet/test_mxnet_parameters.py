@@ -34,6 +34,19 @@ class TestParameters:
         assert layer.prefix == "net_"
         assert repr(layer.l0_h2r_weight) == "Parameter net_l0_h2r_weight (shape=(2, 4), dtype=float32)"
 
+    def test_selected_parameters(self):
+        layer = GRU(4, 2, input_size=3, prefix="net_")
+        weights = layer.collect_params(".*weight|net_l1_i2h_bias")
+        assert list(weights) == [name for name in layer.params if "weight" in name or name == "net_l1_i2h_bias"]
+        weights.setattr("grad_req", "null")
+        assert {name for name, each in layer.params.items() if each.grad_req == "null"} == set(weights)
+        assert layer.collect_params("l0") == {}
+        assert layer.collect_params(None) is layer.params
+        with pytest.raises(TypeError, match=r"^select must be a string or None; got 1"):
+            layer.collect_params(1)
+        with pytest.raises(ValueError, match=r"^select must be a regular expression; got '\*': nothing to repeat"):
+            layer.collect_params("*")
+
     def test_each_layer_has_a_prefix_of_its_own(self):
         prefixes = [kind(2).prefix for kind in (RNN, RNN, GRU, LSTM)]
         assert len(set(prefixes)) == 4

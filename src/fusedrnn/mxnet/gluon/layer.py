@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count
-from typing import Any, TypedDict
+from typing import Any, TypedDict, overload
 
 import numpy as np
 
 from fusedrnn.mxnet.gluon.backward import LayerBackward, Layout, time_major
 from fusedrnn.mxnet.gluon.initializers import Initializer, check_initializer
-from fusedrnn.mxnet.gluon.parameter import ParameterDict
+from fusedrnn.mxnet.gluon.parameter import ParameterDict, Parameters
 from fusedrnn.mxnet.gluon.store import ParameterStore
 from fusedrnn.mxnet.nd import Lengths, check_lengths
 from fusedrnn.op import validation
@@ -128,9 +128,23 @@ class RNNLayer:
         """The parameters by full name."""
         return self._params
 
-    def collect_params(self) -> ParameterDict:
-        """The parameters by full name: ``lstm0_l0_i2h_weight`` (G·H, I), ``lstm0_l0_h2h_bias`` (G·H,)."""
-        return self._params
+    @overload
+    def collect_params(self) -> ParameterDict: ...
+
+    @overload
+    def collect_params(self, select: str | None) -> Parameters: ...
+
+    def collect_params(self, select: str | None = None) -> Parameters:
+        """The parameters by full name: ``lstm0_l0_i2h_weight`` (G·H, I), ``lstm0_l0_h2h_bias`` (G·H,).
+
+        ``select`` is a regular expression, such as ``".*weight"``, that must match the beginning of a full name; None
+        for all parameters.
+
+        Raises:
+            TypeError: If ``select`` is neither a string nor None.
+            ValueError: If it is no regular expression.
+        """
+        return self._params if select is None else self._params.matching(select)
 
     def initialize(self, init: Initializer = "uniform", force_reinit: bool = False, seed: int | None = None) -> None:
         """Give all parameters values; see :meth:`ParameterDict.initialize`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -106,19 +107,8 @@ class Parameter:
             write_or_add(self.grad(), self._view(flat), self._grad_req == "add")
 
 
-class ParameterDict(dict[str, Parameter]):
-    """A layer's parameters by full name.
-
-    Attributes:
-        prefix: The prefix of the full names.
-        store: The vectors that hold them and their gradients.
-    """
-
-    def __init__(self, prefix: str, store: ParameterStore, initializers: Mapping[str, Initializer]) -> None:
-        super().__init__()
-        self.prefix, self.store = prefix, store
-        for entry in store.spec.layout:
-            self[prefix + entry.name] = Parameter(store, prefix, entry, initializers[entry.kind])
+class Parameters(dict[str, Parameter]):
+    """Parameters of a layer by full name."""
 
     def setattr(self, name: str, value: GradReq) -> None:
         """Set ``grad_req`` of all parameters.
@@ -136,6 +126,21 @@ class ParameterDict(dict[str, Parameter]):
         """Clear all gradients."""
         for parameter in self.values():
             parameter.zero_grad()
+
+
+class ParameterDict(Parameters):
+    """All parameters of a layer by full name.
+
+    Attributes:
+        prefix: The prefix of the full names.
+        store: The vectors that hold them and their gradients.
+    """
+
+    def __init__(self, prefix: str, store: ParameterStore, initializers: Mapping[str, Initializer]) -> None:
+        super().__init__()
+        self.prefix, self.store = prefix, store
+        for entry in store.spec.layout:
+            self[prefix + entry.name] = Parameter(store, prefix, entry, initializers[entry.kind])
 
     def initialize(self, init: Initializer = "uniform", force_reinit: bool = False, seed: int | None = None) -> None:
         """Initialize all parameters, now or, if the input size is not known yet, at the first call. Clears gradients.
@@ -186,6 +191,16 @@ class ParameterDict(dict[str, Parameter]):
         for name, array in deferred.loaded.items():
             views[name][...] = array
         return flat
+
+    def matching(self, select: object) -> Parameters:
+        """The parameters that a regular expression selects. See :meth:`RNNLayer.collect_params`."""
+        if not isinstance(select, str):
+            raise TypeError(f"select must be a string or None; got {select!r}")
+        try:
+            pattern = re.compile(select)
+        except re.error as error:
+            raise ValueError(f"select must be a regular expression; got {select!r}: {error}") from None
+        return Parameters({name: parameter for name, parameter in self.items() if pattern.match(name)})
 
     def load(self, params: Mapping[str, Array], prefix: str, missing: bool, extra: bool, cast: bool) -> None:
         """Overwrite values; if there is an error, no value changes. See :meth:`RNNLayer.load_parameters`."""
