@@ -43,6 +43,8 @@ X = np.zeros((T, N, I), np.float32)
         (lambda: FusedRNNCell(H, bidirectional=1), TypeError, r"^bidirectional must be True or False; got 1"),
         (lambda: FusedRNNCell(H, dropout=1), ValueError, r"^dropout must be a probability .*; got 1"),
         (lambda: FusedRNNCell(H, get_next_state=1), TypeError, r"^get_next_state must be True or False; got 1"),
+        (lambda: FusedRNNCell(H, forget_bias="1"), TypeError, r"^forget_bias must be a number; got '1'"),
+        (lambda: LSTMCell(H, forget_bias=None), TypeError, r"^forget_bias must be a number; got None"),
         (lambda: FusedRNNCell(H, prefix=1), TypeError, r"^prefix must be a string or None; got 1"),
         (lambda: BidirectionalCell(LSTMCell(H), 3), TypeError, r"^r_cell must be a cell; got int"),
         (lambda: BidirectionalCell(LSTMCell(H), LSTMCell(H)), ValueError, r"^r_cell .* prefix of its own; 'lstm_' is"),

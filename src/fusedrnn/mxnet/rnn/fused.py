@@ -10,7 +10,7 @@ from fusedrnn.mxnet.rnn.base import BaseRNNCell, SpecCell, StateInfo
 from fusedrnn.mxnet.rnn.checks import Shapes, check_array, require, take
 from fusedrnn.mxnet.rnn.unfused import BidirectionalCell, GRUCell, LSTMCell, RNNCell, SequentialRNNCell
 from fusedrnn.op.rnn_op import RNNOp
-from fusedrnn.scalars import check_choice, positive_int
+from fusedrnn.scalars import as_number, check_choice, positive_int
 from fusedrnn.spec import DTYPES, MODES, Array, RNNSpec
 
 _CELLS: dict[str, Callable[..., BaseRNNCell]] = {
@@ -34,6 +34,8 @@ class FusedRNNCell(SpecCell):
         dropout: Probability with which training would drop elements between layers. Cells only run inference, and
             ignore it.
         get_next_state: Whether :meth:`unroll` returns the final states; else it returns an empty list instead.
+        forget_bias: What MXNet's initializer gives the forget gate's bias. Cells get all values by :meth:`set_params`,
+            and ignore it.
         prefix: The prefix of the parameters' names; None for the mode and an underscore.
         params: Passed to :meth:`set_params` if given.
     """
@@ -46,6 +48,7 @@ class FusedRNNCell(SpecCell):
         bidirectional: bool = False,
         dropout: float = 0.0,
         get_next_state: bool = False,
+        forget_bias: float = 1.0,
         prefix: str | None = None,
         params: Mapping[str, Array] | None = None,
     ) -> None:
@@ -53,6 +56,7 @@ class FusedRNNCell(SpecCell):
             raise TypeError(f"prefix must be a string or None; got {prefix!r}")
         if not isinstance(get_next_state, bool):
             raise TypeError(f"get_next_state must be True or False; got {get_next_state!r}")
+        as_number("forget_bias", forget_bias)
         self._get_next_state = get_next_state
         # set_params sets the input size and the dtype.
         mode = check_choice("mode", mode, MODES)
@@ -102,7 +106,7 @@ class FusedRNNCell(SpecCell):
         for layer in range(spec.num_layers):
             prefixes = [f"{self._prefix}{side}{layer}_" for side in "lr"[: spec.num_directions]]
             cells = [_CELLS[spec.mode_name](spec.hidden_size, prefix=prefix) for prefix in prefixes]
-            stack.add(BidirectionalCell(*cells) if len(cells) == 2 else cells[0])
+            stack.add(BidirectionalCell(cells[0], cells[1]) if len(cells) == 2 else cells[0])
         if self._params:
             stack.set_params(self._by_layer(spec, self._params[self._name]))
         return stack

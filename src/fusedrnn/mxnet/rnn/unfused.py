@@ -14,7 +14,7 @@ from fusedrnn.cell.trace import traced_cell
 from fusedrnn.engines.reference import forward as reference
 from fusedrnn.mxnet.rnn.base import BaseRNNCell, SpecCell, StateInfo
 from fusedrnn.mxnet.rnn.checks import Shapes, take
-from fusedrnn.scalars import positive_int
+from fusedrnn.scalars import as_number, positive_int
 from fusedrnn.spec import Array, RNNSpec
 
 # MXNet's names of the gates, as in its checkpoints, in our order. Its c is our g of an LSTM, its o our n of a GRU.
@@ -106,10 +106,18 @@ class LSTMCell(_SingleCell):
 
     Its parameters are ``lstm_i2h_weight`` (4·H, I), ``lstm_h2h_weight`` (4·H, H), ``lstm_i2h_bias`` and
     ``lstm_h2h_bias`` (4·H,), gates i f g o. The forget gate's bias has no additional constant. Its arguments are those
-    of :class:`RNNCell`, without ``activation``.
+    of :class:`RNNCell`, without ``activation``, and ``forget_bias``: what MXNet's initializer gives the forget gate's
+    bias. Cells get all values by :meth:`set_params`, and ignore it.
     """
 
-    def __init__(self, num_hidden: int, prefix: str = "lstm_", params: Mapping[str, Array] | None = None) -> None:
+    def __init__(
+        self,
+        num_hidden: int,
+        prefix: str = "lstm_",
+        params: Mapping[str, Array] | None = None,
+        forget_bias: float = 1.0,
+    ) -> None:
+        as_number("forget_bias", forget_bias)
         super().__init__("lstm", num_hidden, prefix, params)
 
 
@@ -117,7 +125,7 @@ class GRUCell(_SingleCell):
     """The GRU cell, reset-after as in MXNet, cuDNN and PyTorch, with one state (N, H).
 
     Its parameters are ``gru_i2h_weight`` (3·H, I), ``gru_h2h_weight`` (3·H, H), ``gru_i2h_bias`` and ``gru_h2h_bias``
-    (3·H,), gates r z n. Its arguments are those of :class:`LSTMCell`.
+    (3·H,), gates r z n. Its arguments are those of :class:`RNNCell`, without ``activation``.
     """
 
     def __init__(self, num_hidden: int, prefix: str = "gru_", params: Mapping[str, Array] | None = None) -> None:
@@ -207,16 +215,19 @@ class BidirectionalCell(_CellGroup):
     Args:
         l_cell: The cell that runs forward.
         r_cell: The cell that runs in reverse.
+        params: Passed to :meth:`set_params` if given.
 
     Raises:
-        TypeError: If an argument is not a cell.
+        TypeError: If ``l_cell`` or ``r_cell`` is not a cell.
         ValueError: If the cells have a prefix in common.
     """
 
-    def __init__(self, l_cell: BaseRNNCell, r_cell: BaseRNNCell) -> None:
+    def __init__(self, l_cell: BaseRNNCell, r_cell: BaseRNNCell, params: Mapping[str, Array] | None = None) -> None:
         super().__init__()
         self._adopt("l_cell", l_cell)
         self._adopt("r_cell", r_cell)
+        if params is not None:
+            self.set_params(params)
 
     @property
     def output_size(self) -> int:
