@@ -88,10 +88,29 @@ def test_a_missing_or_invalid_file_is_rejected(tmp_path):
     (tmp_path / "x.npy").write_text("1 2 3")
     with pytest.raises(ValueError, match=r"not a whole \.npy file"):
         load(tmp_path / "x.npy", "float32")
-    header = "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000, 1000)}".ljust(117) + "\n"
-    (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header.encode())
     with pytest.raises(ValueError, match=r"more than fits the memory"):
-        load(tmp_path / "x.npy", "float32")
+        load(file_with_header(tmp_path, "'descr': '<f4', 'shape': (1000000, 1000000, 1000)}"), "float32")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "'descr': '<f4', 'shape': (1, 1, 1",
+        "'descr': (), 'shape': (1, 1, 1)}",
+        "'descr': '<f4', 1: (1, 1, 1)}",
+        f"'descr': '<f4', 'shape': ({2**70}, 1, 1)}}",
+    ],
+    ids=["TokenError", "IndexError", "TypeError", "OverflowError"],
+)
+def test_a_damaged_header_is_rejected(tmp_path, fields):
+    with pytest.raises(ValueError, match=r"x\.npy is not a whole \.npy file of numbers"):
+        load(file_with_header(tmp_path, fields), "float32")
+
+
+def file_with_header(folder, fields):
+    header = f"{{'fortran_order': False, {fields}".ljust(117) + "\n"
+    (folder / "x.npy").write_bytes(b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header.encode())
+    return folder / "x.npy"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

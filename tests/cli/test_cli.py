@@ -23,6 +23,7 @@ from fusedrnn.cli.cells import load_cells
 from fusedrnn.cli.console import check_writable
 from fusedrnn.engines.cpu import tuning
 from fusedrnn.engines.cpu.plan import partition
+from fusedrnn.number_formats import INT8_MAX_PRODUCTS
 from fusedrnn.runtime.machine_rates import MachineRates
 from fusedrnn.runtime.peak import PeakSample
 from fusedrnn.testing.cases import CASES
@@ -141,7 +142,7 @@ def test_bench_runs_the_users_data(tmp_path):
 
 
 def test_bench_runs_other_sizes(tmp_path):
-    result = run(*QUICK, "--steps", "3, 5", "--batch", "1,4", "--json", tmp_path / "rows.json")
+    result = run(*QUICK, "--steps", "3, 5,3", "--batch", "1,4,01", "--json", tmp_path / "rows.json")
     assert result.exit_code == 0, result.output
     cases = [row["case"] for row in json.loads((tmp_path / "rows.json").read_text())["rows"]]
     assert [(case["T"], case["N"]) for case in cases] == [(3, 1), (3, 4), (5, 1), (5, 4)]
@@ -159,7 +160,27 @@ def test_bench_runs_the_users_cells(tmp_path):
     [row] = written["rows"]
     assert row["wrong"] is None
     assert set(row["seconds"]) == {"non-fused", "fused", "torch.nn", "fused in torch"}
-    assert load_cells(f"{tmp_path / 'cells.py'}:ran, fusedrnn.cells:slstm,") == [cells.ran, cells.slstm]
+    references = f"{tmp_path / 'cells.py'}:ran, fusedrnn.cells:slstm,,fusedrnn.cells:slstm"
+    assert load_cells(references) == [cells.ran, cells.slstm]
+
+
+@pytest.mark.parametrize("option", ["--torch", "--only-torch", "--packed"])
+def test_cells_with_masks_are_not_compared_with_torch_in_training(monkeypatch, option):
+    """Each would draw masks of its own, and so right results would differ."""
+    monkeypatch.setattr(bench, "run", lambda *arguments: True)
+    options = "bench", "--cell", "fusedrnn.cells:dropout_lstm", "--cases", "tiny"
+    result = run(*options, option)
+    assert result.exit_code == 2 and "cannot be used with the cell dropout_lstm in training" in result.output
+    assert run(*options).exit_code == run(*options, option, "--phases", "inference").exit_code == 0
+
+
+def test_formats_that_do_not_have_a_network(tmp_path):
+    (tmp_path / "heads.py").write_text("from fusedrnn.cells import flash_gru\nheads = flash_gru.with_heads(2)\n")
+    np.save(tmp_path / "wide.npy", np.ones((1, 1, INT8_MAX_PRODUCTS + 1), np.float32))
+    for options in (("--cell", tmp_path / "heads.py:heads"), ("--data", tmp_path / "wide.npy")):
+        result = run("bench", "--cases", "tiny", "--compute", "int8", *options)
+        assert result.exit_code == 2
+        assert result.output.startswith("error: ") and "compute='int8'" in result.output
 
 
 def test_a_cell_file_that_exits(tmp_path):
@@ -198,6 +219,18 @@ def test_bench_compares_modules_of_torch(tmp_path, options, contenders):
     assert "Modules of PyTorch" in result.output and ("of unpacked GFLOP/s" in result.output) == ("--packed" in options)
     written = json.loads((tmp_path / "rows.json").read_text())
     assert written["plan"]["contenders"] == list(written["rows"][0]["seconds"]) == contenders
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--only-torch",), ("--packed",), ("--backends", "reference"), ("--variants",), ("--compute", "bfloat16")],
+    ids=lambda options: options[0],
+)
+def test_full_needs_the_network_cell_by_cell(monkeypatch, options):
+    monkeypatch.setattr(bench, "run", lambda *arguments: True)
+    result = run(*QUICK, *options, "--full")
+    assert result.exit_code == 2 and result.output.startswith("error: --full cannot be used with")
+    assert run(*QUICK, *options).exit_code == run(*QUICK, "--torch", "--full").exit_code == 0
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from fusedrnn import cells
 from fusedrnn import mxnet as mx
 from mxnet_calls import arguments
 from oracles import training_problem
@@ -36,6 +37,8 @@ class TestErrors:
             ({"state": np.zeros((2, 3, 6), "f4")}, ValueError, r"state must have shape \(1, 3, 6\); got \(2, 3, 6\)"),
             ({"backend": "none"}, ValueError, "backend must be one of"),
             ({"seed": -1}, ValueError, "seed must be from 0"),
+            ({"mode": cells.ran}, TypeError, "mode must be one of rnn_relu, rnn_tanh, lstm, gru; got"),
+            ({"mode": "elman"}, ValueError, "mode must be one of rnn_relu, rnn_tanh, lstm, gru; got 'elman'"),
             ({"state_size": None}, TypeError, "state_size must be an integer"),
             ({"sequence_length": np.array([1.0, 2, 3]), "use_sequence_length": True}, TypeError,
              "sequence_length must be integers; got float64"),

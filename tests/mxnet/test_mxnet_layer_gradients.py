@@ -38,7 +38,6 @@ class TestGradients:
         backward(out_grads)
         once = flat_gradients(layer, self.problem.spec)
         layer.collect_params().setattr("grad_req", "add")
-        layer.collect_params().zero_grad()
         for _ in range(3):
             backward(out_grads)
         np.testing.assert_array_equal(flat_gradients(layer, self.problem.spec), once + once + once)
@@ -58,12 +57,34 @@ class TestGradients:
         once = {parameter.name: parameter.grad().copy() for parameter in layer.params.values()}
         layer.l0_i2h_weight.grad_req, layer.l1_h2h_bias.grad_req = "add", "null"
         backward(out_grads)
+        backward(out_grads)
         for parameter in layer.params.values():
             if parameter.grad_req != "null":
                 times = 2 if parameter.grad_req == "add" else 1
                 np.testing.assert_array_equal(parameter.grad(), times * once[parameter.name])
-        layer.l1_h2h_bias.grad_req = "write"
-        assert_same_bits(layer.l1_h2h_bias.grad(), once[layer.l1_h2h_bias.name])
+
+    @pytest.mark.parametrize("between", ["null", "add", "write"])
+    def test_a_change_of_the_request_clears_the_gradient(self, between):
+        layer, backward, out_grads = self.trained()
+        parameter = layer.l1_h2h_bias
+        backward(out_grads)
+        once = parameter.grad().copy()
+        parameter.grad_req = between
+        parameter.grad_req = "write"
+        assert np.array_equal(parameter.grad(), once) == (between == "write")
+        parameter.grad_req = "add"
+        assert not parameter.grad().any()
+        backward(out_grads)
+        assert_same_bits(parameter.grad(), once)
+
+    def test_initialization_clears_gradients_and_loading_keeps_them(self):
+        layer, backward, out_grads = self.trained()
+        backward(out_grads)
+        once = flat_gradients(layer, self.problem.spec)
+        layer.load_parameters(layer.save_parameters())
+        assert_same_bits(flat_gradients(layer, self.problem.spec), once)
+        layer.initialize(force_reinit=True)
+        assert not flat_gradients(layer, self.problem.spec).any()
 
     @pytest.mark.parametrize("layout", LAYOUTS)
     def test_requests_for_inputs_and_states(self, layout):
@@ -118,9 +139,23 @@ class TestGradients:
             with pytest.raises(error, match=f"^{message}"):
                 backward(out_grads, **options)
 
+    def test_a_cast_before_backward(self):
+        layer, backward, out_grads = self.trained()
+        before = backward(out_grads)
+        layer.cast("float64")
+        for requests in ("write", "add", "write and null"):
+            layer.collect_params().setattr("grad_req", requests.split()[0])
+            layer.l0_i2h_bias.grad_req = requests.split()[-1]
+            with pytest.raises(TypeError, match=r"^the layer must have dtype float32, as in .*it was cast to float64"):
+                backward(out_grads)
+        layer.collect_params().setattr("grad_req", "null")
+        assert_same_bits(tuple(backward(out_grads).values()), tuple(before.values()))
+
     def test_bad_requests_of_parameters(self):
         layer, _, _ = self.trained()
         with pytest.raises(ValueError, match=r"^grad_req must be one of write, add, null; got 'no'"):
             layer.l0_i2h_bias.grad_req = "no"
+        with pytest.raises(TypeError, match=r"^grad_req must be one of write, add, null; got None"):
+            layer.l0_i2h_bias.grad_req = None
         with pytest.raises(ValueError, match=r"^name must be 'grad_req'; got 'lr_mult'"):
             layer.collect_params().setattr("lr_mult", "write")

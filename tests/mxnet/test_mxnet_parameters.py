@@ -2,6 +2,9 @@
 
 import copy
 import pickle
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -31,6 +34,19 @@ class TestParameters:
         assert layer.prefix == "net_"
         assert repr(layer.l0_h2r_weight) == "Parameter net_l0_h2r_weight (shape=(2, 4), dtype=float32)"
 
+    def test_selected_parameters(self):
+        layer = GRU(4, 2, input_size=3, prefix="net_")
+        weights = layer.collect_params(".*weight|net_l1_i2h_bias")
+        assert list(weights) == [name for name in layer.params if "weight" in name or name == "net_l1_i2h_bias"]
+        weights.setattr("grad_req", "null")
+        assert {name for name, each in layer.params.items() if each.grad_req == "null"} == set(weights)
+        assert layer.collect_params("l0") == {}
+        assert layer.collect_params(None) is layer.params
+        with pytest.raises(TypeError, match=r"^select must be a string or None; got 1"):
+            layer.collect_params(1)
+        with pytest.raises(ValueError, match=r"^select must be a regular expression; got '\*': nothing to repeat"):
+            layer.collect_params("*")
+
     def test_each_layer_has_a_prefix_of_its_own(self):
         prefixes = [kind(2).prefix for kind in (RNN, RNN, GRU, LSTM)]
         assert len(set(prefixes)) == 4
@@ -57,6 +73,59 @@ class TestParameters:
         same_layer = GRU(4, 2, input_size=7)
         same_layer.initialize(seed=3)
         assert_same_bits(same_layer(x), y)
+
+    @pytest.mark.parametrize(
+        "options",
+        [{"states": 3}, {"states": np.zeros((1, 9, 4), np.float32)}, {"sequence_length": [9, 9]}, {"seed": -1}],
+        ids=["type", "shape", "lengths", "seed"],
+    )
+    def test_a_call_that_fails_does_not_set_the_input_size(self, options):
+        layer = GRU(4, use_sequence_length=True)
+        layer.initialize(seed=3)
+        call = layer.train if "seed" in options else layer
+        with pytest.raises((TypeError, ValueError)):
+            call(np.ones((3, 2, 7), np.float32), **{"sequence_length": [3, 3], **options})
+        assert repr(layer) == "GRU(None -> 4, TNC)"
+        x = np.ones((3, 2, 6), np.float32)
+        same_layer = GRU(4, use_sequence_length=True)
+        same_layer.initialize(seed=3)
+        assert_same_bits(layer(x, sequence_length=[3, 3]), same_layer(x, sequence_length=[3, 3]))
+
+    def test_a_constructor_that_fails_does_not_set_the_input_size_of_shared_parameters(self):
+        owner = GRU(4)
+        for options in ({"prefix": "mine_"}, {"backend": "unknown"}):
+            with pytest.raises(ValueError, match=r"^(prefix|backend) must be "):
+                GRU(4, input_size=5, params=owner.params, **options)
+            assert repr(owner) == "GRU(None -> 4, TNC)"
+        GRU(4, input_size=5, params=owner.params)
+        assert repr(owner) == "GRU(5 -> 4, TNC)"
+
+    @pytest.mark.parametrize("features", [(5, 5), (5, 6)], ids=["same size", "other size"])
+    def test_first_calls_from_two_threads(self, features):
+        """The second waits until the first has set the input size."""
+        inside, go_on = threading.Event(), threading.Event()
+
+        def init(shape, rng):
+            inside.set()
+            assert go_on.wait(30)
+            return rng.uniform(-1, 1, shape)
+
+        layer = GRU(4, h2h_weight_initializer=init)
+        layer.initialize()
+        first, second = (np.ones((3, 2, size), np.float32) for size in features)
+        with ThreadPoolExecutor(2) as threads:
+            results = [threads.submit(layer, first)]
+            assert inside.wait(30)
+            results.append(threads.submit(layer, second))
+            time.sleep(0.1)  # time to arrive where the first is
+            go_on.set()
+            y = results[0].result(60)
+            assert_same_bits(y, layer(first))
+            if features[0] == features[1]:
+                assert_same_bits(results[1].result(60), y)
+            else:
+                with pytest.raises(ValueError, match=r"^inputs must have 5 features; got 6"):
+                    results[1].result(60)
 
     def test_loading_sets_the_input_size(self):
         problem = training_problem("gru", Shape(4, 3, 5, 6))
@@ -126,6 +195,13 @@ class TestParameters:
             copied.l0_i2h_weight.data()[...] = 0
             assert layer.l0_i2h_weight.data().all()
             assert not np.array_equal(copied(problem.x), layer(problem.x))
+
+    def test_copies_before_the_first_call(self):
+        layer, x = GRU(4), np.ones((3, 2, 5), np.float32)
+        layer.initialize(seed=0)
+        copies = copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))
+        for copied in copies:
+            assert_same_bits(copied(x), layer(x))
 
     def test_more_than_ten_layers(self):
         """MXNet cannot save these."""
@@ -200,6 +276,11 @@ class TestInitialization:
             (True, TypeError, "init must be one of .*got True"),
             ([1.0], TypeError, "init must be one of"),
             ("lstmbias", ValueError, "initializer 'lstmbias' must be for the bias of an LSTM"),
+            (1e300, ValueError, r"initializer of gru\d+_l0_i2h_weight must give .* finite in float32; got 1e\+300"),
+            (float("nan"), ValueError, r"initializer of gru\d+_l0_i2h_weight must give .* finite in float32; got nan"),
+            (lambda shape, rng: np.full(shape, np.inf), ValueError, r"initializer of gru.* finite in float32; got inf"),
+            (lambda shape, rng: np.full(shape, 1j), TypeError, r"initializer of .* real numbers; got dtype complex128"),
+            (lambda shape, rng: np.full(shape, "1"), TypeError, r"initializer of gru.* real numbers; got dtype <U1"),
             (lambda shape, rng: np.ones(3), ValueError, r"initializer of gru\d+_l0_i2h_weight must give .*got \(3,\)"),
         ],
     )
@@ -211,6 +292,53 @@ class TestInitialization:
         assert layer.l0_i2h_weight.shape == (12, 0)
         layer.initialize()
         layer(np.ones((1, 1, 3), np.float32))
+
+    def test_numbers_are_compared_with_the_layers_dtype(self):
+        layer = GRU(4, input_size=3, dtype="float64")
+        layer.initialize(1e300)
+        assert (layer.l0_i2h_weight.data() == 1e300).all()
+
+    def test_an_initializer_that_fails_once(self):
+        """What waits for the input size still waits."""
+        failures = [OSError("no file")]
+
+        def init(shape, rng):
+            if failures:
+                raise failures.pop()
+            return rng.uniform(-1, 1, shape)
+
+        layer, x = GRU(4), np.ones((1, 1, 2), np.float32)
+        layer.initialize(init, seed=1)
+        with pytest.raises(OSError, match="no file"):
+            layer(x)
+        other = GRU(4)
+        other.initialize(init, seed=1)
+        assert_same_bits(layer(x), other(x))
+
+    def test_a_failed_initialization_changes_nothing(self):
+        layer = GRU(4, input_size=3)
+        layer.initialize(seed=0)
+        before = layer.save_parameters()
+        with pytest.raises(ValueError, match=r"^initializer of"):
+            layer.initialize(lambda shape, rng: np.ones(3), force_reinit=True)
+        layer(np.ones((1, 1, 3), np.float32))
+        for name, array in layer.save_parameters().items():
+            assert_same_bits(array, before[name])
+
+    @pytest.mark.parametrize(
+        ("options", "error", "message"),
+        [
+            ({"force_reinit": 1}, TypeError, "force_reinit must be True or False; got 1"),
+            ({"seed": "1"}, TypeError, "seed must be an integer or None; got '1'"),
+            ({"seed": -1}, ValueError, r"seed must be from 0 to 2\*\*64 - 1; got -1"),
+        ],
+    )
+    def test_options(self, options, error, message):
+        layer = GRU(4)
+        with pytest.raises(error, match=f"^{message}"):
+            layer.initialize(**options)
+        with pytest.raises(ValueError, match="call initialize"):
+            layer.l0_i2h_bias.data()
 
     def test_matrix_initializers_of_biases(self):
         for init in ("xavier", "orthogonal"):
@@ -257,6 +385,10 @@ class TestLoading:
         for name, array in layer.save_parameters().items():
             assert_same_bits(array, before[name])
 
+    def test_names_that_are_no_strings(self):
+        with pytest.raises(ValueError, match=r"^params must hold no others .*; got 3, dense0_weight"):
+            GRU(6, 2).load_parameters({**self.arrays(), 3: np.ones(3), "dense0_weight": np.ones(3)})
+
     def test_params_must_be_a_mapping(self):
         with pytest.raises(TypeError, match=r"^params must be a dict of named arrays; got list"):
             GRU(6).load_parameters([])
@@ -272,6 +404,36 @@ class TestLoading:
         layer.load_parameters(arrays, allow_missing=True, ignore_extra=True)
         assert (layer.l1_h2h_bias.data() == 3).all()
         np.testing.assert_array_equal(layer.l0_i2h_weight.data(), arrays["l0_i2h_weight"])
+
+    @pytest.mark.parametrize("absent", ["l0_i2h_weight", "l1_h2h_weight"])
+    def test_missing_in_a_layer_that_waits_for_its_input_size(self, absent):
+        """The others are initialized as if nothing had been loaded: at once, if an array gives the input size."""
+        layer, expected = GRU(6, 2), GRU(6, 2, input_size=5)
+        for each in (layer, expected):
+            each.initialize(seed=3)
+            each.load_parameters(self.arrays(**{absent: None}), allow_missing=True)
+            each.load_parameters({"l1_h2h_bias": np.full(18, 2, np.float32)}, allow_missing=True)
+        assert repr(layer) == f"GRU({None if absent == 'l0_i2h_weight' else 5} -> 6, TNC, num_layers=2)"
+        assert_same_bits(layer(self.problem.x), expected(self.problem.x))
+        for name, array in expected.save_parameters().items():
+            assert_same_bits(layer.save_parameters()[name], array)
+        assert (layer.l1_h2h_bias.data() == 2).all()
+
+    def test_a_wrong_array_changes_no_initialization_that_waits(self):
+        layer, expected = GRU(6, 2), GRU(6, 2)
+        for each in (layer, expected):
+            each.initialize(seed=3)
+        arrays = {"l0_i2h_bias": np.ones(18, np.float32), "l0_h2h_bias": np.ones(17, np.float32)}
+        with pytest.raises(ValueError, match=r"_l0_h2h_bias must have shape \(18,\); got \(17,\)"):
+            layer.load_parameters(arrays, allow_missing=True)
+        assert_same_bits(layer(self.problem.x), expected(self.problem.x))
+
+    def test_arrays_may_be_the_layers_own(self):
+        layer = layer_of(self.problem)
+        i2h, h2h = layer.l0_i2h_bias.data().copy(), layer.l0_h2h_bias.data().copy()
+        swapped = {"l0_i2h_bias": layer.l0_h2h_bias.data(), "l0_h2h_bias": layer.l0_i2h_bias.data()}
+        layer.load_parameters(swapped, allow_missing=True)
+        assert_same_bits((layer.l0_i2h_bias.data(), layer.l0_h2h_bias.data()), (h2h, i2h))
 
     def test_cast_dtype(self):
         layer = GRU(6, 2, dtype="float64")

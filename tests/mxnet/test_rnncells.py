@@ -119,6 +119,17 @@ def test_bidirectional_reads_both_ways():
     assert_all_close(after, left_after + right_after, 0, 0)
 
 
+def test_arguments_have_mxnets_order():
+    params = random_params(LSTMCell(H, "one_"))
+    assert LSTMCell(H, "one_", params, 0.0).params.keys() == params.keys()
+    params = random_params(FusedRNNCell(H, 2, "lstm", True, prefix="net_"))
+    fused = FusedRNNCell(H, 2, "lstm", True, 0.5, True, 0.0, "net_", params)
+    assert fused.prefixes == ("net_",)
+    assert list(fused.params) == ["net_parameters"]
+    params = random_params(BidirectionalCell(GRUCell(H, "l_"), GRUCell(H, "r_")))
+    assert BidirectionalCell(GRUCell(H, "l_"), GRUCell(H, "r_"), params).params.keys() == params.keys()
+
+
 @pytest.mark.parametrize("make", [lambda: LSTMCell(H), lambda: FusedRNNCell(H, mode="gru")])
 def test_layouts_and_lists(make):
     cell = with_params(make())

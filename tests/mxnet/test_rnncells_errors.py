@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from fusedrnn import cells
 from fusedrnn.mxnet.rnn import BidirectionalCell, FusedRNNCell, GRUCell, LSTMCell, RNNCell, SequentialRNNCell
 
 T, N, I, H = 5, 3, 4, 6
@@ -38,9 +39,12 @@ X = np.zeros((T, N, I), np.float32)
         (lambda: FusedRNNCell(0), ValueError, r"^num_hidden must be at least 1; got 0"),
         (lambda: FusedRNNCell(H, num_layers=0), ValueError, r"^num_layers must be at least 1; got 0"),
         (lambda: FusedRNNCell(H, mode="mlp"), ValueError, r"^mode must be one of rnn_relu, .*; got 'mlp'"),
+        (lambda: FusedRNNCell(H, mode=cells.ran), TypeError, r"^mode must be one of rnn_relu, .*; got"),
         (lambda: FusedRNNCell(H, bidirectional=1), TypeError, r"^bidirectional must be True or False; got 1"),
         (lambda: FusedRNNCell(H, dropout=1), ValueError, r"^dropout must be a probability .*; got 1"),
         (lambda: FusedRNNCell(H, get_next_state=1), TypeError, r"^get_next_state must be True or False; got 1"),
+        (lambda: FusedRNNCell(H, forget_bias="1"), TypeError, r"^forget_bias must be a number; got '1'"),
+        (lambda: LSTMCell(H, forget_bias=None), TypeError, r"^forget_bias must be a number; got None"),
         (lambda: FusedRNNCell(H, prefix=1), TypeError, r"^prefix must be a string or None; got 1"),
         (lambda: BidirectionalCell(LSTMCell(H), 3), TypeError, r"^r_cell must be a cell; got int"),
         (lambda: BidirectionalCell(LSTMCell(H), LSTMCell(H)), ValueError, r"^r_cell .* prefix of its own; 'lstm_' is"),
@@ -56,6 +60,36 @@ X = np.zeros((T, N, I), np.float32)
 def test_constructors(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_prefixes_in_nested_groups():
+    inner, outer = SequentialRNNCell(), SequentialRNNCell()
+    outer.add(LSTMCell(H))
+    outer.add(BidirectionalCell(inner, LSTMCell(H, "r_")))
+    for prefix in ("lstm_", "r_"):
+        with pytest.raises(ValueError, match=rf"^cell must have a prefix of its own; '{prefix}' is taken"):
+            inner.add(LSTMCell(H, prefix))
+    assert inner.prefixes == ()
+    inner.add(LSTMCell(H, "l_"))
+    assert outer.prefixes == ("lstm_", "l_", "r_")
+
+
+def test_a_group_that_is_held_twice():
+    inner, outer = SequentialRNNCell(), SequentialRNNCell()
+    outer.add(inner)
+    outer.add(inner)
+    with pytest.raises(ValueError, match=r"^cell must have a prefix of its own; 'lstm_' is taken"):
+        inner.add(LSTMCell(H))
+
+
+def test_groups_that_would_hold_themselves():
+    first, second, third = (SequentialRNNCell() for _ in range(3))
+    first.add(second)
+    second.add(third)
+    for cell in (first, second, third):
+        with pytest.raises(ValueError, match=r"^cell must be another cell; got the one that it is added to, or one"):
+            third.add(cell)
+    assert third.prefixes == ()
 
 
 @pytest.mark.parametrize("make", [lstm, fused])
@@ -86,6 +120,23 @@ def test_constructors(make, error, message):
 def test_unroll(make, arguments, error, message):
     with pytest.raises(error, match=message):
         make().unroll(**{"length": T, "inputs": X, "layout": "TNC", **arguments})
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+@pytest.mark.parametrize("kind", [np.ma.masked_array, np.matrix])
+def test_arrays_with_another_arithmetic(kind):
+    got = kind(X[0])
+    refused = pytest.raises(TypeError, match=rf"must be a NumPy array; got {type(got).__name__}")
+    cell = lstm()
+    states = cell.begin_state(N)
+    for inputs, given in ((got, states), (X[0], [kind(states[0]), states[1]])):
+        with refused:
+            cell(inputs, given)
+    with refused:
+        cell.unroll(2, [X[0], got])
+    for name in ("lstm_i2h_weight", "lstm_h2h_weight"):
+        with refused:
+            cell.set_params({**params_of(cell), name: kind(params_of(cell)[name])})
 
 
 @pytest.mark.parametrize("make", [lstm, fused])
@@ -188,3 +239,58 @@ def test_flat_vector_of_a_fused_cell():
         cell.set_params({name: np.zeros(size, "float16")})
     with pytest.raises(TypeError, match=r"^gru_parameters must hold floating-point numbers; got dtype int64"):
         cell.set_params({name: np.zeros(size, "int64")})
+
+
+class TestParametersOfAGroup:
+    """All arrays are checked before any cell changes."""
+
+    def group(self, kind):
+        cells = LSTMCell(H, "l_"), GRUCell(H, "r_")
+        if kind == "both ways":
+            return BidirectionalCell(*cells)
+        stack = SequentialRNNCell()
+        for cell in cells:
+            stack.add(cell)
+        return stack
+
+    @pytest.mark.parametrize("kind", ["stack", "both ways"])
+    @pytest.mark.parametrize(
+        ("change", "error", "message"),
+        [
+            (lambda name, array: array[:-1] if name == "r_h2h_bias" else array, ValueError,
+             r"r_h2h_bias must have shape \(18,\); got \(17,\)"),
+            (lambda name, array: array[:, :-1] if name == "r_i2h_weight" else array, ValueError,
+             r"r_i2h_weight must have shape \(18, \d\); got \(18, \d\)"),
+            (lambda name, array: array.astype("f8") if name.startswith("r_") else array, TypeError,
+             "r_i2h_weight must have dtype float32, like the other arrays; got float64"),
+        ],
+        ids=["shape", "input size", "dtype"],
+    )  # fmt: skip
+    def test_errors(self, kind, change, error, message):
+        group = self.group(kind)
+        before = {name: np.zeros(shape, "f4") for name, shape in group.param_shapes(I).items()}
+        group.set_params(before)
+        wrong = {name: change(name, array + 1) for name, array in before.items()}
+        for method in (group.set_params, group.unpack_weights):
+            with pytest.raises(error, match=f"^{message}"):
+                method(wrong)
+        assert all(group.params[name] is array for name, array in before.items())
+
+    @pytest.mark.parametrize("kind", ["stack", "both ways"])
+    def test_packed_arrays_that_do_not_fit_each_other(self, kind):
+        group = self.group(kind)
+        gates = group.unpack_weights({name: np.zeros(shape, "f4") for name, shape in group.param_shapes(I).items()})
+        size = gates["r_i2h_r_weight"].shape[1]
+        gates |= {f"r_i2h_{gate}_weight": np.zeros((H, size + 1), "f4") for gate in "rzo"}
+        with pytest.raises(ValueError, match=rf"^r_i2h_weight must have shape \(18, {size}\); got \(18, {size + 1}\)"):
+            group.pack_weights(gates)
+
+    def test_dtype_of_a_fused_cell(self):
+        stack = SequentialRNNCell()
+        stack.add(LSTMCell(H, "l_"))
+        stack.add(FusedRNNCell(H, mode="gru"))
+        params = {name: np.zeros(shape, "float16") for name, shape in stack.param_shapes(I).items()}
+        with pytest.raises(TypeError, match=r"^gru_parameters must have dtype float32 or float64; got float16"):
+            stack.set_params(params)
+        assert stack.params == {}
+        assert stack.pack_weights(stack.unpack_weights(params)).keys() == params.keys()

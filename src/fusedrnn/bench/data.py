@@ -176,7 +176,7 @@ def load(path: Path, dtype: str) -> Array:
         raise ValueError(f"{path} cannot be read ({error.strerror}); expected {expected}") from None
     except MemoryError:
         raise ValueError(f"{path} says that it holds more than fits the memory; expected {expected}") from None
-    except ValueError:
+    except Exception:  # NumPy's reader of headers raises errors of many types
         raise ValueError(f"{path} is not a whole .npy file of numbers; expected {expected}") from None
     if x.dtype.kind not in "biuf":
         raise ValueError(f"{path} holds {x.dtype} values; expected {expected}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json as json_module
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ from rich.table import Table
 
 import fusedrnn
 from fusedrnn.bench import variants as variants_bench
-from fusedrnn.bench.contenders import PHASES
+from fusedrnn.bench.contenders import PHASES, Phase
 from fusedrnn.bench.data import FUSED, IN_FORMAT, IN_TORCH, NON_FUSED, TORCH, UNPACKED, load
 from fusedrnn.bench.formats import format_fields
 from fusedrnn.bench.lines import extrapolated_lines, failure_lines, peak_lines, rejected_share_lines, summary
@@ -30,6 +31,7 @@ from fusedrnn.cli.cells import load_cells
 from fusedrnn.cli.console import check_writable, fail, output, steps
 from fusedrnn.engines import registry
 from fusedrnn.runtime.bandwidth import measure_bandwidth
+from fusedrnn.spec import RNNSpec
 
 
 def bench(
@@ -95,6 +97,8 @@ def bench(
             cases, load_cells(cell) if cell else modes, phases, dtype, threads, data, steps, batch, budget=seconds,
             full=full, **compared,
         )  # fmt: skip
+        if full and (variants or NON_FUSED not in config.contenders):
+            raise ValueError("--full cannot be used with options that leave out the network cell by cell")
         check_writable("--json", json)
     except (ValueError, ModuleNotFoundError) as error:
         fail(str(error))
@@ -153,7 +157,8 @@ def make_config(
     ``fields`` are the fields of BenchConfig that need no parsing.
 
     Raises:
-        ValueError: If a name is unknown, the data is not a suitable array, or a case does not fit the memory.
+        ValueError: If a name is unknown, the data is not a suitable array, a case does not fit the memory, or
+            contenders cannot run a case and a cell.
     """
     dtype = options.parse_dtype(dtype)
     x = load(data, dtype) if data else None
@@ -169,8 +174,21 @@ def make_config(
     if config.formats and dtype != "float32":
         raise ValueError(f"--compute {','.join(config.formats.values())} needs --dtype float32; got {dtype}")
     for case, mode, phase in config.rows():
-        check_memory(case, case.spec(mode, dtype), training=phase.training)
+        spec = case.spec(mode, dtype)
+        check_memory(case, spec, training=phase.training)
+        _check_contenders(config, spec, phase)
     return config
+
+
+def _check_contenders(config: BenchConfig, spec: RNNSpec, phase: Phase) -> None:
+    """Raise a ValueError if the contenders cannot run a network in a phase, or not so that results can be compared."""
+    for number_format in config.formats.values():
+        replace(spec, compute=number_format)  # an error if the format does not have the network
+    if phase.training and spec.drops and TORCH in config.contenders:
+        raise ValueError(
+            f"--torch, --only-torch and --packed cannot be used with the cell {spec.mode_name} in training: PyTorch "
+            "draws other random masks than the reference; use --phases inference"
+        )
 
 
 def run(config: BenchConfig, json_path: Path | None) -> bool:

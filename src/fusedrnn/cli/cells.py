@@ -13,13 +13,13 @@ from fusedrnn.cell.user_cell import UserCell
 
 
 def load_cells(text: str) -> list[UserCell]:
-    """The cells in a list separated by commas.
+    """The cells in a list separated by commas, without duplicates.
 
     Raises:
         ValueError: If a file, a module or a cell of that name does not exist, or its code raises an error.
     """
     references = [reference.strip() for reference in text.split(",") if reference.strip()]
-    return [_load(reference) for reference in references or [text]]
+    return [_load(reference) for reference in dict.fromkeys(references) or [text]]
 
 
 def _load(reference: str) -> UserCell:

@@ -94,13 +94,13 @@ def parse_cases(text: str, steps: str = "", batch: str = "", x: Array | None = N
 
 
 def _parse_numbers(option: str, text: str) -> list[int]:
-    """The positive numbers in a list; a single 0 if it is empty."""
+    """The positive numbers in a list, without duplicates; a single 0 if it is empty."""
     numbers = [number.strip() for number in text.split(",")] if text.strip() else []
     if invalid := [number for number in numbers if not _is_size(number)]:
         raise ValueError(
             f"{option} must be positive numbers up to {MAX_BYTES}, separated by commas; got {invalid[0]!r}"
         )
-    return [int(number) for number in numbers] or [0]
+    return list(dict.fromkeys(int(number) for number in numbers)) or [0]
 
 
 def _is_size(number: str) -> bool:

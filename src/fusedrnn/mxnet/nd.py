@@ -11,8 +11,8 @@ from fusedrnn.mxnet.backward import Backward
 from fusedrnn.op import validation
 from fusedrnn.op.reserve import Reserve
 from fusedrnn.op.rnn_op import RNNOp
-from fusedrnn.scalars import as_bool
-from fusedrnn.spec import DTYPES, Array, RNNSpec
+from fusedrnn.scalars import as_bool, check_choice
+from fusedrnn.spec import DTYPES, MODES, Array, RNNSpec
 
 Lengths = Array | Sequence[int] | None
 # From the fields of RNNSpec to the names in MXNet's operator.
@@ -146,6 +146,7 @@ def _run(
         raise TypeError("state must be a NumPy array; got NoneType")
     use_lengths = as_bool("use_sequence_length", use_sequence_length)
     with_states = as_bool("state_outputs", state_outputs)
+    check_choice("mode", options["mode"], MODES)
     with validation.renamed(_NAMES):
         fields = {field: options[name] for field, name in _OPTIONS.items()}
         spec = RNNSpec(input_size=data.shape[2], dtype=data.dtype.name, **fields)

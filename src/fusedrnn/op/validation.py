@@ -35,10 +35,16 @@ def check_op(spec: object, backend: object) -> None:
     registry.check_backend(backend)
 
 
-def check_array(name: str, value: object, spec: RNNSpec, shape: tuple[int, ...] | None = None) -> Array:
-    """``value`` if it is a NumPy array of the spec's dtype, and of that shape if there is one."""
-    if not isinstance(value, np.ndarray) or isinstance(value, numpy.ma.MaskedArray):
+def check_is_array(name: str, value: object) -> Array:
+    """``value`` if it is a NumPy array, and none whose arithmetic is another."""
+    if not isinstance(value, np.ndarray) or isinstance(value, (numpy.ma.MaskedArray, np.matrix)):
         raise TypeError(f"{name} must be a NumPy array; got {type(value).__name__}")
+    return value
+
+
+def check_array(name: str, array: object, spec: RNNSpec, shape: tuple[int, ...] | None = None) -> Array:
+    """``array`` if it is a NumPy array of the spec's dtype, and of that shape if there is one."""
+    value = check_is_array(name, array)
     if value.dtype != np.dtype(spec.dtype):
         hint = ", which compute='bfloat16' takes" if value.dtype.name == "bfloat16" != spec.compute else ""
         raise TypeError(f"{name} must have dtype {spec.dtype}; got {value.dtype}{hint}")

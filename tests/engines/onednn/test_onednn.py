@@ -418,9 +418,17 @@ class FakeLibrary:
         self.dnnl_version.restype = None
 
 
+class FailingLibrary(FakeLibrary):
+    """A library that finds a CPU; every function that returns a status fails."""
+
+    def __getattr__(self, name):
+        return lambda *arguments: 2
+
+
 @pytest.mark.parametrize(
     ("fake", "match"),
     [
+        (FailingLibrary(), "libdnnl.so.3 cannot be used: oneDNN's dnnl_engine_create failed: "),
         (FakeLibrary(major=2), r"is oneDNN 2\.1; expected 3\.x"),
         (FakeLibrary(runtime=8), "has the CPU runtime 8; expected one of sequential, OpenMP, TBB, SYCL"),
         (FakeLibrary(), r"oneDNN 3\.1\.0, has no dnnl_engine_create"),

@@ -129,7 +129,7 @@ class Library:
             on several threads can share a primitive.
 
     Raises:
-        ImportError: If a file is missing, if the library is not oneDNN 3, or if it finds no CPU to run on.
+        ImportError: If a file is missing, if the library is not oneDNN 3, if it finds no CPU to run on, or if it fails.
     """
 
     def __init__(self, path: Path) -> None:
@@ -154,9 +154,12 @@ class Library:
                 f"{path} runs on {RUNTIMES[self.runtime]}, which finds no CPU here; expected {_OPENCL_DRIVER} of the "
                 "package intel-opencl-rt beside it, or OCL_ICD_FILENAMES to name it (onednn-cpu-gomp needs neither)"
             )
-        self.engine = self.new("engine_create", _CPU, 0)
-        self.attributes = self.new("primitive_attr_create")
-        self.call("primitive_attr_set_scratchpad_mode", self.attributes, _USER_SCRATCHPAD)
+        try:
+            self.engine = self.new("engine_create", _CPU, 0)
+            self.attributes = self.new("primitive_attr_create")
+            self.call("primitive_attr_set_scratchpad_mode", self.attributes, _USER_SCRATCHPAD)
+        except OneDNNError as error:
+            raise ImportError(f"{path} cannot be used: {error}") from error
 
     def _declare(self, name: str, result: Any, *parameters: Any) -> Callable[..., Any]:
         function: Any = getattr(self.cdll, f"dnnl_{name}", None)

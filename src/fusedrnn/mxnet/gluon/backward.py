@@ -31,7 +31,7 @@ class LayerBackward:
         self._params, self._layout, self._with_states = params, layout, with_states
         self._backward = Backward(op, reserve, with_states)
         self._shape = reserve.steps, reserve.batch
-        self._input_size, self._output_size = op.spec.input_size, op.spec.output_size
+        self._input_size, self._output_size, self._dtype = op.spec.input_size, op.spec.output_size, op.spec.dtype
         self.arguments = "data", *(self._backward.arguments[2:] if with_states else ())
         self.seed = reserve.seed
 
@@ -50,7 +50,8 @@ class LayerBackward:
             The computed gradients by name: ``"data"`` in the layer's layout, ``"state"``, ``"state_cell"``.
 
         Raises:
-            TypeError: If an argument has the wrong type; the message names it, what was given and what was expected.
+            TypeError: If an argument has the wrong type; the message names it, what was given and what was expected. Or
+                if parameters request gradients and were cast since the call.
             ValueError: If an argument has the wrong shape or value; the message is of the same form.
         """
         if isinstance(grad_req, str):
@@ -60,6 +61,9 @@ class LayerBackward:
         buffers = {} if args_grad is None else dict(by_name("args_grad", args_grad, self.arguments, "None, or "))
         buffers["data"] = self._as_time_major("args_grad: data", buffers.get("data"), self._input_size)
         upstream, common = self._upstream(out_grads), self._params.common_grad_req()
+        dtype = self._params.store.spec.dtype
+        if common != "null" and dtype != self._dtype:
+            raise TypeError(f"the layer must have dtype {self._dtype}, as in the call of train; it was cast to {dtype}")
         grad_reqs["parameters"] = common or "write"
         if common in ("write", "add"):
             buffers["parameters"] = self._params.store.gradients()

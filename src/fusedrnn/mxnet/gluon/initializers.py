@@ -67,13 +67,24 @@ def check_initializer(name: str, value: object) -> Initializer:
 
 
 def fill(parameter: Array, initializer: Initializer, rng: np.random.Generator, name: str) -> None:
-    """Fill the parameter of that name with the initializer's values."""
+    """Fill the parameter of that name with the initializer's values.
+
+    Raises:
+        TypeError: If the values are not real numbers.
+        ValueError: If they have another shape, or are not finite in the parameter's dtype.
+    """
     if isinstance(initializer, float):
-        parameter[...] = initializer
-        return
-    function = INITIALIZERS[initializer] if isinstance(initializer, str) else initializer
-    assert function is not None
-    values = np.asarray(function(parameter.shape, rng))
+        values = np.full(parameter.shape, initializer)
+    else:
+        function = INITIALIZERS[initializer] if isinstance(initializer, str) else initializer
+        assert function is not None
+        values = np.asarray(function(parameter.shape, rng))
+    if values.dtype.kind not in "biuf":
+        raise TypeError(f"initializer of {name} must give real numbers; got dtype {values.dtype}")
     if values.shape != parameter.shape:
         raise ValueError(f"initializer of {name} must give an array of shape {parameter.shape}; got {values.shape}")
-    parameter[...] = values
+    with np.errstate(over="ignore"):
+        parameter[...] = values
+    if not np.isfinite(parameter).all():
+        wrong = values[~np.isfinite(parameter)][0]
+        raise ValueError(f"initializer of {name} must give numbers that are finite in {parameter.dtype}; got {wrong}")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count
-from typing import Any, TypedDict
+from typing import Any, TypedDict, overload
 
 import numpy as np
 
 from fusedrnn.mxnet.gluon.backward import LayerBackward, Layout, time_major
 from fusedrnn.mxnet.gluon.initializers import Initializer, check_initializer
-from fusedrnn.mxnet.gluon.parameter import ParameterDict, ParameterStore
+from fusedrnn.mxnet.gluon.parameter import ParameterDict, Parameters
+from fusedrnn.mxnet.gluon.store import ParameterStore
 from fusedrnn.mxnet.nd import Lengths, check_lengths
 from fusedrnn.op import validation
 from fusedrnn.op.reserve import Reserve
@@ -93,6 +95,8 @@ class RNNLayer:
             setattr(self, parameter.short_name, parameter)
         if input_size_known:
             self._op_for(input_size)
+            store = self._params.store  # others may share it: nothing can fail from here
+            store.spec, store.input_size_known = store.spec_for(input_size), True
 
     def _shared(self, params: object, input_size_known: bool) -> ParameterDict:
         """Another layer's parameters; an error unless their network has the same sizes."""
@@ -104,8 +108,6 @@ class RNNLayer:
         shapes, stored_shapes = ({(entry.name, entry.shape) for entry in s.layout} for s in (spec, store.spec))
         if shapes != stored_shapes or (spec.mode, spec.dtype) != (store.spec.mode, store.spec.dtype):
             raise ValueError(f"params must be those of a layer like {self._spec}; got those of {store.spec}")
-        if input_size_known:
-            store.spec, store.input_size_known = store.spec_for(self._spec.input_size), True
         return params
 
     def __repr__(self) -> str:
@@ -126,9 +128,23 @@ class RNNLayer:
         """The parameters by full name."""
         return self._params
 
-    def collect_params(self) -> ParameterDict:
-        """The parameters by full name: ``lstm0_l0_i2h_weight`` (G·H, I), ``lstm0_l0_h2h_bias`` (G·H,)."""
-        return self._params
+    @overload
+    def collect_params(self) -> ParameterDict: ...
+
+    @overload
+    def collect_params(self, select: str | None) -> Parameters: ...
+
+    def collect_params(self, select: str | None = None) -> Parameters:
+        """The parameters by full name: ``lstm0_l0_i2h_weight`` (G·H, I), ``lstm0_l0_h2h_bias`` (G·H,).
+
+        ``select`` is a regular expression, such as ``".*weight"``, that must match the beginning of a full name; None
+        for all parameters.
+
+        Raises:
+            TypeError: If ``select`` is neither a string nor None.
+            ValueError: If it is no regular expression.
+        """
+        return self._params if select is None else self._params.matching(select)
 
     def initialize(self, init: Initializer = "uniform", force_reinit: bool = False, seed: int | None = None) -> None:
         """Give all parameters values; see :meth:`ParameterDict.initialize`."""
@@ -170,7 +186,8 @@ class RNNLayer:
             params: Arrays by name. The name of an array is the full name (``lstm0_l0_i2h_weight``), the full name
                 without the layer's prefix, or the name that ``Block.save_parameters`` gives it
                 (``_unfused.0.i2h_weight``, in a bidirectional layer ``_unfused.0.l_cell.i2h_weight``).
-            allow_missing: Whether parameters without an array keep their values; else they are an error.
+            allow_missing: Whether parameters without an array keep their values, or the initialization that waits for
+                the input size; else they are an error.
             ignore_extra: Whether arrays with other names are ignored; else they are an error.
             cast_dtype: Whether arrays of another floating dtype are converted; else they are an error.
             prefix: A prefix of all names in ``params``: the layer's index in a larger network, ``"1."``, or the prefix
@@ -232,7 +249,13 @@ class RNNLayer:
         backward = LayerBackward(self._params, op, reserve, self._layout, states is not None)
         return (output if states is None else (output, final)), backward
 
-    def _forward(
+    def _forward(self, *arguments: Any) -> tuple[Array, list[Array], RNNOp, Reserve | None]:
+        """One call; only one thread at a time makes the first, which runs a deferred initialization."""
+        store = self._params.store
+        with nullcontext() if store.deferred is None else store.lock:
+            return self._run(*arguments)
+
+    def _run(
         self, inputs: object, states: object, lengths: Lengths, training: bool, seed: int | None
     ) -> tuple[Array, list[Array], RNNOp, Reserve | None]:
         axes = ", ".join(self._layout.replace("C", "I"))
@@ -247,7 +270,7 @@ class RNNLayer:
             raise TypeError(f"inputs must have dtype {store.spec.dtype}; got {inputs.dtype}")
         check_lengths(self._use_lengths, lengths)
         initial: Any = [states] if isinstance(states, np.ndarray) else states
-        flat = self._params.infer_input_size(inputs.shape[2])
+        spec, flat = self._params.for_call(inputs.shape[2])
         op = self._op_for(inputs.shape[2])
         y = np.empty((*inputs.shape[:2], op.spec.output_size), op.spec.dtype)
         with validation.renamed(_NAMES):
@@ -255,6 +278,8 @@ class RNNLayer:
                 time_major(inputs, self._layout), flat, initial, training=training, lengths=lengths,
                 out=time_major(y, self._layout), seed=seed,
             )  # fmt: skip
+        if store.deferred is not None:  # a call that failed leaves the layer as it was
+            store.set_vector(spec, flat)
         return y, list(final), op, reserve
 
     def _op_for(self, input_size: int) -> RNNOp:

@@ -1,60 +1,19 @@
-"""Parameters by name, and the flat vector that holds a layer's parameters."""
+"""A layer's parameters by name."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 
 from fusedrnn.engines.operands import GRAD_REQS, GradReq, write_or_add
 from fusedrnn.layout import Parameter as LayoutEntry
 from fusedrnn.mxnet.gluon.initializers import Initializer, check_initializer, fill
+from fusedrnn.mxnet.gluon.store import Deferred, ParameterStore
 from fusedrnn.op import validation
+from fusedrnn.scalars import as_bool, check_choice
 from fusedrnn.spec import Array, RNNSpec
-
-
-class ParameterStore:
-    """The flat vectors of a layer's parameters and of their gradients, each allocated at its first use."""
-
-    def __init__(self, spec: RNNSpec, input_size_known: bool) -> None:
-        self.spec = spec
-        self.input_size_known = input_size_known
-        """Whether the spec has the layer's input size. Until a call or a load sets it, the spec's input size is 1."""
-        self.flat: Array | None = None
-        self.grads: Array | None = None
-        self.deferred_init: tuple[Initializer, np.random.Generator] | None = None
-
-    def spec_for(self, input_size: int) -> RNNSpec:
-        """The spec, with that input size if it is not known yet."""
-        return self.spec if self.input_size_known else replace(self.spec, input_size=input_size)
-
-    def vector(self, name: str) -> Array:
-        """The parameters. If they have no values, an error whose message begins with ``name``."""
-        if self.flat is None:
-            deferred = self.deferred_init is not None
-            reason = "the first call sets the input size" if deferred else "call initialize or load_parameters"
-            raise ValueError(f"{name} must have values; got none yet: {reason}")
-        return self.flat
-
-    def set_vector(self, spec: RNNSpec, flat: Array) -> None:
-        """Overwrite the parameters; if these have no values yet, ``flat`` and ``spec`` become the layer's."""
-        if self.flat is None:
-            self.spec, self.input_size_known, self.flat, self.deferred_init = spec, True, flat, None
-        else:
-            self.flat[...] = flat
-
-    def gradients(self) -> Array:
-        """The gradients, initially zero."""
-        if self.grads is None:
-            self.grads = np.zeros(self.spec.layout.size, self.spec.dtype)
-        return self.grads
-
-    def cast(self, dtype: str) -> None:
-        """Convert parameters and gradients to another dtype."""
-        self.spec = replace(self.spec, dtype=dtype)
-        self.flat = None if self.flat is None else self.flat.astype(dtype)
-        self.grads = None if self.grads is None else self.grads.astype(dtype)
 
 
 class Parameter:
@@ -91,14 +50,18 @@ class Parameter:
 
     @property
     def grad_req(self) -> GradReq:
-        """What backward does with its gradient: ``"write"``, ``"add"`` (to what :meth:`grad` holds) or ``"null"``."""
+        """What backward does with its gradient: ``"write"``, ``"add"`` (to what :meth:`grad` holds) or ``"null"``.
+
+        A change clears the gradient.
+        """
         return self._grad_req
 
     @grad_req.setter
     def grad_req(self, value: GradReq) -> None:
-        if value not in GRAD_REQS:
-            raise ValueError(f"grad_req must be one of {', '.join(GRAD_REQS)}; got {value!r}")
-        self._grad_req = value
+        grad_req = check_choice("grad_req", value, GRAD_REQS)
+        if grad_req != self._grad_req:
+            self._grad_req = grad_req
+            self.zero_grad()
 
     def data(self) -> Array:
         """The array that the layer computes with. It is not a copy: the next call uses what is written into it.
@@ -144,24 +107,14 @@ class Parameter:
             write_or_add(self.grad(), self._view(flat), self._grad_req == "add")
 
 
-class ParameterDict(dict[str, Parameter]):
-    """A layer's parameters by full name.
-
-    Attributes:
-        prefix: The prefix of the full names.
-        store: The vectors that hold them and their gradients.
-    """
-
-    def __init__(self, prefix: str, store: ParameterStore, initializers: Mapping[str, Initializer]) -> None:
-        super().__init__()
-        self.prefix, self.store = prefix, store
-        for entry in store.spec.layout:
-            self[prefix + entry.name] = Parameter(store, prefix, entry, initializers[entry.kind])
+class Parameters(dict[str, Parameter]):
+    """Parameters of a layer by full name."""
 
     def setattr(self, name: str, value: GradReq) -> None:
         """Set ``grad_req`` of all parameters.
 
         Raises:
+            TypeError: If ``value`` is not a string.
             ValueError: If ``name`` is another attribute, or ``value`` is not a grad_req.
         """
         if name != "grad_req":
@@ -174,65 +127,118 @@ class ParameterDict(dict[str, Parameter]):
         for parameter in self.values():
             parameter.zero_grad()
 
+
+class ParameterDict(Parameters):
+    """All parameters of a layer by full name.
+
+    Attributes:
+        prefix: The prefix of the full names.
+        store: The vectors that hold them and their gradients.
+    """
+
+    def __init__(self, prefix: str, store: ParameterStore, initializers: Mapping[str, Initializer]) -> None:
+        super().__init__()
+        self.prefix, self.store = prefix, store
+        for entry in store.spec.layout:
+            self[prefix + entry.name] = Parameter(store, prefix, entry, initializers[entry.kind])
+
     def initialize(self, init: Initializer = "uniform", force_reinit: bool = False, seed: int | None = None) -> None:
-        """Initialize all parameters, now or, if the input size is not known yet, at the first call.
+        """Initialize all parameters, now or, if the input size is not known yet, at the first call. Clears gradients.
 
         Args:
             init: The initializer of weights that have none of their own: ``"zeros"``, ``"ones"``, ``"uniform"``
                 (±0.07), ``"normal"`` (0.01), ``"xavier"``, ``"orthogonal"``, ``"lstmbias"``, a number, or a function of
                 the shape and a ``numpy.random.Generator``. Biases without an initializer become zero.
             force_reinit: Whether to overwrite existing values.
-            seed: The seed of the generator; None for a different seed at each call.
+            seed: The seed of the generator, from 0 to 2**64 - 1; None for a different seed at each call.
 
         Raises:
             TypeError: If an argument is of the wrong type.
             ValueError: If there are values and ``force_reinit`` is False, or an initializer does not fit.
         """
-        if self.store.flat is not None and not force_reinit:
+        store, force_reinit = self.store, as_bool("force_reinit", force_reinit)
+        if store.flat is not None and not force_reinit:
             raise ValueError(f"force_reinit must be True to overwrite the values that {self.prefix!r} has; got False")
         init = check_initializer("init", init)
         if init is None:
             raise TypeError("init must be an initializer; got None")
-        self.store.deferred_init = init, np.random.default_rng(seed)
-        if self.store.input_size_known:
-            self.infer_input_size(self.store.spec.input_size)
+        deferred = Deferred(init, validation.check_seed(seed), {})
+        if store.input_size_known:
+            store.set_vector(store.spec, self._initial(store.spec, deferred))
+            self.zero_grad()
+        else:
+            store.deferred = deferred
 
-    def infer_input_size(self, input_size: int) -> Array:
-        """The flat vector for inputs of that size. Runs an initialization that waited for the size."""
+    def for_call(self, input_size: int) -> tuple[RNNSpec, Array]:
+        """The spec and the flat vector for a call with inputs of that size.
+
+        A deferred initialization has run, but the caller has to store its values if the call succeeds.
+        """
         store = self.store
-        if store.deferred_init is not None:
-            (init, rng), store.deferred_init = store.deferred_init, None
-            spec = store.spec_for(input_size)
-            flat = np.empty(spec.layout.size, spec.dtype)
-            views = spec.layout.unpack(flat)
-            for parameter in self.values():
-                own_init = init if parameter.init is None else parameter.init
-                fill(views[parameter.short_name], own_init, rng, parameter.name)
-            store.set_vector(spec, flat)
-        return store.vector(f"parameters of {self.prefix!r}")
+        if store.deferred is None:
+            return store.spec, store.vector(f"parameters of {self.prefix!r}")
+        spec = store.spec_for(input_size)
+        return spec, self._initial(spec, store.deferred)
+
+    def _initial(self, spec: RNNSpec, deferred: Deferred) -> Array:
+        """A flat vector of initial values."""
+        rng = np.random.default_rng(deferred.seed)
+        flat = np.empty(spec.layout.size, spec.dtype)
+        views = spec.layout.unpack(flat)
+        for parameter in self.values():
+            init = deferred.init if parameter.init is None else parameter.init
+            fill(views[parameter.short_name], init, rng, parameter.name)
+        for name, array in deferred.loaded.items():
+            views[name][...] = array
+        return flat
+
+    def matching(self, select: object) -> Parameters:
+        """The parameters that a regular expression selects. See :meth:`RNNLayer.collect_params`."""
+        if not isinstance(select, str):
+            raise TypeError(f"select must be a string or None; got {select!r}")
+        try:
+            pattern = re.compile(select)
+        except re.error as error:
+            raise ValueError(f"select must be a regular expression; got {select!r}: {error}") from None
+        return Parameters({name: parameter for name, parameter in self.items() if pattern.match(name)})
 
     def load(self, params: Mapping[str, Array], prefix: str, missing: bool, extra: bool, cast: bool) -> None:
         """Overwrite values; if there is an error, no value changes. See :meth:`RNNLayer.load_parameters`."""
-        store, keys = self.store, self._keys(params, prefix)
-        if not extra and (others := sorted(set(params) - set(keys.values()))):
+        store, deferred, keys = self.store, self.store.deferred, self._keys(params, prefix)
+        if not extra and (others := sorted(map(str, set(params) - set(keys.values())))):
             raise ValueError(f"params must hold no others unless ignore_extra is True; got {', '.join(others)}")
         absent = [parameter.name for parameter in self.values() if parameter.short_name not in keys]
         if absent and not missing:
             raise ValueError(f"params must hold every parameter; missing {', '.join(absent)}")
-        if absent and store.flat is None:
+        if absent and store.flat is None and deferred is None:
             raise ValueError(f"params must hold {', '.join(absent)}, which have no values yet")
         arrays = {name: params[key] for name, key in keys.items()}
-        first, spec = arrays.get("l0_i2h_weight"), store.spec
+        first = next((arrays[name] for name in ("l0_i2h_weight", "r0_i2h_weight") if name in arrays), None)
+        spec = store.spec
         if isinstance(first, np.ndarray) and first.ndim == 2 and first.shape[1]:
             spec = store.spec_for(first.shape[1])
-        # Fill a copy, so that no parameter changes if an array is wrong.
-        flat = np.empty(spec.layout.size, spec.dtype) if store.flat is None else store.flat.copy()
-        views = spec.layout.unpack(flat)
+        loaded = self._copies(arrays, spec, cast)
+        if store.flat is not None:
+            for name, array in loaded.items():
+                self[self.prefix + name].data()[...] = array
+        elif deferred is None or not absent:
+            store.set_vector(spec, spec.layout.pack(loaded))
+        else:
+            deferred = deferred._replace(loaded={**deferred.loaded, **loaded})
+            if store.input_size_known or first is not None:
+                store.set_vector(spec, self._initial(spec, deferred))
+            else:
+                store.deferred = deferred
+
+    def _copies(self, arrays: Mapping[str, Array], spec: RNNSpec, cast: bool) -> dict[str, Array]:
+        """Copies of arrays by short name, checked and, if ``cast``, converted."""
+        shapes = {entry.name: entry.shape for entry in spec.layout}
+        copies = {}
         for name, array in arrays.items():
             if cast and isinstance(array, np.ndarray) and array.dtype.kind == "f":
                 array = array.astype(spec.dtype)
-            views[name][...] = validation.check_array(self.prefix + name, array, spec, views[name].shape)
-        store.set_vector(spec, flat)
+            copies[name] = validation.check_array(self.prefix + name, array, spec, shapes[name]).copy()
+        return copies
 
     def _keys(self, params: Mapping[str, Array], prefix: str) -> dict[str, str]:
         """By short name, each parameter's key in ``params``: a prefix, then its full name, short name or block name."""

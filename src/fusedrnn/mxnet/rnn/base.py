@@ -57,7 +57,7 @@ class BaseRNNCell(ABC):
         """The name and the shape of every parameter, for inputs of ``input_size`` features."""
 
     def set_params(self, params: Mapping[str, Array]) -> None:
-        """Compute with these arrays from now on.
+        """Compute with these arrays from now on. If there is an error, no cell changes.
 
         Args:
             params: Arrays by full name, of the shapes that :meth:`param_shapes` returns and of one floating dtype.
@@ -67,8 +67,26 @@ class BaseRNNCell(ABC):
             TypeError: If ``params`` is not a mapping, or its values are not arrays of one floating dtype.
             ValueError: If a parameter is missing or has the wrong shape.
         """
-        for cell in self._cells:
-            cell.set_params(params)
+        specs = [(cell, arrays, cell._to_run(spec, arrays)) for cell, arrays, spec in self._check_params(params)]
+        for cell, arrays, spec in specs:
+            cell._params, cell._spec = arrays, spec
+
+    @property
+    def _leaves(self) -> list[SpecCell]:
+        """The cells that have parameters."""
+        return [leaf for cell in self._cells for leaf in cell._leaves]
+
+    def _check_params(self, params: Mapping[str, Array]) -> list[tuple[SpecCell, dict[str, Array], RNNSpec]]:
+        """For each cell that has parameters its arrays and the spec that follows from them, checked."""
+        require(params)
+        checked = [(leaf, *leaf._take(params)) for leaf in self._leaves]
+        if checked:
+            # Each cell's arrays fit this cell; here, those of the first determine all the others.
+            arrays = {name: array for _, own, _ in checked for name, array in own.items()}
+            dtype = next(iter(arrays.values())).dtype
+            for name, shape in self.param_shapes(checked[0][2].input_size).items():
+                check_like(name, arrays[name], shape, dtype)
+        return checked
 
     def unpack_weights(self, params: Mapping[str, Array]) -> dict[str, Array]:
         """A new dict with copies of this cell's parameters, split by gate, and with all other entries of ``params``.
@@ -80,7 +98,7 @@ class BaseRNNCell(ABC):
             TypeError: If ``params`` is not a mapping, or its values are not arrays of one floating dtype.
             ValueError: If a parameter is missing or has the wrong shape.
         """
-        require(params)
+        self._check_params(params)
         unpacked = dict(params)
         for cell in self._cells:
             unpacked = cell.unpack_weights(unpacked)
@@ -92,6 +110,7 @@ class BaseRNNCell(ABC):
         packed = dict(params)
         for cell in self._cells:
             packed = cell.pack_weights(packed)
+        self._check_params(packed)
         return packed
 
     @abstractmethod
@@ -202,6 +221,18 @@ class SpecCell(BaseRNNCell):
     def prefixes(self) -> tuple[str, ...]:
         """The only prefix."""
         return (self._prefix,)
+
+    @property
+    def _leaves(self) -> list[SpecCell]:
+        return [self]
+
+    @abstractmethod
+    def _take(self, params: Mapping[str, Array]) -> tuple[dict[str, Array], RNNSpec]:
+        """This cell's arrays, checked, and the spec with the input size that follows from them."""
+
+    def _to_run(self, spec: RNNSpec, arrays: Mapping[str, Array]) -> RNNSpec:
+        """The spec for a computation with these arrays; an error if this cell cannot compute in their dtype."""
+        return spec
 
     @property
     def output_size(self) -> int:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fusedrnn.op.validation import check_is_array
 from fusedrnn.scalars import positive_int
 from fusedrnn.spec import Array
 
@@ -14,10 +15,9 @@ Layout = Literal["NTC", "TNC"]
 Shapes = dict[str, tuple[int, ...]]
 
 
-def check_array(name: str, value: object, ndim: int, axes: str) -> Array:
-    """``value`` if it is a floating NumPy array of ``ndim`` axes, none of them empty."""
-    if not isinstance(value, np.ndarray):
-        raise TypeError(f"{name} must be a NumPy array; got {type(value).__name__}")
+def check_array(name: str, array: object, ndim: int, axes: str) -> Array:
+    """``array`` if it is a floating NumPy array of ``ndim`` axes, none of them empty."""
+    value = check_is_array(name, array)
     if not np.issubdtype(value.dtype, np.floating):
         raise TypeError(f"{name} must hold floating-point numbers; got dtype {value.dtype}")
     if value.ndim != ndim or 0 in value.shape:
@@ -25,10 +25,9 @@ def check_array(name: str, value: object, ndim: int, axes: str) -> Array:
     return value
 
 
-def check_like(name: str, value: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """``value`` if it is a NumPy array of that shape and dtype."""
-    if not isinstance(value, np.ndarray):
-        raise TypeError(f"{name} must be a NumPy array; got {type(value).__name__}")
+def check_like(name: str, array: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """``array`` if it is a NumPy array of that shape and dtype."""
+    value = check_is_array(name, array)
     if value.shape != shape:
         raise ValueError(f"{name} must have shape {shape}; got {value.shape}")
     if value.dtype != dtype:

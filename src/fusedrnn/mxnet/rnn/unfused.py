@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice
@@ -13,7 +14,7 @@ from fusedrnn.cell.trace import traced_cell
 from fusedrnn.engines.reference import forward as reference
 from fusedrnn.mxnet.rnn.base import BaseRNNCell, SpecCell, StateInfo
 from fusedrnn.mxnet.rnn.checks import Shapes, take
-from fusedrnn.scalars import positive_int
+from fusedrnn.scalars import as_number, positive_int
 from fusedrnn.spec import Array, RNNSpec
 
 # MXNet's names of the gates, as in its checkpoints, in our order. Its c is our g of an LSTM, its o our n of a GRU.
@@ -36,16 +37,13 @@ class _SingleCell(SpecCell):
         shapes = replace(self._spec, input_size=input_size).parameter_shapes(0)
         return {self._prefix + kind: shape for kind, shape in shapes.items()}
 
-    def set_params(self, params: Mapping[str, Array]) -> None:
-        own = self._take(params)
-        self._spec = replace(self._spec, input_size=own[f"{self._prefix}i2h_weight"].shape[1])
-        self._params = own
-
-    def _take(self, params: Mapping[str, Array]) -> dict[str, Array]:
-        return take(params, f"{self._prefix}i2h_weight", self.param_shapes)
+    def _take(self, params: Mapping[str, Array]) -> tuple[dict[str, Array], RNNSpec]:
+        name = f"{self._prefix}i2h_weight"
+        own = take(params, name, self.param_shapes)
+        return own, replace(self._spec, input_size=own[name].shape[1])
 
     def unpack_weights(self, params: Mapping[str, Array]) -> dict[str, Array]:
-        own = self._take(params)
+        own, _ = self._take(params)
         unpacked = {name: array for name, array in params.items() if name not in own}
         for name, array in own.items():
             gates = np.split(array, self._spec.num_gates)
@@ -108,10 +106,18 @@ class LSTMCell(_SingleCell):
 
     Its parameters are ``lstm_i2h_weight`` (4·H, I), ``lstm_h2h_weight`` (4·H, H), ``lstm_i2h_bias`` and
     ``lstm_h2h_bias`` (4·H,), gates i f g o. The forget gate's bias has no additional constant. Its arguments are those
-    of :class:`RNNCell`, without ``activation``.
+    of :class:`RNNCell`, without ``activation``, and ``forget_bias``: what MXNet's initializer gives the forget gate's
+    bias. Cells get all values by :meth:`set_params`, and ignore it.
     """
 
-    def __init__(self, num_hidden: int, prefix: str = "lstm_", params: Mapping[str, Array] | None = None) -> None:
+    def __init__(
+        self,
+        num_hidden: int,
+        prefix: str = "lstm_",
+        params: Mapping[str, Array] | None = None,
+        forget_bias: float = 1.0,
+    ) -> None:
+        as_number("forget_bias", forget_bias)
         super().__init__("lstm", num_hidden, prefix, params)
 
 
@@ -119,7 +125,7 @@ class GRUCell(_SingleCell):
     """The GRU cell, reset-after as in MXNet, cuDNN and PyTorch, with one state (N, H).
 
     Its parameters are ``gru_i2h_weight`` (3·H, I), ``gru_h2h_weight`` (3·H, H), ``gru_i2h_bias`` and ``gru_h2h_bias``
-    (3·H,), gates r z n. Its arguments are those of :class:`LSTMCell`.
+    (3·H,), gates r z n. Its arguments are those of :class:`RNNCell`, without ``activation``.
     """
 
     def __init__(self, num_hidden: int, prefix: str = "gru_", params: Mapping[str, Array] | None = None) -> None:
@@ -131,16 +137,26 @@ class _CellGroup(BaseRNNCell):
 
     def __init__(self) -> None:
         self._cells: list[BaseRNNCell] = []
+        self._owners: list[_CellGroup] = []
 
     def _adopt(self, name: str, cell: BaseRNNCell) -> None:
         if not isinstance(cell, BaseRNNCell):
             raise TypeError(f"{name} must be a cell; got {type(cell).__name__}")
-        if cell is self:
-            raise ValueError(f"{name} must be another cell; got the one that it is added to")
-        # Two cells with the same prefix would silently share their weights.
-        if taken := set(self.prefixes) & set(cell.prefixes):
-            raise ValueError(f"{name} must have a prefix of its own; {', '.join(map(repr, sorted(taken)))} is taken")
+        groups = self._with_owners()
+        if any(cell is group for group in groups):
+            raise ValueError(f"{name} must be another cell; got the one that it is added to, or one that holds it")
         self._cells.append(cell)
+        # Two cells with the same prefix would silently share their weights.
+        taken = {prefix for group in groups for prefix, times in Counter(group.prefixes).items() if times > 1}
+        if taken:
+            self._cells.pop()
+            raise ValueError(f"{name} must have a prefix of its own; {', '.join(map(repr, sorted(taken)))} is taken")
+        if isinstance(cell, _CellGroup):
+            cell._owners.append(self)
+
+    def _with_owners(self) -> list[_CellGroup]:
+        """This network and all that it is a part of: a cell that is added to it becomes a part of them too."""
+        return [self, *(group for owner in self._owners for group in owner._with_owners())]
 
 
 class SequentialRNNCell(_CellGroup):
@@ -158,7 +174,8 @@ class SequentialRNNCell(_CellGroup):
 
         Raises:
             TypeError: If ``cell`` is not a cell.
-            ValueError: If a cell in the stack has one of its prefixes.
+            ValueError: If one of its prefixes is taken in the stack, or in a network that the stack is a part of; or if
+                ``cell`` is the stack or such a network.
         """
         self._adopt("cell", cell)
 
@@ -198,16 +215,19 @@ class BidirectionalCell(_CellGroup):
     Args:
         l_cell: The cell that runs forward.
         r_cell: The cell that runs in reverse.
+        params: Passed to :meth:`set_params` if given.
 
     Raises:
-        TypeError: If an argument is not a cell.
+        TypeError: If ``l_cell`` or ``r_cell`` is not a cell.
         ValueError: If the cells have a prefix in common.
     """
 
-    def __init__(self, l_cell: BaseRNNCell, r_cell: BaseRNNCell) -> None:
+    def __init__(self, l_cell: BaseRNNCell, r_cell: BaseRNNCell, params: Mapping[str, Array] | None = None) -> None:
         super().__init__()
         self._adopt("l_cell", l_cell)
         self._adopt("r_cell", r_cell)
+        if params is not None:
+            self.set_params(params)
 
     @property
     def output_size(self) -> int:
