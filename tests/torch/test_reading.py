@@ -76,6 +76,19 @@ def test_layers_that_were_read_give_the_same_results(kind, options, form):
         torch.testing.assert_close(torch.from_numpy(np.ascontiguousarray(actual)), reference.detach())
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_tied_weights_of_scripted_layers(reverse):
+    net = torch.nn.GRU(4, 4, 1 if reverse else 3, bidirectional=reverse)
+    for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+        for suffix in ("l0_reverse",) if reverse else ("l1", "l2"):
+            setattr(net, f"{name}_{suffix}", getattr(net, f"{name}_l0"))
+    expected = read(net)[""]
+    for module in (torch.jit.script(net), saved(torch.jit.script(net))):
+        actual = read(module)[""]
+        assert actual.spec == expected.spec
+        assert np.array_equal(actual.params, expected.params)
+
+
 def test_layers_by_name():
     model = torch.nn.ModuleDict({
         "a": torch.nn.Sequential(torch.nn.GRU(3, 4), torch.nn.Linear(4, 4)),

@@ -116,7 +116,7 @@ def _weights(module: Module) -> dict[str, Tensor]:
     elif isinstance(module, RNNCellBase):
         named = {name: getattr(module, name) for name in _CELL_NAMES}
     else:
-        named = dict(module.named_parameters(recurse=False))
+        named = dict(module.named_parameters(recurse=False, remove_duplicate=False))  # weights may be tied
     return {name: weight for name, weight in named.items() if weight is not None}
 
 
