@@ -12,6 +12,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
+from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from fusedrnn import RNNOp, cells
@@ -277,6 +278,23 @@ def test_initial_parameters():
     assert {*Layer(with_initial, I, H, bias=False).state_dict()} == {
         "weight_ih_l0", "weight_hh_l0", "beta_l0", "tau_l0",
     }  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+def test_initial_parameters_of_parametrized_weights():
+    """What the weights are computed from is initialized."""
+    net = make(with_initial)
+    parametrize.register_parametrization(net, "beta_l0", nn.Softplus())
+    parametrizations.weight_norm(net, "weight_ih_l0")
+    nn.utils.weight_norm(net, "weight_hh_l0")
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.fill_(9)
+    net.reset_parameters()
+    assert (net.parametrizations.beta_l0.original == 2).all()
+    parametrized = net.parametrizations.weight_ih_l0
+    for parameter in (parametrized.original0, parametrized.original1, net.weight_hh_l0_g, net.weight_hh_l0_v):
+        assert (parameter.abs() <= H**-0.5).all()
 
 
 def test_copies():

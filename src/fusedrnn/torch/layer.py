@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -96,15 +97,26 @@ class Layer(FusedLayer, Module):
         )  # fmt: skip
 
     def reset_parameters(self) -> None:
-        """Initialize all parameters, as torch.nn does, or as the cell declares by ``initial=``."""
+        """Initialize all parameters, as torch.nn does, or as the cell declares by ``initial=``.
+
+        If a weight is parametrized, what it is computed from is initialized: like the weight if it has the same shape.
+        """
+        spec, parameters = self.spec, dict(self.named_parameters(remove_duplicate=False))
+        names, limit = {entry.torch_name for entry in spec.layout}, 1 / math.sqrt(spec.hidden_size)
         with torch.no_grad():
-            for entry, rows, initial, negated in initial_fills(self.spec):
-                parameter = getattr(self, entry.torch_name)
-                values = parameter[rows].uniform_(initial.low, initial.high)
+            for name, parameter in parameters.items():
+                if name not in names:
+                    parameter.uniform_(-limit, limit)
+            for entry, rows, initial, negated in initial_fills(spec):
+                name = entry.torch_name
+                weight = parameters.get(name, parameters.get(f"parametrizations.{name}.original"))
+                if weight is None or weight.shape != entry.shape:
+                    continue
+                values = weight[rows].uniform_(initial.low, initial.high)
                 if initial.is_log:
                     values.log_()
                 if negated is not None:
-                    parameter[negated] = -values
+                    weight[negated] = -values
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults."""
