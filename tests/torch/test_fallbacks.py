@@ -195,6 +195,30 @@ def test_missing_and_unusual_weights(kind, runs):
     assert not runs.eager
 
 
+@pytest.mark.parametrize("kind", [*KINDS, "Layer"])
+def test_plain_tensors_in_the_place_of_all_parameters(kind):
+    net = fusedrnn.torch.Layer("gru", 3, 4) if kind == "Layer" else getattr(fusedrnn.torch, kind)(3, 4)
+    x, is_cell = input_for(kind), kind.endswith("Cell")
+    state = torch.zeros(1, x.shape[-2], 4)
+    options = {} if is_cell else {"resets": torch.zeros(x.shape[:2], dtype=torch.bool)}
+    options |= {} if is_cell else {"reset_states": (state, state) if kind == "LSTM" else state}
+
+    def call():
+        results = [first(net(x, **options))]
+        with torch.autocast("cpu", torch.bfloat16):
+            results.append(first(net(x)))
+        if kind == "Layer":
+            results.append(net.composed_forward(x)[0].detach())
+        return results
+
+    expected = call()
+    for name, parameter in list(net.named_parameters()):
+        delattr(net, name)
+        setattr(net, name, parameter.detach())
+    for one, other in zip(call(), expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_empty_batches(kind, runs):
     ours, torch_net = make_pair(kind, 3, 4)

@@ -11,6 +11,7 @@ from torch.nn import RNNCellBase
 from torch.nn.utils.rnn import PackedSequence
 
 from fusedrnn.torch import eager
+from fusedrnn.torch.eligibility import weight_dtype
 from fusedrnn.torch.low_precision import OPERANDS
 from fusedrnn.torch.op_call import OpCall
 
@@ -48,7 +49,7 @@ def forward(module: Any, method: Callable[..., Any], run: Any, x: Any, hx: Any, 
         args: Further arguments of a layer, lengths first; a tuple of states after resets is converted as initial states
             are.
     """
-    low, dtype = _dtype(), next(module.parameters()).dtype
+    low, dtype = _dtype(), weight_dtype(module)
     data = x.data if isinstance(x, PackedSequence) else x
     states = hx if isinstance(hx, (tuple, list)) else () if hx is None else (hx,)
     reset_states = [tensor for arg in args if isinstance(arg, tuple) for tensor in arg]

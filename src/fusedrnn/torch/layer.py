@@ -16,7 +16,7 @@ from fusedrnn.initial_params import initial_fills
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch import composed
 from fusedrnn.torch.cell_references import reference_to
-from fusedrnn.torch.eligibility import MODULE_DTYPES, plan_dtype
+from fusedrnn.torch.eligibility import MODULE_DTYPES, plan_dtype, weight_dtype
 from fusedrnn.torch.formats import checked_compute
 from fusedrnn.torch.input_forms import States, run_packed, run_tensor
 from fusedrnn.torch.modules import FusedLayer
@@ -89,7 +89,7 @@ class Layer(FusedLayer, Module):
     @property
     def spec(self) -> RNNSpec:
         """The network, for :class:`fusedrnn.RNNOp`; its layout names the parameters."""
-        dtype = MODULE_DTYPES.get(next(self.parameters()).dtype, "float32")
+        dtype = MODULE_DTYPES.get(weight_dtype(self), "float32")
         return RNNSpec(
             self.cell, self.input_size, self.hidden_size, self.num_layers, self.bidirectional, self.dropout,
             dtype=dtype, bias="double" if self.bias else "none", compute=self.compute, residual=self.residual,
@@ -155,7 +155,7 @@ class Layer(FusedLayer, Module):
         """
         is_packed = isinstance(input, PackedSequence)
         x = input.data if is_packed else input
-        dtype = next(self.parameters()).dtype
+        dtype = weight_dtype(self)
         _check_tensor("input", x, dtype)
         plan = self._plan(plan_dtype(self))
         assert plan is not None
