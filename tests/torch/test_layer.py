@@ -378,3 +378,19 @@ def test_models():
 def test_errors(error, message, call):
     with pytest.raises(error, match=message):
         call(Layer(cells.ran, I, H))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("dropout", 1.0, "dropout must be a probability in [0, 1); got 1.0"),
+        ("input_dropout", 1.0, "input_dropout must be a probability in [0, 1); got 1.0"),
+        ("hidden_size", 0, "hidden_size must be at least 1; got 0"),
+        ("residual", "sum", "residual must be one of"),
+    ],
+)
+def test_errors_of_attributes_that_have_changed(name, value, message):
+    net = Layer(cells.ran, I, H, num_layers=2)
+    setattr(net, name, value)
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        net(torch.zeros(T, N, I))

@@ -150,7 +150,7 @@ class Layer(FusedLayer, Module):
 
         Raises:
             TypeError: If ``input`` or a state is no tensor.
-            ValueError: If a tensor has another dtype than the parameters.
+            ValueError: If a tensor has another dtype than the parameters, or an attribute has changed to a wrong value.
             RuntimeError: If a tensor has the wrong shape.
         """
         is_packed = isinstance(input, PackedSequence)
@@ -158,11 +158,12 @@ class Layer(FusedLayer, Module):
         dtype = weight_dtype(self)
         _check_tensor("input", x, dtype)
         plan = self._plan(plan_dtype(self))
-        assert plan is not None
+        spec = None if plan is None else spec_of(plan, self.training)
+        if plan is None or spec is None:
+            # Attributes have changed. The spec raises the error that names the wrong one.
+            raise ValueError(f"the layer must describe a network; got {self.spec}")
         self._check_input(x, is_packed)
         states = None if hx is None else (*self._checked_states(hx, plan, input, dtype), *(reset_states or ()))
-        spec = spec_of(plan, self.training)
-        assert spec is not None
         index = {name: getattr(self, name) for name in plan.names}
         by_name = [index.get(entry.torch_name) for entry in spec.layout.by_layer_direction]
 
