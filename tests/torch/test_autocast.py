@@ -8,6 +8,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fusedrnn.torch
+from fusedrnn import cells
 from torch_layers import CELLS, KINDS, LAYERS, first, flat, make_pair
 
 I, H, T, N = 6, 17, 7, 3
@@ -146,6 +147,36 @@ def test_float64_is_not_converted(runs):
     x = input_of("GRU", torch.float64)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(ours(x)[0], plain(x)[0]) and not runs
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # torch's own forward mode calls it
+@pytest.mark.parametrize("cell", ["gru", "lstm", cells.slstm], ids=str)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_layer_in_transforms(cell, dtype):
+    """The eager results and their dtypes."""
+    net, x = fusedrnn.torch.Layer(cell, I, H), torch.randn(T, N, I).to(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = net(x)[0].detach()
+        batched = torch.vmap(lambda x: net(x)[0], 1, 1)(x)
+        pushed, _ = torch.func.jvp(lambda x: net(x)[0], (x,), (x,))
+        called = torch.vmap(lambda p: torch.func.functional_call(net, p, (x,))[0])(
+            {name: parameter.detach()[None] for name, parameter in net.named_parameters()}
+        )
+    for result in (batched, pushed, called[0]):
+        torch.testing.assert_close(result.detach(), y, rtol=2.0**-6, atol=2.0**-8)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_layer_on_another_device():
+    """The autocast of the input's device counts."""
+    net, x = fusedrnn.torch.Layer("gru", I, H, device="cuda"), torch.randn(T, N, I, device="cuda")
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match=r"^input must have dtype"):
+        net(x.bfloat16())
+    with torch.autocast("cuda", torch.bfloat16):
+        y, h_n = net(x.bfloat16(), torch.zeros(1, N, H, device="cuda"))
+    assert (y.dtype, h_n.dtype) == (torch.float32, torch.float32)
+    torch.testing.assert_close(y, net(x)[0], rtol=0, atol=BOUND[torch.bfloat16])
 
 
 # -- graphs -----------------------------------------------------------------------------------------------------------

@@ -30,10 +30,18 @@ def is_enabled() -> bool:
         return bool(torch.is_autocast_cpu_enabled())
 
 
-def _dtype() -> torch.dtype:
-    """The dtype of the CPU's autocast."""
+def is_enabled_on(device: str) -> bool:
+    """Whether autocast is on for tensors of a device; before torch 2.4, False for all but the CPU."""
+    if device == "cpu":
+        return is_enabled()
+    is_available = getattr(torch.amp, "is_autocast_available", lambda device: False)
+    return bool(is_available(device) and torch.is_autocast_enabled(device))
+
+
+def _dtype(device: str = "cpu") -> torch.dtype:
+    """The dtype of a device's autocast."""
     if hasattr(torch, "get_autocast_dtype"):
-        return torch.get_autocast_dtype("cpu")
+        return torch.get_autocast_dtype(device)
     return torch.get_autocast_cpu_dtype()  # before torch 2.4
 
 
@@ -43,18 +51,19 @@ def forward(module: Any, method: Callable[..., Any], run: Any, x: Any, hx: Any, 
     Args:
         module: A layer or cell of ours.
         method: A function of ``run``, the input, the states, ``args`` and the format of GEMM operands.
-        run: What :func:`fusedrnn.torch.dispatch.runner` returns.
+        run: What :func:`fusedrnn.torch.dispatch.runner` returns; None if the method needs none.
         x: The input, as the user passes it.
         hx: The initial states, as the user passes them.
         args: Further arguments of a layer, lengths first; a tuple of states after resets is converted as initial states
             are.
     """
-    low, dtype = _dtype(), weight_dtype(module)
     data = x.data if isinstance(x, PackedSequence) else x
+    device = data.device.type if isinstance(data, Tensor) else "cpu"
+    low, dtype = _dtype(device), weight_dtype(module)
     states = hx if isinstance(hx, (tuple, list)) else () if hx is None else (hx,)
     reset_states = [tensor for arg in args if isinstance(arg, tuple) for tensor in arg]
     operands = data, *states, *reset_states
-    if dtype not in (torch.float32, low) or not all(_is_converted(tensor) for tensor in operands):
+    if dtype not in (torch.float32, low) or not all(_is_converted(tensor, device) for tensor in operands):
         return None
     is_packed = isinstance(x, PackedSequence) or (bool(args) and args[0] is not None)
     projects = bool(getattr(module, "proj_size", 0))
@@ -66,7 +75,7 @@ def forward(module: Any, method: Callable[..., Any], run: Any, x: Any, hx: Any, 
         converted = tuple([state.to(dtype) for state in states])
         hx = converted if isinstance(hx, (tuple, list)) else converted[0]
     args = tuple([_converted(arg, (dtype, dtype)) if isinstance(arg, tuple) else arg for arg in args])
-    with torch.autocast("cpu", enabled=False):
+    with torch.autocast(device, enabled=False):
         results = method(_runner(run), x, hx, *args, module.compute or OPERANDS.get(low))
         return None if results is None else _converted(results, result_dtypes)
 
@@ -95,8 +104,8 @@ def _runner(run: Any) -> Any:
     return eager.run_under_autocast if run is eager.run else run
 
 
-def _is_converted(tensor: Any) -> bool:
-    return isinstance(tensor, Tensor) and tensor.dtype in _FLOATS and tensor.device.type == "cpu"
+def _is_converted(tensor: Any, device: str = "cpu") -> bool:
+    return isinstance(tensor, Tensor) and tensor.dtype in _FLOATS and tensor.device.type == device
 
 
 def _mode(module: Any) -> str:

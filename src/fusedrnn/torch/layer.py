@@ -14,7 +14,7 @@ from fusedrnn.cell.cells import Cell
 from fusedrnn.cell.user_cell import UserCell
 from fusedrnn.initial_params import initial_fills
 from fusedrnn.spec import RNNSpec
-from fusedrnn.torch import composed
+from fusedrnn.torch import autocast, composed
 from fusedrnn.torch.cell_references import reference_to
 from fusedrnn.torch.eligibility import MODULE_DTYPES, plan_dtype, weight_dtype
 from fusedrnn.torch.formats import checked_compute
@@ -153,11 +153,24 @@ class Layer(FusedLayer, Module):
             ValueError: If a tensor has another dtype than the parameters, or an attribute has changed to a wrong value.
             RuntimeError: If a tensor has the wrong shape.
         """
+        args = lengths, resets, all_states, reset_states
+        data = input.data if isinstance(input, PackedSequence) else input
+        if isinstance(data, Tensor) and autocast.is_enabled_on(data.device.type):
+            result = autocast.forward(self, self._composed, None, input, hx, *args)
+            if result is not None:
+                return result
+        return self._composed(None, input, hx, *args)
+
+    def _composed(
+        self, run: None, input: Any, hx: Any, lengths: Tensor | None, resets: Tensor | None, all_states: bool,
+        reset_states: States | None, compute: str | None = None,
+    ) -> Any:  # fmt: skip
+        """The results by PyTorch's own operations. ``compute`` replaces our own."""
         is_packed = isinstance(input, PackedSequence)
         x = input.data if is_packed else input
         dtype = weight_dtype(self)
         _check_tensor("input", x, dtype)
-        plan = self._plan(plan_dtype(self))
+        plan = self._plan(plan_dtype(self), compute)
         spec = None if plan is None else spec_of(plan, self.training)
         if plan is None or spec is None:
             # Attributes have changed. The spec raises the error that names the wrong one.
