@@ -145,9 +145,12 @@ def test_composed_is_the_same_function(cell):
             torch.testing.assert_close(tensor, other)
 
 
-def test_no_lengths_of_no_sequences():
-    y, final = Layer("gru", 3, 5)(torch.zeros(4, 0, 3), lengths=[])
-    assert y.shape == (4, 0, 5) and final.shape == (1, 0, 5)
+def test_no_sequences():
+    for compute in (None, "int8"):
+        net = Layer("gru", 3, 5, compute=compute).requires_grad_(False)
+        for lengths in (None, []):
+            y, final = net(torch.zeros(4, 0, 3), lengths=lengths)
+            assert y.shape == (4, 0, 5) and final.shape == (1, 0, 5)
 
 
 def test_masks_inside_steps():

@@ -26,7 +26,7 @@ def run(
         RuntimeError: If the format of GEMM operands is for inference only, since PyTorch's operations lack these
             formats.
     """
-    if not spec.is_trainable:
+    if not spec.is_trainable and x.numel():  # without sequences, nothing is in any format
         raise RuntimeError(
             f"compute={spec.compute!r} runs on plain tensors on the CPU alone, outside of tracing and transforms; "
             f"got {x.dtype} on {x.device}"
