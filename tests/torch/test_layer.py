@@ -187,6 +187,18 @@ def test_other_devices_and_transforms():
         torch.testing.assert_close(torch.jit.trace(net, x)(x)[0], expected)
 
 
+def test_dropout_under_vmap():
+    net, x = make("gru", num_layers=2, dropout=0.5), torch.randn(T, 2, N, I)
+    torch.manual_seed(1)
+    y = torch.vmap(lambda x: net(x)[0], 1, 1, randomness="same")(x)
+    torch.manual_seed(1)
+    torch.testing.assert_close(y[:, 1], net(x[:, 1])[0])
+    with pytest.raises(RuntimeError, match=r"^randomness of torch.vmap must be 'same' .* got 'different'$"):
+        torch.vmap(lambda x: net(x)[0], 1, 1, randomness="different")(x)
+    with pytest.raises(RuntimeError, match="randomness error mode"):
+        torch.vmap(lambda x: net(x)[0], 1, 1)(x)
+
+
 @various
 def test_short_calls_that_repeat(cell, monkeypatch):
     runs, run = [], ShortCall.run
