@@ -89,6 +89,26 @@ def test_tied_weights_of_scripted_layers(reverse):
         assert np.array_equal(actual.params, expected.params)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+@pytest.mark.parametrize("change", ["tied", "parametrized", "weight_norm", "plain"])
+def test_changed_weights_of_a_layer(change):
+    net, x = fusedrnn.torch.Layer("gru", 4, 4, 2), torch.randn(5, 2, 4)
+    if change == "tied":
+        net.weight_ih_l1 = net.weight_ih_l0
+    elif change == "parametrized":
+        parametrizations.weight_norm(net, "weight_ih_l1")
+    elif change == "weight_norm":
+        torch.nn.utils.weight_norm(net, "weight_ih_l1")
+    else:
+        for name, parameter in list(net.named_parameters()):
+            delattr(net, name)
+            setattr(net, name, parameter.detach())
+    layer = read(net)[""]
+    expected = net(x)[0].detach()
+    y, _, _ = RNNOp(layer.spec).forward(x.numpy(), layer.params)
+    torch.testing.assert_close(torch.from_numpy(y), expected)
+
+
 def test_layers_by_name():
     model = torch.nn.ModuleDict({
         "a": torch.nn.Sequential(torch.nn.GRU(3, 4), torch.nn.Linear(4, 4)),

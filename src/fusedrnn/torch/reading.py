@@ -113,6 +113,8 @@ def _weights(module: Module) -> dict[str, Tensor]:
     """The parameters by the names of torch.nn's layers, where the names of a cell's parameters have no layer number."""
     if isinstance(module, RNNBase):
         named = {name: getattr(module, name) for names in module._all_weights for name in names}
+    elif isinstance(module, Layer):
+        named = {entry.torch_name: getattr(module, entry.torch_name) for entry in module.spec.layout.by_layer_direction}
     elif isinstance(module, RNNCellBase):
         named = {name: getattr(module, name) for name in _CELL_NAMES}
     else:
