@@ -143,6 +143,14 @@ def test_unreadable_layers_are_named():
         read(torch.nn.GRUCell(3, 4, dtype=torch.complex64))
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors is a no-op:UserWarning")
+def test_sizes_that_are_not_supported():
+    with pytest.raises(ValueError, match=r"^cannot read 1: input_size must be at least 1; got 0$"):
+        read(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.GRUCell(0, 4)))
+    with pytest.raises(ValueError, match=r"^cannot read the model itself: input_size must be at least 1; got 0$"):
+        read(torch.nn.GRUCell(0, 4))
+
+
 def test_a_class_with_a_layers_name_is_no_layer():
     class LSTM(torch.nn.Module):
         def forward(self, x):
