@@ -12,9 +12,13 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
 import fusedrnn.torch
+from fusedrnn import RNNSpec
 from fusedrnn.torch import custom_op as ops
+from fusedrnn.torch import dispatch, tensor_calls
+from fusedrnn.torch.double_backward import Extent
+from fusedrnn.torch.network import CallShape, Network
 from torch_calls import record_calls
-from torch_layers import KINDS, LAYERS, first, input_for, make_pair
+from torch_layers import KINDS, LAYERS, first, flat, input_for, make_pair
 
 
 @pytest.fixture
@@ -351,3 +355,29 @@ def test_fake_tensors_of_other_devices_run_on_torch(runs):
         assert net(torch.randn(5, 2, 3))[0].is_meta and not runs.eager
         other = copy.deepcopy(net).to_empty(device="cpu")
         assert other(torch.randn(5, 2, 3, device="cpu"))[0].device.type == "cpu" and len(runs.eager) == 1
+
+
+@pytest.mark.parametrize("kind", ["GRU", "Layer"])
+def test_torchs_operations_under_a_default_device(kind, monkeypatch):
+    """It is that of the user's new tensors alone."""
+    net = fusedrnn.torch.GRU(3, 4, bidirectional=True) if kind == "GRU" else fusedrnn.torch.Layer("gru", 3, 4)
+    x, lengths, resets = torch.randn(5, 3, 3), torch.tensor([5, 2, 4]), torch.zeros(5, 3, dtype=torch.bool)
+    resets[2, 1] = True
+    packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+    both = {"resets": resets, "lengths": lengths}
+    calls = [(x, {"lengths": lengths}), (packed, {}), (x, {"resets": resets}), (x, both)]
+    monkeypatch.setattr(dispatch, "runner", lambda: None)
+    for data, options in calls:
+        expected = flat(net(data, **options))
+        with torch.device("meta"):
+            actual = flat(net(data, **options))
+        assert all(map(torch.equal, actual, expected))
+
+
+def test_backward_under_a_default_device():
+    """Autograd runs it without one, but a graph may call it under one."""
+    memory, lengths = torch.arange(200, dtype=torch.uint8)[1:], torch.tensor([5, 2, 4])
+    shape = CallShape(Network.of(RNNSpec("gru", 3, 4)), torch.randn(5, 3, 3), lengths, None)
+    with torch.device("meta"):
+        assert torch.equal(tensor_calls._aligned(memory), memory)
+        assert torch.equal(Extent.of(shape).valid.sum(0), lengths)

@@ -138,7 +138,7 @@ class _Pieces(NamedTuple):
     @classmethod
     def of(cls, resets: Tensor, lengths: Tensor) -> _Pieces:
         """The pieces by marks (T, N) and lengths (N,)."""
-        starts = resets & (torch.arange(len(resets))[:, None] < lengths)
+        starts = resets & (torch.arange(len(resets), device="cpu")[:, None] < lengths)
         starts[0] |= lengths > 0
         sequences, begins = starts.T.nonzero(as_tuple=True)  # sequence by sequence, in order of time
         is_first = torch.ones_like(sequences, dtype=torch.bool)
@@ -164,7 +164,7 @@ def run_pieces(
         reverses: For each row of the states, whether its direction runs from the end.
     """
     pieces = _Pieces.of(resets, lengths)
-    offsets = torch.arange(int(pieces.lengths.max()))[:, None]
+    offsets = torch.arange(int(pieces.lengths.max()), device="cpu")[:, None]
     is_inside = offsets < pieces.lengths
     times = (pieces.begins + offsets).clamp(max=len(x) - 1)
     packed = pack_padded_sequence(x[times, pieces.sequences], pieces.lengths, enforce_sorted=False)
@@ -229,8 +229,8 @@ def _forward_padded(
         outputs, final = forward(packed, initial if len(initial) > 1 else initial[0])
         return outputs, final if isinstance(final, tuple) else (final,)
 
-    lengths = torch.full((batch,), steps) if lengths is None else lengths
-    reverses = torch.arange(module.num_layers * directions) % directions == 1
+    lengths = torch.full((batch,), steps, device="cpu") if lengths is None else lengths
+    reverses = torch.arange(module.num_layers * directions, device="cpu") % directions == 1
     y, final = run_pieces(run, x, resets, lengths, states, reset_states, reverses)
     return y, final if len(final) > 1 else final[0]
 
