@@ -14,11 +14,11 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 T, N, I, H = 6, 3, 5, 9
 
 
-def network(mode="lstm", **more):
+def network(mode="lstm", input_size=I, **more):
     """An op, and arguments that bfloat16 represents: x, params, states."""
-    op = RNNOp(RNNSpec(mode, I, H, compute="bfloat16", **more))
+    op = RNNOp(RNNSpec(mode, input_size, H, compute="bfloat16", **more))
     rng = np.random.default_rng(3)
-    shapes = ((T, N, I), (op.spec.layout.size,), *op.spec.state_shape(N))
+    shapes = ((T, N, input_size), (op.spec.layout.size,), *op.spec.state_shape(N))
     x, params, *states = (rng.uniform(-0.7, 0.7, shape).astype(BFLOAT16) for shape in shapes)
     return op, x, params, tuple(states)
 
@@ -167,12 +167,48 @@ def test_backward_errors():
     y, _, reserve = op.forward(x, params, training=True)
     with pytest.raises(ValueError, match=r"^dy must have shape"):
         op.backward(y[:1], None, reserve)
-    with pytest.raises(ValueError, match=r"^out must be writable"):
+    with pytest.raises(ValueError, match=r"^out: dparams must be writable"):
         op.backward(y, None, reserve, out=(None, read_only(np.zeros_like(params)), None))
     with pytest.raises(ValueError, match=r"^out: dx must be None where grad_req is 'null'"):
         op.backward(y, None, reserve, grad_req={"x": "null"}, out=(np.zeros_like(x), None, None))
     with pytest.raises(ValueError, match=r"^reserve must come from an op of"):
         RNNOp(RNNSpec("gru", I, H, compute="bfloat16")).backward(y, None, reserve)
+
+
+def test_buffers_share_no_memory_with_arguments():
+    """As in float32, although the copies in float32 share none."""
+    op, x, params, states = network(input_size=H)
+    rows = np.broadcast_to(np.zeros(H, BFLOAT16), (T, N, H)).view()
+    rows.flags.writeable = True
+    reset_states = tuple(map(np.copy, states))
+    buffer = np.zeros(T * N * H, BFLOAT16)
+    for name, value in {
+        "x": buffer.reshape(T, N, H)[::-1],
+        "params": np.concatenate((params, buffer))[-params.size :],
+        "states": (states[0], buffer[: N * H].reshape(1, N, H)),
+        "reset_states": (buffer[: N * H].reshape(1, N, H), reset_states[1]),
+    }.items():
+        options = {"x": x, "params": params, "states": states, "resets": np.ones((T, N), bool)}
+        out = value[-buffer.size :].reshape(T, N, H) if name == "params" else buffer.reshape(T, N, H)
+        with pytest.raises(ValueError, match=rf"^out must not share memory with {name}$"):
+            op.forward(**(options | {"reset_states": reset_states} | {name: value}), out=out)
+    with pytest.raises(ValueError, match=r"^out must have its last axis contiguous and no shared rows; got strides"):
+        op.forward(x, params, out=rows)
+
+
+def test_gradients_share_no_memory():
+    op, x, params, _ = network(input_size=H)
+    y, (h_n, c_n), reserve = op.forward(x, params, training=True)
+    dparams = np.zeros(params.size + y.size, BFLOAT16)
+    shared = dparams[-y.size :].reshape(y.shape)
+    for out, message in (
+        ((y, None, None), "out: dx must not share memory with dy"),
+        ((None, None, (h_n, c_n.copy())), "out: dh0 must not share memory with dstates"),
+        ((shared, dparams[-params.size :], None), "out: dparams must not share memory with out: dx"),
+        ((None, None, (shared[0][None], shared[0][None])), "out: dc0 must not share memory with out: dh0"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            op.backward(y, (h_n, c_n), reserve, out=out)
 
 
 def test_a_float32_reserve_refuses_gradients_of_bfloat16():

@@ -8,6 +8,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fusedrnn.torch
+from fusedrnn import cells
 from torch_layers import CELLS, KINDS, LAYERS, first, flat, make_pair
 
 I, H, T, N = 6, 17, 7, 3
@@ -27,9 +28,9 @@ def states_of(kind, dtype):
     return states if "LSTM" in kind else states[0]
 
 
-def needs_onednn(kind, x):
-    """torch.nn's LSTM of float32 input is a function of oneDNN, which not every processor has."""
-    return kind == "LSTM" and x.dtype is torch.float32
+def without_onednn(error):
+    """Whether torch.nn's LSTM is a function of oneDNN in a format that this processor lacks."""
+    return "could not create a primitive descriptor for the LSTM" in str(error)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -46,14 +47,34 @@ def test_results_and_their_dtypes(kind, dtype, runs):
             exact_hx = [tuple(s.float() for s in h) if isinstance(h, tuple) else h.float() for h in hx]
             for a, e in zip(actual, flat(plain(x.float(), *exact_hx)), strict=True):
                 torch.testing.assert_close(a.float(), e, rtol=0, atol=BOUND[dtype])
-            if needs_onednn(kind, x):
-                assert all(a.dtype == dtype for a in actual)
-                continue
             with torch.autocast("cpu", dtype):
-                expected = flat(plain(x, *hx))
-            assert [a.dtype for a in actual] == [e.dtype for e in expected]
+                try:
+                    dtypes = [e.dtype for e in flat(plain(x, *hx))]
+                except RuntimeError as error:
+                    assert without_onednn(error)
+                    dtypes = [dtype] * 3
+            assert [a.dtype for a in actual] == dtypes
     assert len(runs) == 12
     assert {spec.compute for spec in runs} == {"bfloat16" if dtype is torch.bfloat16 else None}
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
+@pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN:UserWarning")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("what", ["packed", "projected", "packed and projected", "oneDNN off"])
+def test_dtypes_of_an_lstm_without_onednn(what, dtype, runs):
+    """torch.nn's results then depend on the dtype of the states; h is a product if projected."""
+    size = 5 if "projected" in what else H
+    ours, plain = make_pair("LSTM", I, H, proj_size=size % H)
+    for x_dtype, state_dtype in itertools.product(FLOATS, [None, *FLOATS]):
+        x = torch.randn(T, N, I, dtype=x_dtype)
+        hx = () if state_dtype is None else (tuple(torch.zeros(1, N, n, dtype=state_dtype) for n in (size, H)),)
+        x = pack_padded_sequence(x, torch.tensor([7, 5, 2])) if "packed" in what else x
+        with torch.autocast("cpu", dtype), torch.backends.mkldnn.flags(enabled=what != "oneDNN off"):
+            (y, actual), (expected_y, expected) = ours(x, *hx), plain(x, *hx)
+        y, expected_y = (sequence.data for sequence in (y, expected_y))
+        assert [t.dtype for t in (y, *actual)] == [t.dtype for t in (expected_y, *expected)]
+    assert len(runs) == 12
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -101,7 +122,7 @@ def test_sequences_of_different_lengths(kind, dtype, runs):
         assert all(map(torch.equal, flat(final), flat(packed_final)))
         net.batch_first = True
         assert torch.equal(net(x.transpose(0, 1), lengths=lengths)[0], padded.transpose(0, 1))
-    assert len(runs) == 3 and padded.dtype == (torch.float32 if kind == "GRU" else dtype)
+    assert len(runs) == 3 and padded.dtype == (dtype if kind == "RNN" else torch.float32)
 
 
 def test_a_format_of_the_module_holds(runs):
@@ -128,6 +149,36 @@ def test_float64_is_not_converted(runs):
         assert torch.equal(ours(x)[0], plain(x)[0]) and not runs
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # torch's own forward mode calls it
+@pytest.mark.parametrize("cell", ["gru", "lstm", cells.slstm], ids=str)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_layer_in_transforms(cell, dtype):
+    """The eager results and their dtypes."""
+    net, x = fusedrnn.torch.Layer(cell, I, H), torch.randn(T, N, I).to(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = net(x)[0].detach()
+        batched = torch.vmap(lambda x: net(x)[0], 1, 1)(x)
+        pushed, _ = torch.func.jvp(lambda x: net(x)[0], (x,), (x,))
+        called = torch.vmap(lambda p: torch.func.functional_call(net, p, (x,))[0])(
+            {name: parameter.detach()[None] for name, parameter in net.named_parameters()}
+        )
+    for result in (batched, pushed, called[0]):
+        torch.testing.assert_close(result.detach(), y, rtol=2.0**-6, atol=2.0**-8)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_layer_on_another_device():
+    """The autocast of the input's device counts."""
+    net, x = fusedrnn.torch.Layer("gru", I, H, device="cuda"), torch.randn(T, N, I, device="cuda")
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match=r"^input must have dtype"):
+        net(x.bfloat16())
+    with torch.autocast("cuda", torch.bfloat16):
+        y, h_n = net(x.bfloat16(), torch.zeros(1, N, H, device="cuda"))
+    assert (y.dtype, h_n.dtype) == (torch.float32, torch.float32)
+    torch.testing.assert_close(y, net(x)[0], rtol=0, atol=BOUND[torch.bfloat16])
+
+
 # -- graphs -----------------------------------------------------------------------------------------------------------
 
 
@@ -150,6 +201,16 @@ def test_torch_compile(kind, dtype):
     assert all(map(torch.equal, *grads))
 
 
+@pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN:UserWarning")
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_compiled_lstm_without_onednn(enabled):
+    net, x = fusedrnn.torch.LSTM(I, H).requires_grad_(False), input_of("LSTM")
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    with torch.autocast("cpu", torch.bfloat16), torch.backends.mkldnn.flags(enabled=enabled):
+        for a, b in zip(flat(compiled(x)), flat(net(x)), strict=True):
+            assert a.dtype == b.dtype == (torch.bfloat16 if enabled else torch.float32)
+
+
 @pytest.mark.parametrize("kind", ["LSTM", "GRUCell"])
 def test_traced_graphs(kind):
     net, x = getattr(fusedrnn.torch, kind)(I, H).requires_grad_(False), input_of(kind)
@@ -158,12 +219,12 @@ def test_traced_graphs(kind):
     assert all(map(torch.equal, flat(graph(x)), flat(expected)))
 
 
-@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize(("kind", "options"), [*((kind, {}) for kind in LAYERS), ("LSTM", {"proj_size": 5})], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("low", [False, True], ids=["float32 input", "low input"])
-def test_programs_made_without_autocast(kind, dtype, low):
+def test_programs_made_without_autocast(kind, options, dtype, low):
     """What the module gives."""
-    net = getattr(fusedrnn.torch, kind)(I, H, 2, bidirectional=True, bias=False).requires_grad_(False)
+    net = getattr(fusedrnn.torch, kind)(I, H, 2, bidirectional=True, bias=False, **options).requires_grad_(False)
     x = input_of(kind)
     program = torch.export.export(net, (x,)).module()
     x = x.to(dtype) if low else x

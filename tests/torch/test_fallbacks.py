@@ -12,9 +12,13 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
 import fusedrnn.torch
+from fusedrnn import RNNSpec
 from fusedrnn.torch import custom_op as ops
+from fusedrnn.torch import dispatch, tensor_calls
+from fusedrnn.torch.double_backward import Extent
+from fusedrnn.torch.network import CallShape, Network
 from torch_calls import record_calls
-from torch_layers import KINDS, LAYERS, first, input_for, make_pair
+from torch_layers import KINDS, LAYERS, first, flat, input_for, make_pair
 
 
 @pytest.fixture
@@ -195,6 +199,30 @@ def test_missing_and_unusual_weights(kind, runs):
     assert not runs.eager
 
 
+@pytest.mark.parametrize("kind", [*KINDS, "Layer"])
+def test_plain_tensors_in_the_place_of_all_parameters(kind):
+    net = fusedrnn.torch.Layer("gru", 3, 4) if kind == "Layer" else getattr(fusedrnn.torch, kind)(3, 4)
+    x, is_cell = input_for(kind), kind.endswith("Cell")
+    state = torch.zeros(1, x.shape[-2], 4)
+    options = {} if is_cell else {"resets": torch.zeros(x.shape[:2], dtype=torch.bool)}
+    options |= {} if is_cell else {"reset_states": (state, state) if kind == "LSTM" else state}
+
+    def call():
+        results = [first(net(x, **options))]
+        with torch.autocast("cpu", torch.bfloat16):
+            results.append(first(net(x)))
+        if kind == "Layer":
+            results.append(net.composed_forward(x)[0].detach())
+        return results
+
+    expected = call()
+    for name, parameter in list(net.named_parameters()):
+        delattr(net, name)
+        setattr(net, name, parameter.detach())
+    for one, other in zip(call(), expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_empty_batches(kind, runs):
     ours, torch_net = make_pair(kind, 3, 4)
@@ -258,11 +286,13 @@ def test_jit_script_compiles_torchs_layers(kind, runs):
 def test_our_modules_are_leaves_of_fx_graphs(kind, runs):
     ours, torch_net = make_pair(kind, 3, 4, dtype=torch.float64)
     x = input_for(kind, torch.float64)
-    graphs = [torch.fx.symbolic_trace(torch.nn.Sequential(net)) for net in (ours, torch_net)]
-    shapes = [[(node.op, node.name, node.target) for node in graph.graph.nodes] for graph in graphs]
-    assert shapes[0] == shapes[1] and not runs.eager
-    torch.testing.assert_close(first(graphs[0](x)), first(graphs[1](x)))
-    assert len(runs.eager) == 1
+    for _ in range(3):  # before the first call, and when calls are prepared to be repeated
+        runs.eager.clear()
+        graphs = [torch.fx.symbolic_trace(torch.nn.Sequential(net)) for net in (ours, torch_net)]
+        shapes = [[(node.op, node.name, node.target) for node in graph.graph.nodes] for graph in graphs]
+        assert shapes[0] == shapes[1] and not runs.eager
+        torch.testing.assert_close(first(graphs[0](x)), first(graphs[1](x)))
+        assert len(runs.eager) == 1
 
 
 @pytest.mark.parametrize("base", [fusedrnn.torch.GRU, torch.nn.GRU, fusedrnn.torch.GRUCell, torch.nn.GRUCell])
@@ -327,3 +357,29 @@ def test_fake_tensors_of_other_devices_run_on_torch(runs):
         assert net(torch.randn(5, 2, 3))[0].is_meta and not runs.eager
         other = copy.deepcopy(net).to_empty(device="cpu")
         assert other(torch.randn(5, 2, 3, device="cpu"))[0].device.type == "cpu" and len(runs.eager) == 1
+
+
+@pytest.mark.parametrize("kind", ["GRU", "Layer"])
+def test_torchs_operations_under_a_default_device(kind, monkeypatch):
+    """It is that of the user's new tensors alone."""
+    net = fusedrnn.torch.GRU(3, 4, bidirectional=True) if kind == "GRU" else fusedrnn.torch.Layer("gru", 3, 4)
+    x, lengths, resets = torch.randn(5, 3, 3), torch.tensor([5, 2, 4]), torch.zeros(5, 3, dtype=torch.bool)
+    resets[2, 1] = True
+    packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+    both = {"resets": resets, "lengths": lengths}
+    calls = [(x, {"lengths": lengths}), (packed, {}), (x, {"resets": resets}), (x, both)]
+    monkeypatch.setattr(dispatch, "runner", lambda: None)
+    for data, options in calls:
+        expected = flat(net(data, **options))
+        with torch.device("meta"):
+            actual = flat(net(data, **options))
+        assert all(map(torch.equal, actual, expected))
+
+
+def test_backward_under_a_default_device():
+    """Autograd runs it without one, but a graph may call it under one."""
+    memory, lengths = torch.arange(200, dtype=torch.uint8)[1:], torch.tensor([5, 2, 4])
+    shape = CallShape(Network.of(RNNSpec("gru", 3, 4)), torch.randn(5, 3, 3), lengths, None)
+    with torch.device("meta"):
+        assert torch.equal(tensor_calls._aligned(memory), memory)
+        assert torch.equal(Extent.of(shape).valid.sum(0), lengths)

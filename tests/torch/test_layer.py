@@ -12,6 +12,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
+from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from fusedrnn import RNNOp, cells
@@ -144,9 +145,12 @@ def test_composed_is_the_same_function(cell):
             torch.testing.assert_close(tensor, other)
 
 
-def test_no_lengths_of_no_sequences():
-    y, final = Layer("gru", 3, 5)(torch.zeros(4, 0, 3), lengths=[])
-    assert y.shape == (4, 0, 5) and final.shape == (1, 0, 5)
+def test_no_sequences():
+    for compute in (None, "int8"):
+        net = Layer("gru", 3, 5, compute=compute).requires_grad_(False)
+        for lengths in (None, []):
+            y, final = net(torch.zeros(4, 0, 3), lengths=lengths)
+            assert y.shape == (4, 0, 5) and final.shape == (1, 0, 5)
 
 
 def test_masks_inside_steps():
@@ -181,6 +185,18 @@ def test_other_devices_and_transforms():
     torch.testing.assert_close(torch.vmap(lambda x: net(x)[0], 1, 1)(x), expected)
     with pytest.warns(torch.jit.TracerWarning):
         torch.testing.assert_close(torch.jit.trace(net, x)(x)[0], expected)
+
+
+def test_dropout_under_vmap():
+    net, x = make("gru", num_layers=2, dropout=0.5), torch.randn(T, 2, N, I)
+    torch.manual_seed(1)
+    y = torch.vmap(lambda x: net(x)[0], 1, 1, randomness="same")(x)
+    torch.manual_seed(1)
+    torch.testing.assert_close(y[:, 1], net(x[:, 1])[0])
+    with pytest.raises(RuntimeError, match=r"^randomness of torch.vmap must be 'same' .* got 'different'$"):
+        torch.vmap(lambda x: net(x)[0], 1, 1, randomness="different")(x)
+    with pytest.raises(RuntimeError, match="randomness error mode"):
+        torch.vmap(lambda x: net(x)[0], 1, 1)(x)
 
 
 @various
@@ -279,6 +295,23 @@ def test_initial_parameters():
     }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+def test_initial_parameters_of_parametrized_weights():
+    """What the weights are computed from is initialized."""
+    net = make(with_initial)
+    parametrize.register_parametrization(net, "beta_l0", nn.Softplus())
+    parametrizations.weight_norm(net, "weight_ih_l0")
+    nn.utils.weight_norm(net, "weight_hh_l0")
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.fill_(9)
+    net.reset_parameters()
+    assert (net.parametrizations.beta_l0.original == 2).all()
+    parametrized = net.parametrizations.weight_ih_l0
+    for parameter in (parametrized.original0, parametrized.original1, net.weight_hh_l0_g, net.weight_hh_l0_v):
+        assert (parameter.abs() <= H**-0.5).all()
+
+
 def test_copies():
     net = make(cells.slstm, num_layers=2, batch_first=True, bias=False, dropout=0.25, compute="bfloat16")
     text = "Layer(slstm, 3, 4, num_layers=2, bias=False, batch_first=True, dropout=0.25, compute=bfloat16)"
@@ -360,3 +393,19 @@ def test_models():
 def test_errors(error, message, call):
     with pytest.raises(error, match=message):
         call(Layer(cells.ran, I, H))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("dropout", 1.0, "dropout must be a probability in [0, 1); got 1.0"),
+        ("input_dropout", 1.0, "input_dropout must be a probability in [0, 1); got 1.0"),
+        ("hidden_size", 0, "hidden_size must be at least 1; got 0"),
+        ("residual", "sum", "residual must be one of"),
+    ],
+)
+def test_errors_of_attributes_that_have_changed(name, value, message):
+    net = Layer(cells.ran, I, H, num_layers=2)
+    setattr(net, name, value)
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        net(torch.zeros(T, N, I))

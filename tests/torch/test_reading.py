@@ -76,6 +76,39 @@ def test_layers_that_were_read_give_the_same_results(kind, options, form):
         torch.testing.assert_close(torch.from_numpy(np.ascontiguousarray(actual)), reference.detach())
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_tied_weights_of_scripted_layers(reverse):
+    net = torch.nn.GRU(4, 4, 1 if reverse else 3, bidirectional=reverse)
+    for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+        for suffix in ("l0_reverse",) if reverse else ("l1", "l2"):
+            setattr(net, f"{name}_{suffix}", getattr(net, f"{name}_l0"))
+    expected = read(net)[""]
+    for module in (torch.jit.script(net), saved(torch.jit.script(net))):
+        actual = read(module)[""]
+        assert actual.spec == expected.spec
+        assert np.array_equal(actual.params, expected.params)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+@pytest.mark.parametrize("change", ["tied", "parametrized", "weight_norm", "plain"])
+def test_changed_weights_of_a_layer(change):
+    net, x = fusedrnn.torch.Layer("gru", 4, 4, 2), torch.randn(5, 2, 4)
+    if change == "tied":
+        net.weight_ih_l1 = net.weight_ih_l0
+    elif change == "parametrized":
+        parametrizations.weight_norm(net, "weight_ih_l1")
+    elif change == "weight_norm":
+        torch.nn.utils.weight_norm(net, "weight_ih_l1")
+    else:
+        for name, parameter in list(net.named_parameters()):
+            delattr(net, name)
+            setattr(net, name, parameter.detach())
+    layer = read(net)[""]
+    expected = net(x)[0].detach()
+    y, _, _ = RNNOp(layer.spec).forward(x.numpy(), layer.params)
+    torch.testing.assert_close(torch.from_numpy(y), expected)
+
+
 def test_layers_by_name():
     model = torch.nn.ModuleDict({
         "a": torch.nn.Sequential(torch.nn.GRU(3, 4), torch.nn.Linear(4, 4)),
@@ -108,6 +141,14 @@ def test_unreadable_layers_are_named():
         read(model.to("meta"))
     with pytest.raises(TypeError, match=r"weight_ih must be of torch.float32, .*; got torch.complex64"):
         read(torch.nn.GRUCell(3, 4, dtype=torch.complex64))
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors is a no-op:UserWarning")
+def test_sizes_that_are_not_supported():
+    with pytest.raises(ValueError, match=r"^cannot read 1: input_size must be at least 1; got 0$"):
+        read(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.GRUCell(0, 4)))
+    with pytest.raises(ValueError, match=r"^cannot read the model itself: input_size must be at least 1; got 0$"):
+        read(torch.nn.GRUCell(0, 4))
 
 
 def test_a_class_with_a_layers_name_is_no_layer():

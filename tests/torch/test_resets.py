@@ -1,5 +1,6 @@
 """Resets in the PyTorch layers: torch.nn on the pieces, in every form of a call; gradients of any order; graphs."""
 
+import itertools
 import re
 
 import numpy as np
@@ -233,6 +234,24 @@ def test_single_steps(form, runs):
         layer(x, states[0], resets=resets)
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "torch.nn"])
+def test_marks_do_not_change_the_errors_of_wrong_states(steps, fused, monkeypatch):
+    """Neither does a state of the right shape take the place of a wrong one."""
+    if not fused:
+        monkeypatch.setattr(dispatch, "runner", lambda: None)
+    layer, x, right = fusedrnn.torch.GRU(I, H), torch.zeros(steps, N, I), torch.zeros(1, N, H)
+    for shape in ((1, 1, H), (1, N + 2, H), (1, N, 1), (2, N, H)):
+        for is_marked, reset_states in itertools.product((False, True), (None, right)):
+            marks = torch.zeros(steps, N, dtype=torch.bool)
+            marks[0, 1] = is_marked
+            message = re.escape(f"Expected hidden size {(1, N, H)}, got {[*shape]}")
+            with pytest.raises(RuntimeError, match=f"^{message}$"):
+                layer(x, torch.zeros(shape), resets=marks, reset_states=reset_states)
+    with pytest.raises(RuntimeError, match="must have the same dtype"):
+        layer(x[:1], right.half(), resets=torch.ones(1, N, dtype=torch.bool), reset_states=right)
+
+
 def test_empty_input():
     """As without marks."""
     layer, marks = fusedrnn.torch.GRU(I, H), torch.zeros(T, 0, dtype=torch.bool)
@@ -406,7 +425,7 @@ def test_low_precision(mode, runs):
         results = call(layer, "lengths", inputs[0], tuple(inputs[1:3]), resets, lengths, **options)
     assert len(runs) == 2
     for one, other in zip(results, exact, strict=True):
-        assert one.dtype is torch.bfloat16
+        assert one.dtype is (torch.bfloat16 if mode == "bfloat16" else torch.float32)
         torch.testing.assert_close(one.double(), other, rtol=0.05, atol=0.05)
     for grad, tensor in zip(torch.autograd.grad(sum(map(torch.sum, results)), inputs), inputs, strict=True):
         assert grad.dtype is tensor.dtype

@@ -7,7 +7,7 @@ initial states, or of x if none are given. Buffers may be of either type.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from fusedrnn.engines.operands import GradReq, is_sequence
 from fusedrnn.op.reserve import Reserve
+from fusedrnn.op.validation import check_memory, check_no_alias
 from fusedrnn.spec import Array
 
 
@@ -36,7 +37,7 @@ def forward(
     run: Callable[..., Any], x: Any, params: Any, states: Any, out: Any, reset_states: Any, **options: Any
 ) -> tuple[Any, tuple[Array, ...], Reserve | None]:
     """:meth:`RNNOp.forward` with some arguments of bfloat16; ``run`` is the op's."""
-    _check_writable(out)
+    _check_buffers({"out": out}, {"x": x, "params": params, "states": states, "reset_states": reset_states})
     arguments = (_as_float32(argument) for argument in (x, params, states))
     reset_rows = _as_float32(reset_states)
     y, final, reserve = run(*arguments, out=_as_float32(out), reset_states=reset_rows, **options)
@@ -62,7 +63,8 @@ def backward(
     out: Any,
 ) -> tuple[Any, ...]:
     """:meth:`RNNOp.backward` after :func:`forward`; ``run`` is the op's. Gradients may be of either type."""
-    _check_writable(out)
+    spec: Any = reserve.spec
+    _check_buffers(_named_buffers(out, spec.state_names), {"dy": dy, "dstates": dstates})
     gradients = run(_as_float32(dy), _as_float32(dstates), reserve._plain, grad_req=grad_req, out=_as_float32(out))
     results: tuple[Any, ...] = _result(gradients, reserve._dtypes[: len(gradients)], out)
     return results
@@ -79,13 +81,34 @@ def _as_float32(value: Any) -> Any:
     return value.astype(np.float32) if _is_bfloat16(value) else value
 
 
-def _check_writable(out: object) -> None:
-    """Reject buffers of bfloat16 that are read-only, before anything is computed."""
-    if is_sequence(out):
-        for buffer in out:
-            _check_writable(buffer)
-    elif _is_bfloat16(out) and not out.flags.writeable:
-        raise ValueError("out must be writable; got an array that is not")
+def _check_buffers(buffers: Mapping[str, Any], others: Mapping[str, Any]) -> None:
+    """Check the memory of the caller's buffers, before anything is computed: copies in float32 have their own."""
+    unshared = {name: list(_arrays(other)) for name, other in others.items()}
+    for name, buffer in buffers.items():
+        if isinstance(buffer, np.ndarray):
+            if _is_bfloat16(buffer):
+                check_memory(name, buffer)
+            check_no_alias(name, buffer, unshared)
+            unshared[name] = [buffer]
+
+
+def _arrays(value: Any) -> Iterator[Array]:
+    """The arrays that an argument is or has as entries."""
+    if isinstance(value, np.ndarray):
+        yield value
+    elif is_sequence(value):
+        for entry in value:
+            yield from _arrays(entry)
+
+
+def _named_buffers(out: Any, state_names: Sequence[str]) -> dict[str, Any]:
+    """The buffers of :func:`backward`, of which the op checks the number, by the names that errors give them."""
+    gradients = ["dx"], ["dparams"], [f"d{name}0" for name in state_names], [f"dreset {name}" for name in state_names]
+    named: dict[str, Any] = {}
+    for names, entry in zip(gradients, out if is_sequence(out) else (), strict=False):
+        entries = entry if is_sequence(entry) else (entry,)
+        named |= zip([f"out: {name}" for name in names], entries, strict=False)
+    return named
 
 
 def _result(value: Any, dtype: Any, out: Any) -> Any:

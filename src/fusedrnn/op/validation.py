@@ -167,12 +167,18 @@ def check_lengths(lengths: object, steps: int, batch: int, name: str = "lengths"
 def check_buffer(name: str, value: object, spec: RNNSpec, shape: tuple[int, ...]) -> Array:
     """``value`` if a kernel can write it: writable, aligned, last axis contiguous, no element twice."""
     checked = check_array(name, value, spec, shape)
-    for quality, present in (("writable", checked.flags.writeable), ("aligned", checked.flags.aligned)):
+    check_memory(name, checked)
+    return checked
+
+
+def check_memory(name: str, value: Array) -> None:
+    """Raise an error unless ``value`` is writable and aligned, its last axis contiguous, and no element twice."""
+    for quality, present in (("writable", value.flags.writeable), ("aligned", value.flags.aligned)):
         if not present:
             raise ValueError(f"{name} must be {quality}; got an array that is not")
-    if (shape[-1] > 1 and checked.strides[-1] != checked.itemsize) or _may_overlap_itself(checked):
-        raise ValueError(f"{name} must have its last axis contiguous and no shared rows; got strides {checked.strides}")
-    return checked
+    is_contiguous = not value.ndim or value.shape[-1] <= 1 or value.strides[-1] == value.itemsize
+    if not is_contiguous or _may_overlap_itself(value):
+        raise ValueError(f"{name} must have its last axis contiguous and no shared rows; got strides {value.strides}")
 
 
 def check_no_alias(name: str, value: Array, others: Mapping[str, Sequence[Array]]) -> None:

@@ -24,16 +24,28 @@ def run(
 
     Raises:
         RuntimeError: If the format of GEMM operands is for inference only, since PyTorch's operations lack these
-            formats.
+            formats; or if a random mask must differ between the members of torch.vmap.
     """
-    if not spec.is_trainable:
+    if not spec.is_trainable and x.numel():  # without sequences, nothing is in any format
         raise RuntimeError(
             f"compute={spec.compute!r} runs on plain tensors on the CPU alone, outside of tracing and transforms; "
             f"got {x.dtype} on {x.device}"
         )
     if seed is None:
-        seed = draw_seed() if spec.drops else 0
+        seed = _draw_seed() if spec.drops else 0
     initial = states or (None,) * len(spec.state_names)
     extent = Extent.of_tensors(x, lengths, batch_sizes, resets, all_states)
     y, *final = double_backward.forward(spec, extent, seed, x, initial, weights)
     return y, tuple(final)
+
+
+def _draw_seed() -> int:
+    """A seed, which must be a number: the masks are computed outside of PyTorch."""
+    try:
+        return draw_seed()
+    except RuntimeError as error:
+        if ".item()" not in str(error):
+            raise
+        raise RuntimeError(
+            "randomness of torch.vmap must be 'same' for a module that drops something; got 'different'"
+        ) from error

@@ -69,7 +69,7 @@ class Extent(NamedTuple):
         resets = None if shape.resets is None else torch.from_numpy(shape.resets)
         if varlen is None:
             return cls(shape.steps, shape.batch, resets=resets, all_states=shape.all_states)
-        valid = torch.arange(shape.steps)[:, None] < torch.from_numpy(varlen.lengths)
+        valid = torch.arange(shape.steps, device="cpu")[:, None] < torch.from_numpy(varlen.lengths)
         return cls(shape.steps, shape.batch, valid, varlen.row_offsets is not None, resets, shape.all_states)
 
     @classmethod
@@ -82,10 +82,10 @@ class Extent(NamedTuple):
         valid: Tensor | None
         if batch_sizes is not None:
             batch = int(batch_sizes[0])
-            valid = torch.arange(batch) < batch_sizes[:, None]
+            valid = torch.arange(batch, device="cpu") < batch_sizes[:, None]
             return cls(len(batch_sizes), batch, valid.to(x.device), True, resets, all_states)
         steps, batch = x.shape[:2]
-        valid = None if lengths is None else (torch.arange(steps)[:, None] < lengths).to(x.device)
+        valid = None if lengths is None else (torch.arange(steps, device="cpu")[:, None] < lengths).to(x.device)
         return cls(steps, batch, valid, resets=resets, all_states=all_states)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fusedrnn.torch import plan
+from fusedrnn.torch import autocast, plan
 from fusedrnn.torch.eligibility import MODULE_DTYPES
 from fusedrnn.torch.imports import after_import
 
@@ -47,6 +47,7 @@ def _patch(dynamo: Any, classes: tuple[type[torch.nn.Module], ...]) -> None:
     dynamo.assume_constant_result(plan.layer_plan)
     dynamo.assume_constant_result(plan.user_layer_plan)
     dynamo.assume_constant_result(plan.cell_plan)
+    dynamo.assume_constant_result(autocast.has_onednn)
     wrapped = getattr(VariableBuilder, "wrap_module", None)
     if wrapped is None or not hasattr(config, "allow_rnn"):
         return

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
+from torch.nn import Parameter, RNNCellBase
 from torch.nn.utils.rnn import PackedSequence
 
 DTYPE_NAMES = {torch.float32: "float32", torch.float64: "float64"}
@@ -41,9 +41,18 @@ def operator_dtype(x: Any) -> torch.dtype | None:
     return dtype if dtype in MODULE_DTYPES and is_plain(x, dtype) else None
 
 
+def weight_dtype(module: Any) -> torch.dtype:
+    """The dtype of a module's parameters, or of its first weight if plain tensors have replaced all parameters."""
+    weight: Any = next(module.parameters(), None)
+    if weight is None:
+        weight = getattr(module, "weight_ih" if isinstance(module, RNNCellBase) else "weight_ih_l0")
+    dtype: torch.dtype = weight.dtype
+    return dtype
+
+
 def plan_dtype(module: Any) -> torch.dtype:
-    """The dtype of a module's parameters, or float32 if the operator lacks it, where the dtype does not matter."""
-    dtype: torch.dtype = next(module.parameters()).dtype
+    """The dtype of a module's weights, or float32 if the operator lacks it, where the dtype does not matter."""
+    dtype = weight_dtype(module)
     return dtype if dtype in MODULE_DTYPES else torch.float32
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -13,9 +14,9 @@ from fusedrnn.cell.cells import Cell
 from fusedrnn.cell.user_cell import UserCell
 from fusedrnn.initial_params import initial_fills
 from fusedrnn.spec import RNNSpec
-from fusedrnn.torch import composed
+from fusedrnn.torch import autocast, composed
 from fusedrnn.torch.cell_references import reference_to
-from fusedrnn.torch.eligibility import MODULE_DTYPES, plan_dtype
+from fusedrnn.torch.eligibility import MODULE_DTYPES, plan_dtype, weight_dtype
 from fusedrnn.torch.formats import checked_compute
 from fusedrnn.torch.input_forms import States, run_packed, run_tensor
 from fusedrnn.torch.modules import FusedLayer
@@ -88,7 +89,7 @@ class Layer(FusedLayer, Module):
     @property
     def spec(self) -> RNNSpec:
         """The network, for :class:`fusedrnn.RNNOp`; its layout names the parameters."""
-        dtype = MODULE_DTYPES.get(next(self.parameters()).dtype, "float32")
+        dtype = MODULE_DTYPES.get(weight_dtype(self), "float32")
         return RNNSpec(
             self.cell, self.input_size, self.hidden_size, self.num_layers, self.bidirectional, self.dropout,
             dtype=dtype, bias="double" if self.bias else "none", compute=self.compute, residual=self.residual,
@@ -96,15 +97,26 @@ class Layer(FusedLayer, Module):
         )  # fmt: skip
 
     def reset_parameters(self) -> None:
-        """Initialize all parameters, as torch.nn does, or as the cell declares by ``initial=``."""
+        """Initialize all parameters, as torch.nn does, or as the cell declares by ``initial=``.
+
+        If a weight is parametrized, what it is computed from is initialized: like the weight if it has the same shape.
+        """
+        spec, parameters = self.spec, dict(self.named_parameters(remove_duplicate=False))
+        names, limit = {entry.torch_name for entry in spec.layout}, 1 / math.sqrt(spec.hidden_size)
         with torch.no_grad():
-            for entry, rows, initial, negated in initial_fills(self.spec):
-                parameter = getattr(self, entry.torch_name)
-                values = parameter[rows].uniform_(initial.low, initial.high)
+            for name, parameter in parameters.items():
+                if name not in names:
+                    parameter.uniform_(-limit, limit)
+            for entry, rows, initial, negated in initial_fills(spec):
+                name = entry.torch_name
+                weight = parameters.get(name, parameters.get(f"parametrizations.{name}.original"))
+                if weight is None or weight.shape != entry.shape:
+                    continue
+                values = weight[rows].uniform_(initial.low, initial.high)
                 if initial.is_log:
                     values.log_()
                 if negated is not None:
-                    parameter[negated] = -values
+                    weight[negated] = -values
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults."""
@@ -138,19 +150,33 @@ class Layer(FusedLayer, Module):
 
         Raises:
             TypeError: If ``input`` or a state is no tensor.
-            ValueError: If a tensor has another dtype than the parameters.
+            ValueError: If a tensor has another dtype than the parameters, or an attribute has changed to a wrong value.
             RuntimeError: If a tensor has the wrong shape.
         """
+        args = lengths, resets, all_states, reset_states
+        data = input.data if isinstance(input, PackedSequence) else input
+        if isinstance(data, Tensor) and autocast.is_enabled_on(data.device.type):
+            result = autocast.forward(self, self._composed, None, input, hx, *args)
+            if result is not None:
+                return result
+        return self._composed(None, input, hx, *args)
+
+    def _composed(
+        self, run: None, input: Any, hx: Any, lengths: Tensor | None, resets: Tensor | None, all_states: bool,
+        reset_states: States | None, compute: str | None = None,
+    ) -> Any:  # fmt: skip
+        """The results by PyTorch's own operations. ``compute`` replaces our own."""
         is_packed = isinstance(input, PackedSequence)
         x = input.data if is_packed else input
-        dtype = next(self.parameters()).dtype
+        dtype = weight_dtype(self)
         _check_tensor("input", x, dtype)
-        plan = self._plan(plan_dtype(self))
-        assert plan is not None
+        plan = self._plan(plan_dtype(self), compute)
+        spec = None if plan is None else spec_of(plan, self.training)
+        if plan is None or spec is None:
+            # Attributes have changed. The spec raises the error that names the wrong one.
+            raise ValueError(f"the layer must describe a network; got {self.spec}")
         self._check_input(x, is_packed)
         states = None if hx is None else (*self._checked_states(hx, plan, input, dtype), *(reset_states or ()))
-        spec = spec_of(plan, self.training)
-        assert spec is not None
         index = {name: getattr(self, name) for name in plan.names}
         by_name = [index.get(entry.torch_name) for entry in spec.layout.by_layer_direction]
 

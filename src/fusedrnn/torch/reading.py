@@ -56,8 +56,8 @@ def read(model: Module, names: Iterable[str] | None = None) -> dict[str, ReadLay
 
     Raises:
         TypeError: If ``model`` is no torch.nn.Module, or a layer's parameters have a dtype that is not supported.
-        ValueError: If no recurrent layer has one of the names, or a layer's parameters have no values (meta tensors) or
-            are sparse.
+        ValueError: If no recurrent layer has one of the names; if a layer's parameters have no values (meta tensors) or
+            are sparse; or if the operator does not support a layer's sizes.
         NotImplementedError: If a layer to read is a quantized layer, or an operator in the graph of a frozen or
             exported model. With ``names=None``, all layers are to be read.
 
@@ -113,10 +113,12 @@ def _weights(module: Module) -> dict[str, Tensor]:
     """The parameters by the names of torch.nn's layers, where the names of a cell's parameters have no layer number."""
     if isinstance(module, RNNBase):
         named = {name: getattr(module, name) for names in module._all_weights for name in names}
+    elif isinstance(module, Layer):
+        named = {entry.torch_name: getattr(module, entry.torch_name) for entry in module.spec.layout.by_layer_direction}
     elif isinstance(module, RNNCellBase):
         named = {name: getattr(module, name) for name in _CELL_NAMES}
     else:
-        named = dict(module.named_parameters(recurse=False))
+        named = dict(module.named_parameters(recurse=False, remove_duplicate=False))  # weights may be tied
     return {name: weight for name, weight in named.items() if weight is not None}
 
 
@@ -129,12 +131,20 @@ def _read(name: str, module: Module, kind: str) -> ReadLayer:
     if kind.endswith("Cell"):
         arrays = {f"{label}_l0": array for label, array in arrays.items()}
     nonlinearity, dropout, batch_first = _settings(module, kind)
+    try:
+        spec = _spec(kind.removesuffix("Cell"), arrays, module, nonlinearity, dropout)
+    except ValueError as error:
+        raise ValueError(f"cannot read {name or 'the model itself'}: {error}") from error
+    return ReadLayer(name, kind, spec, spec.layout.pack(arrays, names="torch"), batch_first)
+
+
+def _spec(kind: str, arrays: dict[str, NDArray[Any]], module: Module, nonlinearity: str, dropout: float) -> RNNSpec:
+    """The network with these parameters."""
     input_weight, projection = arrays["weight_ih_l0"], arrays.get("weight_hr_l0")
-    layer_kind = kind.removesuffix("Cell")
-    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[layer_kind]
+    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[kind]
     layers = sum(label.startswith("weight_ih") and not label.endswith("_reverse") for label in arrays)
-    spec = RNNSpec(
-        f"rnn_{nonlinearity}" if layer_kind == "RNN" else layer_kind.lower(),
+    return RNNSpec(
+        f"rnn_{nonlinearity}" if kind == "RNN" else kind.lower(),
         input_weight.shape[1], input_weight.shape[0] // gates, layers,
         bidirectional="weight_ih_l0_reverse" in arrays,
         dropout=dropout if layers > 1 and dropout < 1 else 0.0,
@@ -143,7 +153,6 @@ def _read(name: str, module: Module, kind: str) -> ReadLayer:
         bias="double" if "bias_ih_l0" in arrays else "none",
         compute=module.compute if isinstance(module, HasCompute) else None,
     )  # fmt: skip
-    return ReadLayer(name, kind, spec, spec.layout.pack(arrays, names="torch"), batch_first)
 
 
 def _array(layer: str, label: str, weight: Tensor) -> NDArray[Any]:

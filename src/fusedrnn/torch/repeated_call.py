@@ -24,6 +24,7 @@ from fusedrnn.torch.short_call import ShortCall, as_tuple
 # Bound once: attribute lookups are a large part of a call of one step.
 _is_grad_enabled = torch.is_grad_enabled
 _dispatch_keys = torch._C._dispatch_keys
+_Proxy = torch.fx.Proxy
 
 
 class RepeatsCalls(Module):
@@ -195,6 +196,8 @@ def _description(x: Any) -> Any:
 
 
 def _described(tensor: Any) -> tuple[Any, ...]:
+    if isinstance(tensor, _Proxy):
+        return ()  # torch.fx would trace the questions
     return type(tensor), tensor.dtype, tensor.shape, tensor.stride(), tensor.requires_grad, _dispatch_keys(tensor)
 
 

@@ -103,7 +103,7 @@ def with_marked_replaced(hx: Any, resets: Tensor, lengths: Tensor | None, reset_
         return hx
 
     def replaced(state: Any, other: Any) -> Any:
-        if not isinstance(state, Tensor) or state.dim() not in (2, 3):
+        if not _can_be_replaced(state, other, len(marks)):
             return state  # the call raises the error
         marked = marks.to(state.device)
         return torch.where(marked[:, None] if state.dim() == 3 else marked, other, state)
@@ -113,6 +113,17 @@ def with_marked_replaced(hx: Any, resets: Tensor, lengths: Tensor | None, reset_
     if isinstance(hx, (tuple, list)):
         return tuple(map(replaced, hx, reset_states)) if len(hx) == len(reset_states) else hx
     return replaced(hx, reset_states[0])
+
+
+def _can_be_replaced(state: Any, other: Any, batch: int) -> bool:
+    """Whether rows of a state can be replaced without a change of its shape and dtype, which the call checks."""
+    if not isinstance(state, Tensor) or state.dim() not in (2, 3):
+        return False
+    if batch != (1 if state.dim() == 2 else state.shape[1]):
+        return False
+    if not isinstance(other, Tensor):
+        return True
+    return state.shape == other.shape and (state.dtype == other.dtype or autocast.is_enabled())
 
 
 class _Pieces(NamedTuple):
@@ -127,7 +138,7 @@ class _Pieces(NamedTuple):
     @classmethod
     def of(cls, resets: Tensor, lengths: Tensor) -> _Pieces:
         """The pieces by marks (T, N) and lengths (N,)."""
-        starts = resets & (torch.arange(len(resets))[:, None] < lengths)
+        starts = resets & (torch.arange(len(resets), device="cpu")[:, None] < lengths)
         starts[0] |= lengths > 0
         sequences, begins = starts.T.nonzero(as_tuple=True)  # sequence by sequence, in order of time
         is_first = torch.ones_like(sequences, dtype=torch.bool)
@@ -153,7 +164,7 @@ def run_pieces(
         reverses: For each row of the states, whether its direction runs from the end.
     """
     pieces = _Pieces.of(resets, lengths)
-    offsets = torch.arange(int(pieces.lengths.max()))[:, None]
+    offsets = torch.arange(int(pieces.lengths.max()), device="cpu")[:, None]
     is_inside = offsets < pieces.lengths
     times = (pieces.begins + offsets).clamp(max=len(x) - 1)
     packed = pack_padded_sequence(x[times, pieces.sequences], pieces.lengths, enforce_sorted=False)
@@ -211,14 +222,15 @@ def _forward_padded(
         sizes = [module.proj_size or module.hidden_size, module.hidden_size][: 2 if module.mode == "LSTM" else 1]
         states = tuple(x.new_zeros(module.num_layers * directions, batch, size) for size in sizes)
     else:
+        module.check_forward_args(x.transpose(0, 1) if module.batch_first else x, hx, None)
         states = tuple(hx) if isinstance(hx, (tuple, list)) else (hx,)
 
     def run(packed: PackedSequence, initial: States) -> tuple[PackedSequence, States]:
         outputs, final = forward(packed, initial if len(initial) > 1 else initial[0])
         return outputs, final if isinstance(final, tuple) else (final,)
 
-    lengths = torch.full((batch,), steps) if lengths is None else lengths
-    reverses = torch.arange(module.num_layers * directions) % directions == 1
+    lengths = torch.full((batch,), steps, device="cpu") if lengths is None else lengths
+    reverses = torch.arange(module.num_layers * directions, device="cpu") % directions == 1
     y, final = run_pieces(run, x, resets, lengths, states, reset_states, reverses)
     return y, final if len(final) > 1 else final[0]
 

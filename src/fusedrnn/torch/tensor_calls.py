@@ -226,7 +226,7 @@ def _aligned(memory: Tensor) -> Tensor:
     """The bytes, copied if a hook on saved tensors has moved them to an unaligned address."""
     if not memory.data_ptr() % ALIGNMENT:
         return memory
-    buffer = torch.empty(len(memory) + ALIGNMENT, dtype=torch.uint8)
+    buffer = torch.empty(len(memory) + ALIGNMENT, dtype=torch.uint8, device="cpu")
     return buffer[-buffer.data_ptr() % ALIGNMENT :][: len(memory)].copy_(memory)
 
 
