@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from datetime import timedelta
 from itertools import chain
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from examples import train_ddp
 from forecasts import SIZES, bounds, exact
 from fusedrnn import RNNSpec
 from fusedrnn.testing.tolerance import difference, gradient_tolerance
@@ -75,10 +77,11 @@ def test_two_processes_train_like_one_on_the_whole_batch(processes, dtype, tmp_p
         assert actual is None, f"{name}{actual}"
 
 
-def test_a_batch_that_cannot_be_divided_is_refused():
-    code, output = run([*SIZES, "--batch", 7], 2)
-    assert code != 0
-    assert "--batch 7 cannot be divided evenly among 2 processes" in output
+def test_a_batch_that_cannot_be_divided_is_refused(monkeypatch):
+    monkeypatch.setattr(train_ddp, "process_group", lambda: nullcontext((0, 2)))
+    monkeypatch.setattr(sys, "argv", ["train_ddp", *map(str, SIZES), "--batch", "7"])
+    with pytest.raises(SystemExit, match="--batch 7 cannot be divided evenly among 2 processes"):
+        train_ddp.main()
 
 
 # What follows runs in two processes that multiprocessing starts: they import this file and run one check after another.
