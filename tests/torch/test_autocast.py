@@ -96,6 +96,14 @@ def test_training(kind, dtype, inside):
         torch.testing.assert_close(a, e, rtol=0, atol=2 * BOUND[dtype] * float(e.abs().max()))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_tensors_without_values(kind):
+    """The autocast of the CPU does not concern them, as with torch.nn."""
+    for module in make_pair(kind, I, H):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert first(module.to("meta")(input_of(kind).to("meta"))).dtype == torch.float32
+
+
 def test_gradients_of_gradients_under_autocast():
     """They do not depend on the context in which they are computed."""
     net, x = fusedrnn.torch.GRU(I, H), input_of("GRU").requires_grad_()

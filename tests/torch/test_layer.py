@@ -12,7 +12,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from fusedrnn import RNNOp, cells
@@ -310,6 +310,19 @@ def test_initial_parameters_of_parametrized_weights():
     parametrized = net.parametrizations.weight_ih_l0
     for parameter in (parametrized.original0, parametrized.original1, net.weight_hh_l0_g, net.weight_hh_l0_v):
         assert (parameter.abs() <= H**-0.5).all()
+
+
+def test_initial_parameters_of_other_weights():
+    """Of pruned weights, and of weights of other shapes; those of submodules and integers stay as they are."""
+    net = make(with_initial)
+    prune.identity(net, "beta_l0")
+    net.weight_ih_l0 = nn.Parameter(torch.zeros(2, 3))
+    net.norm, net.count = nn.LayerNorm(5), nn.Parameter(torch.tensor([7]), requires_grad=False)
+    with torch.no_grad():
+        net.beta_l0_orig.fill_(9)
+    net.reset_parameters()
+    assert (net.beta_l0_orig == 2).all() and (net.norm.weight == 1).all() and net.count.tolist() == [7]
+    assert net.weight_ih_l0.abs().min() > 0 and net.weight_ih_l0.abs().max() <= H**-0.5
 
 
 def test_copies():

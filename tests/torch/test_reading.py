@@ -9,7 +9,7 @@ from torch.nn.utils import parametrizations
 
 import fusedrnn.torch
 from fusedrnn import RNNOp
-from fusedrnn.torch import read
+from fusedrnn.torch import Layer, read
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`torch.jit.*` is (deprecated|not supported):DeprecationWarning", "ignore::torch.jit.TracerWarning",
@@ -137,9 +137,9 @@ def test_unreadable_layers_are_named():
         read(torch.nn.Linear(3, 4), "x")
     with pytest.raises(TypeError, match=r"model must be a torch.nn.Module; got list"):
         read([model])
-    with pytest.raises(ValueError, match=r"a.weight_ih_l0 must have values; got a meta tensor"):
+    with pytest.raises(ValueError, match=r"^cannot read a: weight_ih_l0 must have values; got a meta tensor"):
         read(model.to("meta"))
-    with pytest.raises(TypeError, match=r"weight_ih must be of torch.float32, .*; got torch.complex64"):
+    with pytest.raises(TypeError, match=r"^cannot read .*: weight_ih must be of torch.float32, .*got torch.complex64"):
         read(torch.nn.GRUCell(3, 4, dtype=torch.complex64))
 
 
@@ -149,6 +149,10 @@ def test_sizes_that_are_not_supported():
         read(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.GRUCell(0, 4)))
     with pytest.raises(ValueError, match=r"^cannot read the model itself: input_size must be at least 1; got 0$"):
         read(torch.nn.GRUCell(0, 4))
+    layer = Layer("gru", 3, 4)
+    layer.dropout = 3.0
+    with pytest.raises(ValueError, match=r"^cannot read 0: dropout must be a probability in \[0, 1\); got 3.0$"):
+        read(torch.nn.Sequential(layer))
 
 
 def test_a_class_with_a_layers_name_is_no_layer():
@@ -198,7 +202,7 @@ def test_a_model_without_recurrence_has_no_layers():
 def test_a_sparse_weight_is_named():
     layer = torch.nn.GRU(3, 4)
     layer.weight_hh_l0 = torch.nn.Parameter(layer.weight_hh_l0.detach().to_sparse(), requires_grad=False)
-    with pytest.raises(ValueError, match=r"layer\.weight_hh_l0 must be dense; got layout torch.sparse_coo"):
+    with pytest.raises(ValueError, match=r"^cannot read layer: weight_hh_l0 must be dense; got layout torch.sparse"):
         read(torch.nn.ModuleDict({"layer": layer}))
 
 

@@ -98,7 +98,7 @@ def bench(
             full=full, **compared,
         )  # fmt: skip
         if full and (variants or NON_FUSED not in config.contenders):
-            raise ValueError("--full cannot be used with options that leave out the network cell by cell")
+            raise ValueError("--full cannot be used without the network cell by cell, as with --variants or --backends")
         check_writable("--json", json)
     except (ValueError, ModuleNotFoundError) as error:
         fail(str(error))

@@ -36,7 +36,7 @@ def check_op(spec: object, backend: object) -> None:
 
 
 def check_is_array(name: str, value: object) -> Array:
-    """``value`` if it is a NumPy array, and none whose arithmetic is another."""
+    """``value`` if it is a NumPy array, not a masked array or a matrix."""
     if not isinstance(value, np.ndarray) or isinstance(value, (numpy.ma.MaskedArray, np.matrix)):
         raise TypeError(f"{name} must be a NumPy array; got {type(value).__name__}")
     return value

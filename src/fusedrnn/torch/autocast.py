@@ -1,4 +1,4 @@
-"""Calls under autocast on the CPU: the operator runs on float32 tensors, and results have the dtypes of torch.nn's."""
+"""Calls under autocast: tensors are converted to the dtype of the weights, and results to the dtypes of torch.nn's."""
 
 from __future__ import annotations
 
@@ -59,6 +59,8 @@ def forward(module: Any, method: Callable[..., Any], run: Any, x: Any, hx: Any, 
     """
     data = x.data if isinstance(x, PackedSequence) else x
     device = data.device.type if isinstance(data, Tensor) else "cpu"
+    if not is_enabled_on(device):  # of another device than the CPU, whose autocast is on
+        return None
     low, dtype = _dtype(device), weight_dtype(module)
     states = hx if isinstance(hx, (tuple, list)) else () if hx is None else (hx,)
     reset_states = [tensor for arg in args if isinstance(arg, tuple) for tensor in arg]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fusedrnn.cell.cells import Cell
 from fusedrnn.cell.user_cell import UserCell
 from fusedrnn.initial_params import initial_fills
+from fusedrnn.layout import Parameter as LayoutEntry
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch import autocast, composed
 from fusedrnn.torch.cell_references import reference_to
@@ -99,24 +101,32 @@ class Layer(FusedLayer, Module):
     def reset_parameters(self) -> None:
         """Initialize all parameters, as torch.nn does, or as the cell declares by ``initial=``.
 
-        If a weight is parametrized, what it is computed from is initialized: like the weight if it has the same shape.
+        If a weight is parametrized or pruned, what it is computed from is initialized: like the weight if it has the
+        same shape. Parameters of submodules stay as they are.
         """
-        spec, parameters = self.spec, dict(self.named_parameters(remove_duplicate=False))
-        names, limit = {entry.torch_name for entry in spec.layout}, 1 / math.sqrt(spec.hidden_size)
+        spec, parameters = self.spec, self._own_parameters()
+        sources = {entry.torch_name: _source_of(entry, parameters) for entry in spec.layout}
+        limit = 1 / math.sqrt(spec.hidden_size)
         with torch.no_grad():
             for name, parameter in parameters.items():
-                if name not in names:
+                if name not in sources.values():
                     parameter.uniform_(-limit, limit)
             for entry, rows, initial, negated in initial_fills(spec):
-                name = entry.torch_name
-                weight = parameters.get(name, parameters.get(f"parametrizations.{name}.original"))
-                if weight is None or weight.shape != entry.shape:
+                source = sources[entry.torch_name]
+                if source is None:
                     continue
+                weight = parameters[source]
                 values = weight[rows].uniform_(initial.low, initial.high)
                 if initial.is_log:
                     values.log_()
                 if negated is not None:
                     weight[negated] = -values
+
+    def _own_parameters(self) -> dict[str, Parameter]:
+        """The layer's floating parameters and what its parametrizations compute from, by name."""
+        named = self.named_parameters(remove_duplicate=False)
+        own = {name: parameter for name, parameter in named if name.startswith("parametrizations.") or "." not in name}
+        return {name: parameter for name, parameter in own.items() if parameter.is_floating_point()}
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults."""
@@ -217,6 +227,13 @@ class Layer(FusedLayer, Module):
             if state.shape != shape:
                 raise RuntimeError(f"the state {name} must have shape {shape}; got {tuple(state.shape)}")
         return tuple(states)
+
+
+def _source_of(entry: LayoutEntry, parameters: Mapping[str, Parameter]) -> str | None:
+    """The name of the parameter that is a weight, or that it is computed from element by element; None for none."""
+    name = entry.torch_name
+    candidates = name, f"parametrizations.{name}.original", f"{name}_orig"
+    return next((each for each in candidates if each in parameters and parameters[each].shape == entry.shape), None)
 
 
 def _check_tensor(name: str, tensor: Any, dtype: torch.dtype) -> None:

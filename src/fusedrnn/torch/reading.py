@@ -123,19 +123,19 @@ def _weights(module: Module) -> dict[str, Tensor]:
 
 
 def _read(name: str, module: Module, kind: str) -> ReadLayer:
-    weights = _weights(module)
-    arrays = {label: _array(name, label, weight) for label, weight in weights.items()}
-    if isinstance(module, Layer):
-        spec = module.spec
-        return ReadLayer(name, kind, spec, spec.layout.pack(arrays, names="torch"), module.batch_first)
-    if kind.endswith("Cell"):
-        arrays = {f"{label}_l0": array for label, array in arrays.items()}
-    nonlinearity, dropout, batch_first = _settings(module, kind)
     try:
-        spec = _spec(kind.removesuffix("Cell"), arrays, module, nonlinearity, dropout)
-    except ValueError as error:
-        raise ValueError(f"cannot read {name or 'the model itself'}: {error}") from error
-    return ReadLayer(name, kind, spec, spec.layout.pack(arrays, names="torch"), batch_first)
+        arrays = {label: _array(label, weight) for label, weight in _weights(module).items()}
+        if isinstance(module, Layer):
+            spec, batch_first = module.spec, module.batch_first
+        else:
+            if kind.endswith("Cell"):
+                arrays = {f"{label}_l0": array for label, array in arrays.items()}
+            nonlinearity, dropout, batch_first = _settings(module, kind)
+            spec = _spec(kind.removesuffix("Cell"), arrays, module, nonlinearity, dropout)
+        return ReadLayer(name, kind, spec, spec.layout.pack(arrays, names="torch"), batch_first)
+    except (TypeError, ValueError) as error:
+        kind_of_error = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind_of_error(f"cannot read {name or 'the model itself'}: {error}") from error
 
 
 def _spec(kind: str, arrays: dict[str, NDArray[Any]], module: Module, nonlinearity: str, dropout: float) -> RNNSpec:
@@ -155,14 +155,13 @@ def _spec(kind: str, arrays: dict[str, NDArray[Any]], module: Module, nonlineari
     )  # fmt: skip
 
 
-def _array(layer: str, label: str, weight: Tensor) -> NDArray[Any]:
-    where = f"{layer}.{label}" if layer else label
+def _array(label: str, weight: Tensor) -> NDArray[Any]:
     if weight.dtype not in _DTYPES:
-        raise TypeError(f"{where} must be of {', '.join(map(str, _DTYPES))}; got {weight.dtype}")
+        raise TypeError(f"{label} must be of {', '.join(map(str, _DTYPES))}; got {weight.dtype}")
     if weight.is_meta:
-        raise ValueError(f"{where} must have values; got a meta tensor")
+        raise ValueError(f"{label} must have values; got a meta tensor")
     if weight.layout is not torch.strided:
-        raise ValueError(f"{where} must be dense; got layout {weight.layout}")
+        raise ValueError(f"{label} must be dense; got layout {weight.layout}")
     array: NDArray[Any] = weight.detach().to("cpu", getattr(torch, _DTYPES[weight.dtype])).resolve_neg().numpy()
     return np.ascontiguousarray(array)
 

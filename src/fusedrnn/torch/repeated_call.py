@@ -197,7 +197,7 @@ def _description(x: Any) -> Any:
 
 def _described(tensor: Any) -> tuple[Any, ...]:
     if isinstance(tensor, _Proxy):
-        return ()  # torch.fx would trace the questions
+        return ()  # torch.fx would record these reads in its graph
     return type(tensor), tensor.dtype, tensor.shape, tensor.stride(), tensor.requires_grad, _dispatch_keys(tensor)
 
 

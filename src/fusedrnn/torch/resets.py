@@ -117,13 +117,14 @@ def with_marked_replaced(hx: Any, resets: Tensor, lengths: Tensor | None, reset_
 
 def _can_be_replaced(state: Any, other: Any, batch: int) -> bool:
     """Whether rows of a state can be replaced without a change of its shape and dtype, which the call checks."""
-    if not isinstance(state, Tensor) or state.dim() not in (2, 3):
+    if not isinstance(state, Tensor):
         return False
-    if batch != (1 if state.dim() == 2 else state.shape[1]):
+    shape = state.shape
+    if len(shape) not in (2, 3) or batch != (shape[1] if len(shape) == 3 else 1):
         return False
-    if not isinstance(other, Tensor):
-        return True
-    return state.shape == other.shape and (state.dtype == other.dtype or autocast.is_enabled())
+    return not isinstance(other, Tensor) or (
+        shape == other.shape and (state.dtype == other.dtype or autocast.is_enabled())
+    )
 
 
 class _Pieces(NamedTuple):
