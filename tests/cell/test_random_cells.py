@@ -51,6 +51,14 @@ def test_kernels(seed):
     check_training(problem, variant_results(problem, steps=steps))
 
 
+def test_two_products_of_equal_operands():
+    """They are one product. Of 7,000 programs, that of this seed has them."""
+    problem, steps = random_problem(2012161)
+    assert problem.spec.mode.gates == ("g00", "g20", "g21", "g10", "g11", "x0")
+    check_reference(problem, steps)
+    check_composed(problem, steps)
+
+
 def test_programs_cover_the_language():
     programs = [draw(np.random.default_rng(seed)) for seed in range(100)]
     assert {op for program in programs for section in program.sections for op, *_ in section} == set(OPERATIONS)

@@ -5,6 +5,7 @@ values between -2 and 2, so that no derivative grows with the depth of a program
 """
 
 import math
+import re
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -137,7 +138,15 @@ def as_cell(program, name):
     names = {"gates": [*gates, *program.inputs], "states": program.states}
     names |= {"vectors": program.vectors, "scalars": program.scalars}
     texts = {kind: " ".join(of_kind) for kind, of_kind in names.items()}
-    cell = language.cell(name=name, output=program.output, **texts)(equations)
+    define = partial(language.cell, name=name, output=program.output)
+    try:
+        cell = define(**texts)(equations)
+    except ValueError as error:
+        # Products of equal operands are one product, whose gates must come together. The error says in which order.
+        order = re.search("write gates='(.*)'$", str(error))
+        if order is None:
+            raise
+        cell = define(**texts | {"gates": order[1]})(equations)
     return cell if program.heads == 1 else cell.with_heads(program.heads)
 
 
@@ -165,9 +174,9 @@ def tensor_functions(shape):
     )  # fmt: skip
 
 
-def as_steps(program):
-    """The program on tensors: the oracle's step."""
-    h_gates = [gate for group in program.groups for gate in group]
+def as_steps(program, gates):
+    """The program on tensors: the oracle's step, with the weights of its gates in that order."""
+    h_gates = [gate for gate in gates if gate not in program.inputs]
     x_gates = [gate for gate in h_gates if program.kinds[gate] != "without input"] + program.inputs
 
     class ProgramSteps(Steps):
@@ -210,7 +219,7 @@ def random_problem(seed, shape=SHAPE):
         shape = replace(shape, I=shape.H, bidirectional=program.bidirectional and program.layers == 1)
     cell = as_cell(program, f"random{seed}").expectation
     spec = RNNSpec(cell, shape.I, shape.H, shape.layers, shape.bidirectional, dtype="float64", bias=program.bias)
-    return problem_of(spec, shape, seed), as_steps(program)
+    return problem_of(spec, shape, seed), as_steps(program, cell.gates)
 
 
 def check_reference(problem, steps):
