@@ -1,5 +1,10 @@
 """Every error of a cell names the argument, what was given and what was expected."""
 
+import copy
+import gc
+import pickle
+import weakref
+
 import numpy as np
 import pytest
 
@@ -90,6 +95,66 @@ def test_groups_that_would_hold_themselves():
         with pytest.raises(ValueError, match=r"^cell must be another cell; got the one that it is added to, or one"):
             third.add(cell)
     assert third.prefixes == ()
+
+
+def nested():
+    """A network and the network in it."""
+    inner, outer = SequentialRNNCell(), SequentialRNNCell()
+    outer.add(LSTMCell(H))
+    outer.add(inner)
+    return inner, outer
+
+
+def test_a_dropped_network_reserves_no_prefixes():
+    inner, outer = nested()
+    dropped = weakref.ref(outer)
+    gc.disable()
+    try:
+        del outer
+        assert dropped() is None  # without a collection: there is no cycle
+    finally:
+        gc.enable()
+    inner.add(LSTMCell(H))
+    assert inner.prefixes == ("lstm_",)
+
+
+@pytest.mark.parametrize("right", [LSTMCell(H, "r_"), LSTMCell(H)], ids=["params", "prefix"])
+def test_a_constructor_that_fails_reserves_no_prefixes(right):
+    inner = SequentialRNNCell()
+    inner.add(LSTMCell(H))
+    with pytest.raises(ValueError, match=r"^(params must hold|r_cell must have)") as raised:
+        BidirectionalCell(inner, right, params={})
+    inner.add(LSTMCell(H, "r_"))
+    assert inner.prefixes == ("lstm_", "r_")
+    del raised  # until here, its traceback holds the cell that failed
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda cell: pickle.loads(pickle.dumps(cell))])
+def test_copies_of_nested_groups(duplicate):
+    inner, outer = nested()
+    alone = duplicate(inner)  # without what holds it
+    alone.add(LSTMCell(H))
+    copied = duplicate(outer)
+    with pytest.raises(ValueError, match=r"^cell must have a prefix of its own; 'lstm_' is taken"):
+        copied._cells[1].add(LSTMCell(H))
+    copied._cells[1].add(LSTMCell(H, "l_"))
+    assert (outer.prefixes, copied.prefixes) == (("lstm_",), ("lstm_", "l_"))
+
+
+def test_a_copy_of_a_part_does_not_hold_the_whole():
+    inner, outer = nested()
+    size = len(pickle.dumps(inner))
+    outer._cells[0].set_params(params_of(outer._cells[0]))
+    assert len(pickle.dumps(inner)) == size
+
+
+def test_a_shallow_copy_of_a_nested_group():
+    inner, outer = nested()
+    copied = copy.copy(outer)
+    copied.add(LSTMCell(H, "top_"))
+    assert (outer.prefixes, copied.prefixes) == (("lstm_",), ("lstm_", "top_"))
+    with pytest.raises(ValueError, match=r"^cell must have a prefix of its own; 'top_' is taken"):
+        inner.add(LSTMCell(H, "top_"))
 
 
 @pytest.mark.parametrize("make", [lstm, fused])

@@ -79,7 +79,8 @@ def fill(parameter: Array, initializer: Initializer, rng: np.random.Generator, n
         function = INITIALIZERS[initializer] if isinstance(initializer, str) else initializer
         assert function is not None
         values = np.asarray(function(parameter.shape, rng))
-    if values.dtype.kind not in "biuf":
+    # Other kinds may be real numbers too, such as the bfloat16 of ml_dtypes.
+    if values.dtype.kind not in "biuf" and not np.can_cast(values.dtype, np.float64):
         raise TypeError(f"initializer of {name} must give real numbers; got dtype {values.dtype}")
     if values.shape != parameter.shape:
         raise ValueError(f"initializer of {name} must give an array of shape {parameter.shape}; got {values.shape}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count
 from typing import Any, TypedDict, overload
@@ -14,7 +13,7 @@ import numpy as np
 from fusedrnn.mxnet.gluon.backward import LayerBackward, Layout, time_major
 from fusedrnn.mxnet.gluon.initializers import Initializer, check_initializer
 from fusedrnn.mxnet.gluon.parameter import ParameterDict, Parameters
-from fusedrnn.mxnet.gluon.store import ParameterStore
+from fusedrnn.mxnet.gluon.store import LOCK, Deferred, ParameterStore
 from fusedrnn.mxnet.nd import Lengths, check_lengths
 from fusedrnn.op import validation
 from fusedrnn.op.reserve import Reserve
@@ -203,7 +202,8 @@ class RNNLayer:
             raise TypeError(f"prefix must be a string; got {prefix!r}")
         flags = {"allow_missing": allow_missing, "ignore_extra": ignore_extra, "cast_dtype": cast_dtype}
         missing, extra, cast = (as_bool(name, value) for name, value in flags.items())
-        self._params.load(params, prefix, missing, extra, cast)
+        with LOCK:
+            self._params.load(params, prefix, missing, extra, cast)
 
     def save_parameters(self) -> dict[str, Array]:
         """Copies of all values, by the names that ``Block.save_parameters`` gives them, so that MXNet can load them."""
@@ -230,7 +230,7 @@ class RNNLayer:
             ValueError: If an argument has the wrong shape or value, or the layer has no parameters yet.
             NotImplementedError: If no engine supports the call; the message says what is missing.
         """
-        output, final, _, _ = self._forward(inputs, states, sequence_length, False, None)
+        output, final, _, _ = self._run(inputs, states, sequence_length, False, None)
         return output if states is None else (output, final)
 
     def train(
@@ -244,33 +244,31 @@ class RNNLayer:
         Returns:
             What a call returns, and a :class:`LayerBackward`.
         """
-        output, final, op, reserve = self._forward(inputs, states, sequence_length, True, seed)
+        output, final, op, reserve = self._run(inputs, states, sequence_length, True, seed)
         assert reserve is not None
         backward = LayerBackward(self._params, op, reserve, self._layout, states is not None)
         return (output if states is None else (output, final)), backward
 
-    def _forward(self, *arguments: Any) -> tuple[Array, list[Array], RNNOp, Reserve | None]:
-        """One call; only one thread at a time makes the first, which runs a deferred initialization."""
-        store = self._params.store
-        with nullcontext() if store.deferred is None else store.lock:
-            return self._run(*arguments)
-
     def _run(
-        self, inputs: object, states: object, lengths: Lengths, training: bool, seed: int | None
-    ) -> tuple[Array, list[Array], RNNOp, Reserve | None]:
+        self, inputs: object, states: object, lengths: Lengths, training: bool, seed: int | None,
+        deferred: Deferred | None = None,
+    ) -> tuple[Array, list[Array], RNNOp, Reserve | None]:  # fmt: skip
+        store = self._params.store
+        if deferred is None and store.deferred is not None:
+            with LOCK:  # store.deferred is None now if another thread has run the initialization meanwhile
+                return self._run(inputs, states, lengths, training, seed, store.deferred)
         axes = ", ".join(self._layout.replace("C", "I"))
         if not isinstance(inputs, np.ndarray):
             raise TypeError(f"inputs must be a NumPy array; got {type(inputs).__name__}")
         if inputs.ndim != 3 or 0 in inputs.shape:
             raise ValueError(f"inputs must have shape ({axes}), each at least 1; got {inputs.shape}")
-        store = self._params.store
         if store.input_size_known and inputs.shape[2] != store.spec.input_size:
             raise ValueError(f"inputs must have {store.spec.input_size} features; got {inputs.shape[2]}")
         if inputs.dtype != np.dtype(store.spec.dtype):
             raise TypeError(f"inputs must have dtype {store.spec.dtype}; got {inputs.dtype}")
         check_lengths(self._use_lengths, lengths)
         initial: Any = [states] if isinstance(states, np.ndarray) else states
-        spec, flat = self._params.for_call(inputs.shape[2])
+        spec, flat = self._params.for_call(inputs.shape[2], deferred)
         op = self._op_for(inputs.shape[2])
         y = np.empty((*inputs.shape[:2], op.spec.output_size), op.spec.dtype)
         with validation.renamed(_NAMES):
@@ -278,7 +276,8 @@ class RNNLayer:
                 time_major(inputs, self._layout), flat, initial, training=training, lengths=lengths,
                 out=time_major(y, self._layout), seed=seed,
             )  # fmt: skip
-        if store.deferred is not None:  # a call that failed leaves the layer as it was
+        # A call that failed leaves the layer as it was, and one whose initializer gave it other values keeps these.
+        if deferred is not None and store.deferred is deferred:
             store.set_vector(spec, flat)
         return y, list(final), op, reserve
 

@@ -10,7 +10,7 @@ import numpy as np
 from fusedrnn.engines.operands import GRAD_REQS, GradReq, write_or_add
 from fusedrnn.layout import Parameter as LayoutEntry
 from fusedrnn.mxnet.gluon.initializers import Initializer, check_initializer, fill
-from fusedrnn.mxnet.gluon.store import Deferred, ParameterStore
+from fusedrnn.mxnet.gluon.store import LOCK, RUNNING, Deferred, ParameterStore
 from fusedrnn.op import validation
 from fusedrnn.scalars import as_bool, check_choice
 from fusedrnn.spec import Array, RNNSpec
@@ -154,10 +154,16 @@ class ParameterDict(Parameters):
 
         Raises:
             TypeError: If an argument is of the wrong type.
-            ValueError: If there are values and ``force_reinit`` is False, or an initializer does not fit.
+            ValueError: If there are values, or loaded values that wait for the input size, and ``force_reinit`` is
+                False; or an initializer does not fit.
         """
-        store, force_reinit = self.store, as_bool("force_reinit", force_reinit)
-        if store.flat is not None and not force_reinit:
+        with LOCK:
+            self._initialize(init, as_bool("force_reinit", force_reinit), seed)
+
+    def _initialize(self, init: Initializer, force_reinit: bool, seed: int | None) -> None:
+        store = self.store
+        has_values = store.flat is not None or (store.deferred is not None and store.deferred.loaded)
+        if has_values and not force_reinit:
             raise ValueError(f"force_reinit must be True to overwrite the values that {self.prefix!r} has; got False")
         init = check_initializer("init", init)
         if init is None:
@@ -169,16 +175,21 @@ class ParameterDict(Parameters):
         else:
             store.deferred = deferred
 
-    def for_call(self, input_size: int) -> tuple[RNNSpec, Array]:
+    def for_call(self, input_size: int, deferred: Deferred | None) -> tuple[RNNSpec, Array]:
         """The spec and the flat vector for a call with inputs of that size.
 
-        A deferred initialization has run, but the caller has to store its values if the call succeeds.
+        If there is a deferred initialization, it has run, but the caller has to store its values if the call succeeds.
         """
         store = self.store
-        if store.deferred is None:
+        # If an initializer makes the call, there are no values yet: an error.
+        if deferred is None or store in RUNNING.stores:
             return store.spec, store.vector(f"parameters of {self.prefix!r}")
         spec = store.spec_for(input_size)
-        return spec, self._initial(spec, store.deferred)
+        RUNNING.stores.append(store)
+        try:
+            return spec, self._initial(spec, deferred)
+        finally:
+            RUNNING.stores.pop()
 
     def _initial(self, spec: RNNSpec, deferred: Deferred) -> Array:
         """A flat vector of initial values."""

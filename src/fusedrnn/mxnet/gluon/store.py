@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from fusedrnn.locks import Lock
 from fusedrnn.mxnet.gluon.initializers import Initializer
 from fusedrnn.spec import Array, RNNSpec
+
+LOCK = Lock()
+"""Held by whatever gives a layer values, such as a call that runs a deferred initialization.
+
+It is one for all layers, because initializers may call other layers, whose initializers may call the first.
+"""
+
+
+class _Running(threading.local):
+    """The stores whose deferred initialization this thread runs; a forked child forgets those of other threads."""
+
+    def __init__(self) -> None:
+        self.stores: list[ParameterStore] = []
+
+
+RUNNING = _Running()
 
 
 class Deferred(NamedTuple):
@@ -31,14 +48,6 @@ class ParameterStore:
         self.flat: Array | None = None
         self.grads: Array | None = None
         self.deferred: Deferred | None = None
-        self.lock = Lock()
-        """Held by a call that runs a deferred initialization."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "lock"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, lock=Lock())
 
     def spec_for(self, input_size: int) -> RNNSpec:
         """The spec, with that input size if it is not known yet."""
@@ -68,6 +77,7 @@ class ParameterStore:
 
     def cast(self, dtype: str) -> None:
         """Convert parameters and gradients to another dtype."""
-        self.spec = replace(self.spec, dtype=dtype)
-        self.flat = None if self.flat is None else self.flat.astype(dtype)
-        self.grads = None if self.grads is None else self.grads.astype(dtype)
+        with LOCK:
+            self.spec = replace(self.spec, dtype=dtype)
+            self.flat = None if self.flat is None else self.flat.astype(dtype)
+            self.grads = None if self.grads is None else self.grads.astype(dtype)

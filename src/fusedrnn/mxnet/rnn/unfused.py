@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
+from weakref import WeakSet
 
 import numpy as np
 
@@ -137,7 +138,16 @@ class _CellGroup(BaseRNNCell):
 
     def __init__(self) -> None:
         self._cells: list[BaseRNNCell] = []
-        self._owners: list[_CellGroup] = []
+        # Weak: a part must not keep a network alive that nobody uses, nor be pickled with it.
+        self._owners: WeakSet[_CellGroup] = WeakSet()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_owners"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A shallow copy has a list of its own, since what is added to it is not checked against the original.
+        vars(self).update(state, _cells=list(state["_cells"]), _owners=WeakSet())
+        self._own_cells()
 
     def _adopt(self, name: str, cell: BaseRNNCell) -> None:
         if not isinstance(cell, BaseRNNCell):
@@ -151,8 +161,12 @@ class _CellGroup(BaseRNNCell):
         if taken:
             self._cells.pop()
             raise ValueError(f"{name} must have a prefix of its own; {', '.join(map(repr, sorted(taken)))} is taken")
-        if isinstance(cell, _CellGroup):
-            cell._owners.append(self)
+
+    def _own_cells(self) -> None:
+        """Let the networks among the cells know that they are a part of this one."""
+        for cell in self._cells:
+            if isinstance(cell, _CellGroup):
+                cell._owners.add(self)
 
     def _with_owners(self) -> list[_CellGroup]:
         """This network and all that it is a part of: a cell that is added to it becomes a part of them too."""
@@ -178,6 +192,7 @@ class SequentialRNNCell(_CellGroup):
                 ``cell`` is the stack or such a network.
         """
         self._adopt("cell", cell)
+        self._own_cells()
 
     @property
     def output_size(self) -> int:
@@ -228,6 +243,7 @@ class BidirectionalCell(_CellGroup):
         self._adopt("r_cell", r_cell)
         if params is not None:
             self.set_params(params)
+        self._own_cells()  # last, so that a constructor that fails takes no prefixes
 
     @property
     def output_size(self) -> int:
