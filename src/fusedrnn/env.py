@@ -27,7 +27,6 @@ import sys
 import warnings
 from functools import lru_cache
 from pathlib import Path
-from typing import TextIO
 
 MAX_THREADS = 1024
 
@@ -118,17 +117,19 @@ def warn_once(cause: str, message: str) -> None:
 _warned: set[str] = set()
 
 
-class _StderrHandler(logging.StreamHandler[TextIO]):
+class _StderrHandler(logging.Handler):
     """Writes to ``sys.stderr``, which is looked up for each message."""
 
     def __init__(self) -> None:
-        logging.Handler.__init__(self)
+        super().__init__()
         self.setFormatter(logging.Formatter("fusedrnn: %(message)s"))
 
-    @property
-    def stream(self) -> TextIO:  # type: ignore[override]
-        """The stream for messages."""
-        return sys.stderr
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a message."""
+        try:
+            sys.stderr.write(f"{self.format(record)}\n")
+        except Exception:  # as handlers of the standard library do
+            self.handleError(record)
 
 
 @lru_cache(maxsize=1)
