@@ -30,7 +30,7 @@ def is_enabled() -> bool:
         return bool(torch.is_autocast_cpu_enabled())
 
 
-def is_enabled_on(device: str) -> bool:
+def _is_enabled_on(device: str) -> bool:
     """Whether autocast is on for tensors of a device; before torch 2.4, False for all but the CPU."""
     if device == "cpu":
         return is_enabled()
@@ -46,7 +46,7 @@ def _dtype(device: str = "cpu") -> torch.dtype:
 
 
 def forward(module: Any, method: Callable[..., Any], run: Any, x: Any, hx: Any, *args: Any) -> Any:
-    """The results of a module's method; None if the operator does not support the call.
+    """The results of a module's method; None if autocast is off on the input's device, or does not convert an operand.
 
     Args:
         module: A layer or cell of ours.
@@ -59,7 +59,7 @@ def forward(module: Any, method: Callable[..., Any], run: Any, x: Any, hx: Any, 
     """
     data = x.data if isinstance(x, PackedSequence) else x
     device = data.device.type if isinstance(data, Tensor) else "cpu"
-    if not is_enabled_on(device):  # of another device than the CPU, whose autocast is on
+    if not _is_enabled_on(device):
         return None
     low, dtype = _dtype(device), weight_dtype(module)
     states = hx if isinstance(hx, (tuple, list)) else () if hx is None else (hx,)

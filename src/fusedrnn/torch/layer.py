@@ -164,12 +164,8 @@ class Layer(FusedLayer, Module):
             RuntimeError: If a tensor has the wrong shape.
         """
         args = lengths, resets, all_states, reset_states
-        data = input.data if isinstance(input, PackedSequence) else input
-        if isinstance(data, Tensor) and autocast.is_enabled_on(data.device.type):
-            result = autocast.forward(self, self._composed, None, input, hx, *args)
-            if result is not None:
-                return result
-        return self._composed(None, input, hx, *args)
+        result = autocast.forward(self, self._composed, None, input, hx, *args)
+        return self._composed(None, input, hx, *args) if result is None else result
 
     def _composed(
         self, run: None, input: Any, hx: Any, lengths: Tensor | None, resets: Tensor | None, all_states: bool,

@@ -138,7 +138,7 @@ class _CellGroup(BaseRNNCell):
 
     def __init__(self) -> None:
         self._cells: list[BaseRNNCell] = []
-        # Weak: a part must not keep a network alive that nobody uses, nor be pickled with it.
+        # Weak: a part must neither keep an unused network alive nor be pickled with it.
         self._owners: WeakSet[_CellGroup] = WeakSet()
 
     def __getstate__(self) -> dict[str, Any]:
