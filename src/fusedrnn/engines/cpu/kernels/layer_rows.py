@@ -10,6 +10,9 @@ from fusedrnn.engines.cpu.kernels.stages import STATE_LETTERS, Result
 from fusedrnn.engines.cpu.kernels.thread_share import ThreadShare
 from fusedrnn.jit.builder import Declared, Value
 
+# Of a cell without GEMMs at each step, stores of the output take the most time if it does not fit into caches.
+_PREFETCHED_BYTES = 1 << 10
+
 INPUT_FIELDS = "threshold", "scale", "stream", "residual"
 """Fields of a layer-direction: the dropout of its input, and whether the output is the sum of h and this input.
 
@@ -79,4 +82,6 @@ class LayerRows(ThreadShare):
         if x is not None:
             with f.if_(self.p.residual.is_set):
                 output.set(value + self.load_tail(x + offset, size - unit_vec * v.lanes))
+        if not self.stages:
+            f.prefetch(y + offset + _PREFETCHED_BYTES)
         self.store_tail(output.get(), unit_vec, y + offset, size)

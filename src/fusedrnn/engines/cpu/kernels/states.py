@@ -24,8 +24,8 @@ class StateEmitter(DirectionEmitter):
         self.states = c.states + self.concurrent * c.states_stride + self.first_row * c.state_stride
         if self.stores_operands:
             self._convert_row = Declared(program.module, CONVERT_ROW)
-        # h has two buffers, for even and odd steps: a step reads one and writes the other.
-        self.h_size = c.c_offset / 2
+        # h has two buffers, for even and odd steps, if other threads may still read what a step would overwrite.
+        self.h_size = c.c_offset / 2 if self.stages else self.f.constant(0)
 
     def operand_row(self, stage: StageKernel, row: Value) -> Value:
         """This thread's row of the operand of a later stage."""
