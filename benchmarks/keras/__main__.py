@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import json as json_module
 import math
-import os
-import subprocess
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.peers.environments import Environment, child_environment
+from benchmarks.peers.environments import Environment
+from benchmarks.peers.figures import printed_figures
 from fusedrnn.cli import options
 from fusedrnn.cli.console import fail, finite
 from fusedrnn.testing.cases import CASES
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-_ROOT = Path(__file__).resolve().parents[2]
+_MODULE = "benchmarks.keras.models"
 _OURS = "keras==3.15.1", "llvmlite>=0.45"
 ENVIRONMENTS = {
     "torch": Environment("keras-torch", ("torch==2.13.0", *_OURS)),
@@ -53,34 +51,17 @@ def main(
     except ValueError as error:
         fail(str(error))
     rows = []
-    for name in names:
-        for figure in run(name, chosen):
-            rows.append({"backend": name, **figure})
-            print(f"{name} {figure['case']} {figure['layer']} {figure['call']}: {_ratio(figure):.2f} times", flush=True)
+    try:
+        for name in names:
+            for figure in printed_figures(ENVIRONMENTS[name], _MODULE, chosen, {"KERAS_BACKEND": name}):
+                rows.append({"backend": name, **figure})
+                label = f"{name} {figure['case']} {figure['layer']} {figure['call']}"
+                print(f"{label}: {_ratio(figure):.2f} times", flush=True)
+    except RuntimeError as error:
+        fail(str(error))
     Console().print(table(rows))
     if json:
         json.write_text(json_module.dumps({"threads": threads, "rows": rows}, indent=1) + "\n", encoding="utf-8")
-
-
-def run(backend: str, chosen: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The figures of one backend, as its process prints them.
-
-    Raises:
-        RuntimeError: If the process fails.
-    """
-    environment = ENVIRONMENTS[backend]
-    if not environment.is_built():
-        print(f"{environment.name}: installing {', '.join(environment.requirements)}", flush=True)
-        environment.build()
-    variables = child_environment({"KERAS_BACKEND": backend, "PYTHONPATH": f"{_ROOT / 'src'}{os.pathsep}{_ROOT}"})
-    command = [str(environment.python), "-m", "benchmarks.keras.models", json_module.dumps(chosen)]
-    with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("{"):
-                yield json_module.loads(line)
-    if process.returncode:
-        raise RuntimeError(f"the process of {backend} ended with code {process.returncode}")
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:

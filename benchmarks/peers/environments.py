@@ -45,10 +45,17 @@ def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Environment:
-    """A virtual environment: the name of its folder, and what pip installs into it."""
+    """A virtual environment: the name of its folder, and what pip installs into it.
+
+    Attributes:
+        name: The name.
+        requirements: The packages.
+        alone: Packages installed without their dependencies, which may be large and are not used.
+    """
 
     name: str
     requirements: tuple[str, ...]
+    alone: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -63,7 +70,8 @@ class Environment:
     @property
     def marker_text(self) -> str:
         """The content of its marker. With another Python or other requirements, it must be built again."""
-        return "\n".join((f"# Python {sys.version_info.major}.{sys.version_info.minor}", *self.requirements, ""))
+        python = f"# Python {sys.version_info.major}.{sys.version_info.minor}"
+        return "\n".join((python, *self.requirements, *self.alone, ""))
 
     def is_built(self) -> bool:
         """Whether it is built from these requirements."""
@@ -82,8 +90,10 @@ class Environment:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         _run(sys.executable, "-m", "venv", str(self.folder))
-        if self.requirements:
-            _run(str(self.python), "-m", "pip", "install", "-q", "--disable-pip-version-check", *self.requirements)
+        for options, packages in (((), self.requirements), (("--no-deps",), self.alone)):
+            if packages:
+                pip = str(self.python), "-m", "pip", "install", "-q", "--disable-pip-version-check"
+                _run(*pip, *options, *packages)
         (self.folder / _MARKER).write_text(self.marker_text, encoding="utf-8")
 
 

@@ -160,9 +160,33 @@ def onnx_models(data: dict[str, Any]) -> str:
     return table(["", "replaced", "share", "ONNX Runtime", "accelerate", "ratio", "noise", "error"], lines)
 
 
+def packages(data: dict[str, Any]) -> str:
+    """Cells of the catalogue and the packages that published them, from ``python -m benchmarks.published_cells``."""
+    lines = [
+        [
+            f"`{row['cell']}`", ", ".join(str(row[size]) for size in ("steps", "batch", "features", "hidden")),
+            row["phase"], seconds(row["package"]), seconds(row["fused"]), f"{row['package'] / row['fused']:.2f}",
+        ]
+        for row in data["rows"]
+        if "package" in row
+    ]  # fmt: skip
+    return table(["", "T, N, I, H", "", "package", OURS, "package / fused"], lines)
+
+
+def recurrences(data: dict[str, Any]) -> str:
+    """Cells without recurrent weights beside a copy of memory, from ``python -m benchmarks.published_cells``."""
+    lines = []
+    for row in data["rows"]:
+        if "copy" in row:
+            needed, copied = (row[size] / row[time] / 1e9 for size, time in (("bytes", OURS), ("copied_bytes", "copy")))
+            cells = f"{needed:.1f} GB/s", f"{copied:.1f} GB/s", f"{needed / copied * 100:.0f} %"
+            lines.append([f"`{row['cell']}`", seconds(row[OURS]), *cells])
+    return table(["", OURS, "reads and writes", "copy", "of the copy"], lines)
+
+
 VIEWS: dict[str, Callable[..., str]] = {
     "peers": peers, "summary": summary, "counts": counts, "engines": engines, "measured": measured, "figures": figures,
-    "onnx_models": onnx_models,
+    "onnx_models": onnx_models, "packages": packages, "recurrences": recurrences,
 }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import pytest
 
 import fusedrnn
 from bench_rows import SMALL, set_element, small_config, spoiled
+from fusedrnn import cells
 from fusedrnn.bench import checks, contenders, runner
 from fusedrnn.bench.contenders import FUSED, NON_FUSED, PHASES, TORCH
 from fusedrnn.bench.data import Batch, Workload, workload
@@ -41,6 +42,18 @@ def test_a_wrong_result_is_not_timed(monkeypatch, name, value):
     [row] = runner.run(small_config())
     assert row.wrong is not None and row.wrong.startswith(f"{FUSED}: {name}[")
     assert not row.timings and row.share() is None
+
+
+def test_gradient_of_a_scalar_may_cancel():
+    """Its error is compared with the scale of all gradients: here 1e-4 of itself and 1e-6 of the largest."""
+    work = workload(SMALL, cells.co_rnn, "float32")
+    expected = np.full(work.spec.layout.size, 10.0, np.float32)
+    work.spec.layout.unpack(expected)["l0_dt"][:] = 0.1
+    for error, is_right in ((1e-5, True), (1e-2, False)):
+        actual = expected.copy()
+        work.spec.layout.unpack(actual)["l0_dt"][:] += error
+        text = checks.compare(work, SMALL.T, {"dparams": actual}, {"dparams": expected}, num_rounded=1)
+        assert (text is None) == is_right, text
 
 
 def test_timed_results_are_checked(monkeypatch, known_peak):

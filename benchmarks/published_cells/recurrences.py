@@ -1,0 +1,41 @@
+"""Times cells without recurrent weights on states beyond the caches, in turns with a copy of memory.
+
+Such a cell is a recurrence of single elements. A loop over pre-activations in memory reads those of every gate, reads
+the layer's input if the cell does, and writes the output; no such loop is faster than a copy of as many bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from fusedrnn import RNNOp, RNNSpec, cells, frozen, init_params
+from fusedrnn.bench.extrapolate import Call
+from fusedrnn.bench.timing import alternate
+
+STEPS, BATCH, HIDDEN = 256, 64, 1024
+FEATURES = 1
+"""The product of the inputs is part of the layer's time, so it is as small as possible."""
+CELLS = "ind_rnn", "qrnn_f", "qrnn_fo", "qrnn_ifo", "min_gru", "min_gru_log", "min_lstm", "sru_projected", "t_lstm"
+_PAUSE = 0.05
+
+
+def figures(seconds: float) -> Iterator[dict[str, Any]]:
+    """The medians of a layer and of the copy, for each cell, and the bytes that the two read and write."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((STEPS, BATCH, FEATURES), np.float32)
+    y = np.ones((STEPS, BATCH, HIDDEN), np.float32)
+    source, into = torch.ones(y.shape), torch.ones(y.shape)
+    for name in CELLS:
+        spec = RNNSpec(getattr(cells, name), FEATURES, HIDDEN)
+        op, params = RNNOp(spec), frozen(init_params(spec, rng))
+        calls: dict[str, Call] = {"copy": lambda: into.copy_(source), "fused": partial(op.forward, x, params, out=y)}
+        timings, _ = alternate(calls, seconds, pause=_PAUSE)
+        yield {
+            "cell": name, "bytes": (spec.num_gates + 1) * y.nbytes, "copied_bytes": 2 * y.nbytes,
+            **{contender: timing.median for contender, timing in timings.items()},
+        }  # fmt: skip
