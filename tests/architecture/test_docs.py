@@ -21,6 +21,7 @@ from benchmarks.keras.__main__ import app as keras_models
 from benchmarks.onnx_models import app as onnx_models
 from benchmarks.page import app as page_app
 from benchmarks.peers import environments
+from benchmarks.published_cells.__main__ import app as published_cells
 from benchmarks.scaling import app as scaling
 from benchmarks.streams import app as streams_app
 from examples.char_lm.__main__ import app as char_lm
@@ -43,6 +44,7 @@ MODULES = {
     "benchmarks.figures": figures,
     "benchmarks.jax": jax_app,
     "benchmarks.keras": keras_models,
+    "benchmarks.published_cells": published_cells,
     "benchmarks.onnx_models": onnx_models,
     "benchmarks.page": page_app,
     "benchmarks.scaling": scaling,
