@@ -10,7 +10,6 @@ from parameters that differ in their last bit.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from examples.char_lm.results import Run
 from examples.char_lm.settings import CELLS, Settings
 from examples.char_lm.text import Corpus, load
 from examples.char_lm.training import train, validate
-from fusedrnn.cli.console import check_writable, fail, output
+from fusedrnn.cli.console import check_writable, fail, output, write_json
 from fusedrnn.spec import COMPUTE
 from fusedrnn.torch import accelerate
 
@@ -139,7 +138,7 @@ def main(
         table.add_row(*row)
     output().print(table)
     if json_path:
-        json_path.write_text(json.dumps([vars(entry) for entry in losses], indent=2) + "\n", encoding="utf-8")
+        write_json(json_path, [vars(entry) for entry in losses])
 
 
 def _measure_all(corpus: Corpus, all_settings: Sequence[Settings]) -> list[Losses]:

@@ -30,8 +30,7 @@ from fusedrnn.bench.torch_contenders import load, torch_nn, train_torch_nn
 from fusedrnn.bench.torch_contenders import threads as torch_threads
 from fusedrnn.cell.cells import Cell
 from fusedrnn.cli import options
-from fusedrnn.cli.bench import write_json
-from fusedrnn.cli.console import check_writable, fail, output, steps
+from fusedrnn.cli.console import check_writable, fail, output, steps, write_json
 from fusedrnn.testing.cases import CASES, Case
 
 LOOP, COMPILED, LAYER = "loop", "compiled loop", "fused"

@@ -25,8 +25,7 @@ from fusedrnn.bench.report import environment_report
 from fusedrnn.bench.tables import duration, new_table
 from fusedrnn.bench.timing import alternate
 from fusedrnn.cli import options
-from fusedrnn.cli.bench import write_json
-from fusedrnn.cli.console import check_writable, fail, output, steps
+from fusedrnn.cli.console import check_writable, fail, output, steps, write_json
 from fusedrnn.jax import accelerate, rnn
 from fusedrnn.spec import RNNSpec
 from fusedrnn.testing.cases import CASES, Case

@@ -6,7 +6,6 @@ inputs and with equal threads, and their outputs must agree within the tolerance
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ import typer
 from numpy.typing import NDArray
 from rich.table import Table
 
-from fusedrnn.cli.console import check_writable, fail, finite, output
+from fusedrnn.cli.console import check_writable, fail, finite, output, write_json
 from fusedrnn.onnx import AcceleratedSession, accelerate
 from fusedrnn.onnx.ort.calibration import compare
 from fusedrnn.onnx.ort.feeds import example_feeds
@@ -208,7 +207,7 @@ def main(
     console.print(table(rows, threads))
     if json_file is not None:
         content = {"onnxruntime": onnxruntime.__version__, "threads": threads, "rows": [asdict(row) for row in rows]}
-        json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(json_file, content)
 
 
 if __name__ == "__main__":

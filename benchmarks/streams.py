@@ -6,7 +6,6 @@ Times are medians of rounds in which the two take turns, in one process. The sch
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from examples.stream_server.latency import table as latency_table
 from examples.stream_server.settings import CELLS, Settings
 from fusedrnn import Streams
 from fusedrnn.bench.report import environment_report
-from fusedrnn.cli.console import check_writable, fail, finite, output
+from fusedrnn.cli.console import check_writable, fail, finite, output, write_json
 from fusedrnn.env import MAX_THREADS
 
 ROUND_SECONDS = 0.02
@@ -178,7 +177,7 @@ def main(
             "schedule": {"period": period / 1e3, "latency_ms": latencies, "processor_share": share},
             "pauses": {"p99": own_p99, "longest": longest, "stolen": stolen},
         }  # fmt: skip
-        json_path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        write_json(json_path, figures)
 
 
 if __name__ == "__main__":

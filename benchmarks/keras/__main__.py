@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 import math
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -14,7 +13,7 @@ from rich.table import Table
 from benchmarks.peers.environments import Environment
 from benchmarks.peers.figures import printed_figures
 from fusedrnn.cli import options
-from fusedrnn.cli.console import fail, finite
+from fusedrnn.cli.console import check_writable, fail, finite, write_json
 from fusedrnn.testing.cases import CASES
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -41,6 +40,7 @@ def main(
 ) -> None:
     """Compare models of Keras's recurrent layers with the same models after accelerate, in turns, in one process."""
     try:
+        check_writable("--json", json)
         chosen = {
             "cases": options.parse_names(cases or ",".join(CASES), "case", CASES),
             "layers": options.parse_names(layers, "layer", _LAYERS),
@@ -61,7 +61,7 @@ def main(
         fail(str(error))
     Console().print(table(rows))
     if json:
-        json.write_text(json_module.dumps({"threads": threads, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        write_json(json, {"threads": threads, "rows": rows})
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -14,7 +13,7 @@ from benchmarks.peers.figures import printed_figures
 from fusedrnn.bench.report import environment_report
 from fusedrnn.bench.tables import duration, new_table, percent
 from fusedrnn.cli import options
-from fusedrnn.cli.console import check_writable, fail, finite, output
+from fusedrnn.cli.console import check_writable, fail, finite, output, write_json
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -57,7 +56,7 @@ def main(
             output().print(part)
     if json:
         report = {"environment": environment_report(), "threads": threads, "rows": rows}
-        json.write_text(json_module.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_json(json, report)
 
 
 def packages_table(rows: Sequence[dict[str, Any]]) -> Table:

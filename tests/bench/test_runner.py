@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from dataclasses import replace
 from itertools import pairwise
 from typing import ClassVar
@@ -16,6 +17,7 @@ from fusedrnn import cells
 from fusedrnn.bench import checks, contenders, runner
 from fusedrnn.bench.contenders import FUSED, NON_FUSED, PHASES, TORCH
 from fusedrnn.bench.data import Batch, Workload, workload
+from fusedrnn.cell import cell
 from fusedrnn.engines.reference import forward as reference
 from fusedrnn.spec import DTYPES, MODES
 from fusedrnn.testing.cases import Case
@@ -54,6 +56,14 @@ def test_gradient_of_a_scalar_may_cancel():
         work.spec.layout.unpack(actual)["l0_dt"][:] += error
         text = checks.compare(work, SMALL.T, {"dparams": actual}, {"dparams": expected}, num_rounded=1)
         assert (text is None) == is_right, text
+
+
+def test_a_reference_that_is_not_finite():
+    """No result could be compared with it."""
+    unstable = cell(gates="a", name="unstable")(lambda x, recurrent, s: (x.a + recurrent(s.h).a) * math.nan)
+    [row] = runner.run(small_config((unstable,)))
+    assert row.wrong is not None
+    assert "y of the reference is not finite: the network is unstable on this input" in row.wrong
 
 
 def test_timed_results_are_checked(monkeypatch, known_peak):

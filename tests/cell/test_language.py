@@ -3,7 +3,8 @@
 import copy
 import math
 import pickle
-from functools import reduce
+from dataclasses import replace
+from functools import partial, reduce
 
 import numpy as np
 import pytest
@@ -14,15 +15,21 @@ from fusedrnn.cell import (
     chrono,
     clip,
     dropout,
+    exp,
+    log,
     mask,
     maximum,
     mean,
     relu,
     sigmoid,
+    sqrt,
     tanh,
     where,
     zoneout,
 )
+from fusedrnn.cell.number_arithmetic import NUMBERS
+from fusedrnn.cell.trace import traced_cell
+from fusedrnn.cell.traversal import evaluate
 
 
 @cell(gates="f n", states="h c", vectors="beta", scalars="tau")
@@ -42,6 +49,10 @@ def of(equations, **options):
     [
         (lambda x, u, s: x.a if u(s.h).a > 0 else s.h, TypeError, r"write where\(a < b, value, other\), maximum"),
         (lambda x, u, s: x.a if u(s.h).a else s.h, TypeError, r"write where\(a < b, value, other\)"),
+        (lambda x, u, s: x.a if s.h == 0 else u(s.h).a, TypeError, r"by == or !=; got 0: write where\(a <= b"),
+        (lambda x, u, s: x.a if u(s.h).a * 2 != 1.5 else s.h, TypeError, "by == or !=; got 1.5: write where"),
+        (lambda x, u, s: x.a if u(s.h).a in (np.float32(1), 2) else s.h, TypeError, "by == or !=; got .*1"),
+        (lambda x, u, s: (x.a + u(s.h).a) ** True, TypeError, "an exponent must be an integer of at least 1; got True"),
         (lambda x, u, s: max(x.a, u(s.h).a), TypeError, r"maximum\(a, b\)"),
         (lambda x, u, s: sum(u(s.h).a), TypeError, "written for all units at once.*cannot be iterated"),
         (lambda x, u, s: u(s.h).a[0], TypeError, "written for all units at once.*has no index"),
@@ -59,7 +70,7 @@ def of(equations, **options):
         (lambda x, u, s: u.a, AttributeError, r"write recurrent\(s.h\).a"),
         (lambda x, u: x.a, TypeError, r"a function of \(x, recurrent, s\): p is for"),
         (lambda x, u, s: where((x.a < 0) & (s.h < 0), x.a, s.h), TypeError, "comparisons cannot be combined"),
-        (lambda x, u, s: where(s.h == 0, x.a, s.h), TypeError, "a comparison by <, <=, > or >="),
+        (lambda x, u, s: where(s.h == 0, x.a, s.h), TypeError, "by == or !=; got 0: write where"),
         (lambda x, u, s: x.a * 10**400, ValueError, "a number is too large for a float"),
         (lambda x, u, s: reduce(lambda e, _: tanh(e), range(5000), x.a), ValueError, "nested too deeply"),
         (lambda x, u, s: tanh(x), TypeError, "expected an expression or a number; got x: write x.a"),
@@ -371,6 +382,50 @@ def test_rates():
             of.with_rates(**rates)
 
 
+def leaky(x, recurrent, s, dt):
+    return s.h + dt * tanh(x.a + recurrent(s.h).a)
+
+
+def test_equations_run_once():
+    """What is derived from a cell has its equations, also if a name that they read has another value by then."""
+    dt = 0.25
+
+    @cell(gates="a")
+    def euler(x, recurrent, s):
+        return zoneout("h", s.h, leaky(x, recurrent, s, dt), 0.5)
+
+    spec = RNNSpec(euler, 3, 4, residual="projection")
+    same = cell(gates="a", name="euler")(lambda x, u, s: zoneout("h", s.h, leaky(x, u, s, 0.25), 0.5))
+    dt = 1.0
+    assert traced_cell(spec.variant) == traced_cell(replace(spec, mode=same).variant)
+    assert euler.expectation == same.expectation
+    assert euler.with_heads(2) == same.with_heads(2)
+    message = "euler are no longer those of its definition, since a name that they read has another value"
+    with pytest.raises(ValueError, match=message):
+        euler.with_rates(h=0.1)
+    dt = 0.25
+    assert euler.with_rates(h=0.1) == same.with_rates(h=0.1)
+
+
+def test_functions_with_arguments_already_bound():
+    """A partial function has no name of its own, so no graph can refer to it by that."""
+    bound = cell(gates="a", name="bound")(partial(leaky, dt=0.5))
+    assert bound == cell(gates="a", name="bound")(lambda x, u, s: leaky(x, u, s, 0.5))
+    assert bound.reference.split(":")[1] == "bound"
+
+
+def test_expectation_of_what_no_float_can_hold():
+    """Where NumPy's functions give infinity or NaN."""
+    huge = of(lambda x, u, s: tanh(x.a + u(s.h).a) * sigmoid(-1e4 * mask("m", 0.5)))
+    assert huge.expectation == of(lambda x, u, s: tanh(x.a + u(s.h).a) * 0.0)
+    half = mask("m", 0.5)
+    zero = half - 0.5
+    infinite = {exp(2000.0 * half): math.inf, log(zero): -math.inf, -2.0 / zero: -math.inf, sqrt(zero): 0.0}
+    infinite |= {log(half - 1.0): math.nan, sqrt(half - 1.0): math.nan, zero / zero: math.nan}
+    values = evaluate(list(infinite), lambda _: 0.5, NUMBERS)
+    assert values == pytest.approx(list(infinite.values()), nan_ok=True)
+
+
 def test_a_cell_is_pickled_by_reference():
     spec = RNNSpec(cells.janet, 3, 4)
     assert pickle.loads(pickle.dumps(spec)) == spec
@@ -399,6 +454,27 @@ h_t &= h_{t-1} + f_t \odot (n_t - h_{t-1})
     for cell_of_paper in (getattr(cells, name) for name in cells.__all__):
         left = [line.split(" &= ")[0] for line in cell_of_paper.latex().splitlines()[1:-1]]
         assert len(set(left)) == len(left)
+
+
+def test_pre_activations_that_are_used_once_in_latex():
+    """As all that is reduced or multiplied."""
+    reduced = of(lambda x, recurrent, s: tanh(x.a + recurrent(s.h).a) + mean(x.b), gates="a b")
+    assert reduced.latex().splitlines()[2:4] == [r"b_t &= W_b x_t + b_b \\", r"h_t &= a_t + \operatorname{E}(b_t)"]
+    operand = of(lambda x, recurrent, s: tanh(x.a + recurrent(x.b).a), gates="a b")
+    assert operand.latex().splitlines()[1] == r"b_t &= W_b x_t + b_b \\"
+
+
+def test_names_that_look_alike_in_latex():
+    @cell(gates="o f f_", states="c", output="o")
+    def alike(x, recurrent, s):
+        h = recurrent(s.c)
+        c = sigmoid(x.f + h.f) * s.c + tanh(x.f_ + h.f_) * mask("50 %", 0.5)
+        return sigmoid(x.o + h.o) * c, c
+
+    lines = alike.latex().splitlines()
+    left = [line.split(" &= ")[0] for line in lines[1:-1]]
+    assert left == ["f_t", r"\mathrm{f\_}_t", "c_t", r"\tilde{o}_t", "o_t"]
+    assert r"m_{\mathrm{50\ \%}, t}" in lines[3]
 
 
 def test_an_output_that_is_no_state():
@@ -430,6 +506,8 @@ def test_states_that_stay_in_latex():
         ({"beta": "1"}, TypeError, "initial of 'beta' must be a number; got '1'"),
         ({"beta": (1.0,)}, TypeError, r"initial of 'beta' must be a number, or two as \(low, high\)"),
         ({"beta": (1.0, 0.0)}, ValueError, "low first"),
+        ({"beta": (0.0, math.inf)}, ValueError, r"must be at most 1e\+38, which float32 can hold; got \(0.0, inf\)"),
+        ({"f.bias": -1e39}, ValueError, "initial of 'f.bias' must be at most 1e"),
         ([1.0], TypeError, "initial must be a mapping"),
         ({"beta": chrono(5, "f")}, ValueError, "negates the bias of 'f': both must be gates"),
         ({"f.bias": chrono(5, "g")}, ValueError, "negates the bias of 'g'"),

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -439,3 +440,10 @@ def test_the_command_line_does_not_import(package):
 def test_as_a_module():
     done = subprocess.run([sys.executable, "-m", "fusedrnn", "info", "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and "Usage: python -m fusedrnn info" in done.stdout, done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_an_error_in_one_line():
+    result = run(*QUICK, "--json", "/dev/full")
+    assert result.exit_code == 2 and isinstance(result.exception, SystemExit)
+    assert "error: --json /dev/full: it cannot be written: No space left on device" in result.output

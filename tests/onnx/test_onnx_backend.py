@@ -187,3 +187,14 @@ def test_concurrent_runs():
         thread.join()
     for output, expected_output in zip(outputs, reference, strict=True):
         np.testing.assert_array_equal(output, expected_output)
+
+
+def test_an_output_that_the_graph_has_twice():
+    case = Case("RNN")
+    arrays = case.arrays()
+    model = case.model(arrays)
+    model.graph.output.append(model.graph.output[0])
+    prepared = fusedrnn.onnx.prepare(model)
+    assert prepared.outputs == ("Y", "Y_h", "Y")
+    outputs = prepared.run(case.inputs(arrays))
+    assert len(outputs) == 3 and outputs[0] is outputs[2] is outputs["Y"]

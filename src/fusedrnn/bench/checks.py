@@ -101,6 +101,8 @@ def compare(work: Workload, steps: int, actual: Results, expected: Results, num_
     largest_gradient = _largest(expected["dparams"]) if "dparams" in expected else 0.0
     pairs = zip(_by_parameter(spec, actual, expected), _by_parameter(spec, expected, expected), strict=True)
     for (name, array), (_, reference) in pairs:
+        if not np.isfinite(reference).all():
+            return f"{name} of the reference is not finite: the network is unstable on this input"
         if name.startswith("d"):
             error = _gradient_difference(work, steps, array, reference, num_rounded, error_of_format, largest_gradient)
         else:

@@ -44,6 +44,11 @@ class Cell:
     output: str | None = None
 
     @property
+    def recorded_equations(self) -> Callable[..., Any]:
+        """Equations for another run, which gives the same result: of a user cell a recording of the first run."""
+        return self.equations
+
+    @property
     def slug(self) -> str:
         """A short name for files, different for cells that compute different things."""
         return self.name
@@ -214,7 +219,7 @@ def _with_projection(cell: Cell) -> Cell:
     """The cell with one more gate, from the input alone, which is added to its output."""
 
     def equations(x: Any, recurrent: Any, s: Any, *parameters: Any) -> Any:
-        result = cell.equations(x, recurrent, s, *parameters)
+        result = cell.recorded_equations(x, recurrent, s, *parameters)
         results = result if isinstance(result, tuple) else (result,)
         states = results if cell.output is None else results[1:]
         return results[0] + getattr(x, RESIDUAL_GATE), *states

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from numbers import Integral, Number
+from typing import Any, NoReturn, SupportsIndex
 
 from fusedrnn.cell.infix import operation_text, relation_text
 from fusedrnn.lazy import cached_property
@@ -60,9 +61,10 @@ class Expr:
     def __abs__(self) -> Expr:
         return Operation("abs", (self,))
 
-    def __pow__(self, exponent: int) -> Expr:
-        if not isinstance(exponent, int) or exponent < 1:
+    def __pow__(self, exponent: SupportsIndex) -> Expr:
+        if isinstance(exponent, bool) or not isinstance(exponent, Integral) or exponent < 1:
             raise TypeError(f"an exponent must be an integer of at least 1; got {exponent!r}: write sqrt(x), 1 / x")
+        exponent = int(exponent)
         # By squaring: the depth of an expression is limited by Python's recursion limit.
         half = self ** (exponent // 2) if exponent > 1 else None
         even = self if half is None else half * half
@@ -163,11 +165,24 @@ class Condition:
         raise TypeError("a comparison cannot be negated: write the opposite one, or exchange the values of where")
 
 
+def _refuse_number(other: object) -> None:
+    """Raise an error if equations compare an expression with a number: every expression would differ from it."""
+    if isinstance(other, Number):
+        raise TypeError(f"a cell cannot compare by == or !=; got {other!r}: write where(a <= b, value, other)")
+
+
 class Leaf(Expr):
     """An input of an expression; the subclasses are in :mod:`fusedrnn.cell.leaves`."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}>"
+
+    def __eq__(self, other: object) -> bool:
+        _refuse_number(other)
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((type(self), *vars(self).values()))
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -180,6 +195,7 @@ class Constant(Expr):
         return f"{self.value:g}"
 
     def __eq__(self, other: object) -> bool:
+        _refuse_number(other)
         return isinstance(other, Constant) and self.value.hex() == other.value.hex()
 
     def __hash__(self) -> int:
@@ -219,6 +235,7 @@ class Operation(Expr):
         return self._hash
 
     def __eq__(self, other: object) -> bool:
+        _refuse_number(other)
         pairs: list[tuple[object, object]] = [(self, other)]
         seen: set[tuple[int, int]] = set()
         while pairs:

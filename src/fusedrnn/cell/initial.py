@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from fusedrnn.scalars import as_number, positive_int
 
+_LARGEST = 1e38
 BIAS = ".bias"
 """The suffix that turns the name of a gate into that of its bias."""
 
@@ -84,4 +85,6 @@ def _checked(name: str, value: InitialValue) -> Initial:
     low, high = (as_number(f"initial of {name!r}", bound) for bound in bounds)
     if low > high:
         raise ValueError(f"initial of {name!r} must be (low, high), low first; got {value!r}")
+    if max(abs(low), abs(high)) > _LARGEST:
+        raise ValueError(f"initial of {name!r} must be at most {_LARGEST:g}, which float32 can hold; got {value!r}")
     return Initial(low, high)

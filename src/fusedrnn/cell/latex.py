@@ -30,6 +30,7 @@ _GREEK = {
 _FUNCTIONS = {
     "sigmoid": r"\sigma", "tanh": r"\tanh", "exp": r"\exp", "log": r"\log", "maximum": r"\max", "minimum": r"\min",
 }  # fmt: skip
+_ESCAPED = str.maketrans({character: f"\\{character}" for character in "&%$#_{} "} | {"\\": r"\backslash "})
 _RELATIONS = {"select_less": "<", "select_less_equal": r"\le"}
 
 Formula = tuple[str, int]
@@ -48,8 +49,10 @@ def latex(cell: TracedCell) -> str:
 
 def _symbol(name: str) -> str:
     """A name in a formula: a letter, a Greek letter by its name, or roman text; what follows ``_`` is an index."""
+    if not all(name.split("_")):
+        return f"\\mathrm{{{name.translate(_ESCAPED)}}}"
     base, _, index = name.partition("_")
-    text = base if len(base) == 1 else f"\\{base}" if base in _GREEK else f"\\mathrm{{{base}}}"
+    text = base if len(base) == 1 else f"\\{base}" if base in _GREEK else f"\\mathrm{{{base.translate(_ESCAPED)}}}"
     return f"{text}_{{{_symbol(index)}}}" if index else text
 
 
@@ -69,7 +72,7 @@ class _Equations:
         self._stage_of = {gate: index for index, stage in enumerate(cell.stages) for gate in stage.gates}
         for state, node in zip(cell.output_names, cell.outputs, strict=True):
             if not isinstance(node, State):
-                self._names.setdefault(node, _with_index(_symbol(state), "t"))
+                self._add_name(node, _symbol(state), "t")
         nodes = list(walk([*cell.outputs, *cell.operands]))
         users = {node: [user for user in nodes if node in user.args] for node in nodes}
         uses = Counter(arg for node in nodes for arg in node.args)
@@ -79,17 +82,22 @@ class _Equations:
             self._name_gate(gate, users, uses)
         shared = [node for node in nodes if uses[node] > 1 and node not in self._names and self._is_worth_a_name(node)]
         for number, node in enumerate(shared, 1):
-            self._names[node] = _with_index("v", f"{number}, t")
+            self._add_name(node, "v", f"{number}, t")
+
+    def _add_name(self, node: Expr, symbol: str, index: str) -> None:
+        """Name a node, unless it has a name; with a prime if another node has that one."""
+        while (name := _with_index(symbol, index)) in self._names.values():
+            symbol += "'"
+        self._names.setdefault(node, name)
 
     def _name_gate(self, gate: str, users: dict[Expr, list[Expr]], uses: Counter[Expr]) -> None:
-        symbol = _symbol(gate)
-        name = _with_index(f"\\tilde{{{symbol}}}" if gate in self._cell.states else symbol, "t")
+        symbol = f"\\tilde{{{_symbol(gate)}}}" if gate in self._cell.output_names else _symbol(gate)
         is_separate = {PreX(gate), PreH(gate)} <= users.keys()
         for leaf in (PreSum(gate), PreX(gate)):
             if leaf in users and not is_separate:
-                only = users[leaf][0] if uses[leaf] == 1 else leaf
+                only = users[leaf][0] if uses[leaf] == 1 and users[leaf] else leaf
                 node = only if len(only.args) == 1 else leaf
-                self._names.setdefault(node, name)
+                self._add_name(node, symbol, "t")
 
     def _is_worth_a_name(self, node: Expr) -> bool:
         """Whether a node is more than a sum or difference of two simple values."""

@@ -15,17 +15,17 @@ from dataclasses import dataclass
 from fusedrnn.cell.expr import Leaf
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class _OfGate(Leaf):
     gate: str
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class _OfName(Leaf):
     name: str
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class _OfStage(Leaf):
     stage: int
 
@@ -51,7 +51,7 @@ class PreSum(_OfGate):
         return f"(x.{self.gate} + recurrent(...).{self.gate})"
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class RawInput(Leaf):
     """An element of the layer's input itself, where it has as many features as there are units."""
 
@@ -76,12 +76,12 @@ class ParamScalar(_OfName):
 Parameter = ParamVector | ParamScalar
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Projected(Leaf):
     """The result of the projection."""
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Mask(_OfName):
     """1 with probability ``keep``, else 0, for a unit at a step or in a whole sequence; in inference ``keep``."""
 
@@ -103,12 +103,12 @@ class NewState(_OfName):
     """A state after the step."""
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Output(Leaf):
     """The output of a step, in a cell whose output is not a state."""
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class _OfReduction(_OfStage):
     index: int
 
@@ -139,7 +139,7 @@ class StateCotangent(_OfName):
     """The gradient of the loss with respect to a new state."""
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class OutputCotangent(Leaf):
     """The gradient of the loss with respect to an :class:`Output`."""
 
@@ -160,7 +160,7 @@ class OperandCotangent(_OfStage):
     """The gradient of the loss with respect to a stage's operand."""
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Saved(Leaf):
     """A forward value from the reserve: element ``index`` of ``Derivative.saved``."""
 

@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from functools import wraps
-from types import SimpleNamespace
 from typing import Any
 
 from fusedrnn.cell.expr import Constant, Expr, Operation, as_expr
 from fusedrnn.cell.leaves import Mask
-from fusedrnn.cell.primitives import PRIMITIVES, ArrayArithmetic
+from fusedrnn.cell.number_arithmetic import NUMBERS
+from fusedrnn.cell.primitives import PRIMITIVES
 from fusedrnn.cell.traversal import evaluate, substitute, walk
 from fusedrnn.scalars import as_number, check_choice
 
@@ -19,16 +19,6 @@ _PER = "step", "sequence"
 _OTHER_RATES: ContextVar[Mapping[str, float] | None] = ContextVar("other_rates", default=None)
 """The rates that replace those written in the equations that run, by the names of masks."""
 _ARITHMETIC = "add", "sub", "mul", "div"
-_NUMBERS = ArrayArithmetic(
-    SimpleNamespace(
-        abs=abs, clip=lambda x, low, high: min(max(x, low), high), exp=math.exp, expm1=math.expm1,
-        full_like=lambda like, value: value, log=math.log, log1p=math.log1p, maximum=max, sqrt=math.sqrt,
-        tanh=math.tanh, where=lambda condition, value, other: value if condition else other,
-    ),
-    {},
-)  # fmt: skip
-"""Evaluates expressions on Python's numbers."""
-
 
 def mask(name: str, keep: float, per: str = "step") -> Expr:
     """1 with probability ``keep``, else 0, for each unit of each sequence; in inference ``keep``, its expectation.
@@ -81,7 +71,7 @@ def _expected_number(node: Expr) -> Constant | None:
         return Constant(node.keep)
     if not isinstance(node, Operation) or node.op in _ARITHMETIC or not all(map(_is_of_masks, walk([node]))):
         return None
-    (value,) = evaluate([node], lambda mask: mask.keep if isinstance(mask, Mask) else math.nan, _NUMBERS)
+    (value,) = evaluate([node], lambda mask: mask.keep if isinstance(mask, Mask) else math.nan, NUMBERS)
     return Constant(float(value))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 from fusedrnn.cell.cells import Cell, Variant, make_cell
 from fusedrnn.cell.expr import Expr, Leaf
@@ -133,21 +134,50 @@ class TracedCell:
         return max((i for i, stage in enumerate(self.stages) if any(map(stage.computes, leaves))), default=0)
 
 
-def run_equations(cell: Cell) -> TracedCell:
+@dataclass(frozen=True)
+class Recording:
+    """One run of a cell's equations on symbols.
+
+    Attributes:
+        products: The recurrent products in the order of the calls.
+        result: What the equations returned.
+    """
+
+    products: tuple[Stage, ...]
+    result: Any
+
+    def equations(self, x: Any, recurrent: Any, s: Any, *parameters: Any) -> Any:
+        """The same calls and the same result, without another run of the equations."""
+        for product in self.products:
+            symbols = recurrent(product.operand)
+            for gate in product.gates:
+                getattr(symbols, gate)
+        return self.result
+
+
+def record(cell: Cell) -> Recording:
     """Run a cell's equations on symbols.
 
     Raises:
         AttributeError: If they read a gate or a state that the cell does not have.
-        ValueError: If a gate takes part in more than one recurrent product.
     """
     recurrent = RecurrentProducts(cell.gates)
     parameters = [ParameterSymbols(cell)] if cell.vectors or cell.scalars else []
     x, states = Symbols(PreX, cell.gates, set()), Symbols(State, cell.states, set())
     result = cell.equations(x, recurrent, states, *parameters)
+    return Recording(recurrent.stages(), result)
+
+
+def place(cell: Cell, recording: Recording) -> TracedCell:
+    """The traced cell of a recording.
+
+    Raises:
+        ValueError: If a gate takes part in more than one recurrent product.
+    """
+    result, stages = recording.result, recording.products
     outputs = result if isinstance(result, tuple) else (result,)
     if cell.output is not None:
         outputs = *outputs[1:], *outputs[:1]
-    stages = recurrent.stages()
     for gate in cell.gates:
         operands = [repr(stage.operand) for stage in stages if gate in stage.gates]
         if len(operands) > 1:
@@ -174,8 +204,8 @@ def _check_masks(traced: TracedCell | None) -> None:
 
 @lru_cache(maxsize=64)
 def trace(cell: Cell) -> TracedCell:
-    """The traced cell; see :func:`run_equations`. A user cell has been traced when it was made."""
-    return vars(cell).get("traced") or run_equations(cell)
+    """The traced cell; see :func:`record` and :func:`place`. A user cell has been traced when it was made."""
+    return vars(cell).get("traced") or place(cell, record(cell))
 
 
 @lru_cache(maxsize=256)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 from urllib.parse import quote
@@ -14,7 +14,7 @@ from fusedrnn.cell.expr import Expr, Operation
 from fusedrnn.cell.latex import latex
 from fusedrnn.cell.masks import checked_rate, expected, with_other_rates
 from fusedrnn.cell.primitives import PRIMITIVES
-from fusedrnn.cell.trace import TracedCell, fuse_gate_sums, run_equations
+from fusedrnn.cell.trace import Recording, TracedCell, fuse_gate_sums, place, record
 from fusedrnn.cell.traversal import walk
 from fusedrnn.lazy import cached_property
 from fusedrnn.scalars import positive_int
@@ -28,9 +28,18 @@ class UserCell(Cell):
     """
 
     @cached_property
+    def _recording(self) -> Recording:
+        return record(self)
+
+    @property
+    def recorded_equations(self) -> Callable[..., Any]:
+        """The run of the equations at the definition: names that they read may have other values by now."""
+        return self._recording.equations
+
+    @cached_property
     def traced(self) -> TracedCell:
         """The cell as expressions."""
-        return run_equations(self)
+        return place(self, self._recording)
 
     @property
     def digest(self) -> str:
@@ -70,7 +79,12 @@ class UserCell(Cell):
             return f"{self._source.reference}:expectation"
         changes = [f":{quote(name, safe='')}={rate!r}" for name, rate in self._rates.items()]
         changes += [f":{self.heads}"] if self.heads != self._base.heads else []
-        return f"{self.__module__}:{self.equations.__qualname__}:{self._equations_digest[:16]}{''.join(changes)}"
+        return f"{self.__module__}:{self._qualname}:{self._equations_digest[:16]}{''.join(changes)}"
+
+    @property
+    def _qualname(self) -> str:
+        """The name by which its module knows the cell; a callable that is no function has none."""
+        return getattr(self._base.equations, "__qualname__", self.name)
 
     def with_heads(self, heads: int) -> UserCell:
         """The same cell with block-diagonal recurrent weights (rows, H / heads).
@@ -96,7 +110,8 @@ class UserCell(Cell):
 
         Raises:
             TypeError: If a rate is no number.
-            ValueError: If it is no probability below 1, or the cell has no mask of that name.
+            ValueError: If it is no probability below 1, or the cell has no mask of that name; or if the equations,
+                which run again, are no longer those of the definition.
         """
         names = [mask.name for mask in self._drawn.traced.masks]
         for name, rate in rates.items():
@@ -113,7 +128,7 @@ class UserCell(Cell):
         """The cell in inference, with the expectation of each random mask in its place; itself if it draws none."""
         if not self.traced.masks:
             return self
-        return _changed(self, {"source": self}, equations=expected(self.equations))
+        return _changed(self, {"source": self}, equations=expected(self.recorded_equations))
 
     @property
     def _base(self) -> UserCell:
@@ -172,7 +187,7 @@ class UserCell(Cell):
         if self._source is not None:
             return getattr, (self._source, "expectation")
         base = self._base
-        return self.equations.__qualname__ if base is self else (_derived, (base, self.heads, dict(self._rates)))
+        return self._qualname if base is self else (_derived, (base, self.heads, dict(self._rates)))
 
 
 def _identity(node: Any) -> str:
@@ -185,9 +200,17 @@ def _derived(base: UserCell, heads: int, rates: Mapping[str, float]) -> UserCell
     """A cell with that number of heads, and with other rates of its masks."""
     if heads == base.heads and not rates:
         return base
-    rates = dict(sorted(rates.items()))
-    equations = with_other_rates(base.equations, rates) if rates else base.equations
-    return _changed(base, {"base": base, "rates": rates}, heads=heads, equations=equations)
+    rates, equations = dict(sorted(rates.items())), base.recorded_equations
+    if rates:
+        if place(base, record(base)) != base.traced:
+            raise ValueError(
+                f"the equations of cell {base.name} are no longer those of its definition, since a name that they read "
+                "has another value: define the cell again"
+            )
+        equations = with_other_rates(base.equations, rates)
+    cell = _changed(base, {"base": base, "rates": rates}, heads=heads, equations=equations)
+    _ = cell.traced  # runs the equations now
+    return cell
 
 
 def _changed(cell: UserCell, attributes: Mapping[str, Any], **changes: Any) -> UserCell:

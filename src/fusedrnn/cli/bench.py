@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json as json_module
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from fusedrnn.bench.tables import engines_table, formats_table, tables, variants
 from fusedrnn.cell.cells import Cell
 from fusedrnn.cli import options
 from fusedrnn.cli.cells import load_cells
-from fusedrnn.cli.console import check_writable, fail, output, steps
+from fusedrnn.cli.console import check_writable, fail, output, steps, write_json
 from fusedrnn.engines import registry
 from fusedrnn.runtime.bandwidth import measure_bandwidth
 from fusedrnn.spec import RNNSpec
@@ -251,8 +250,3 @@ def run_and_print(
             console.print(f"[bold red]wrong[/] {row.name}: ", end="", highlight=False)
             console.print(row.wrong, markup=False, highlight=False)
     return rows
-
-
-def write_json(path: Path, figures: Any) -> None:
-    """Write every figure to a file."""
-    path.write_text(json_module.dumps(figures, indent=2) + "\n", encoding="utf-8")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import typer
 from rich.console import Console
@@ -63,6 +64,14 @@ def check_writable(option: str, path: Path | None) -> None:
             os.unlink(os.path.realpath(path))  # of a link, the file that it points to
     except OSError as error:
         raise ValueError(f"{option} {path}: it cannot be written: {error.strerror}") from error
+
+
+def write_json(path: Path, figures: Any) -> None:
+    """Write every figure to the file of ``--json``; exit with an error if it cannot be written."""
+    try:
+        path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        fail(f"--json {path}: it cannot be written: {error.strerror}")
 
 
 class Steps(NamedTuple):

@@ -86,7 +86,7 @@ class PreparedModel(onnx.backend.base.BackendRep):  # type: ignore[misc,unused-i
         values = self._constants | _by_name(inputs, self.inputs, self._replaceable)
         for step in self._steps:
             values |= step(values)
-        return _named({name: values[name] for name in self.outputs})
+        return _named(self.outputs, [values[name] for name in self.outputs])
 
 
 class Backend(onnx.backend.base.Backend):  # type: ignore[misc,unused-ignore]
@@ -195,7 +195,7 @@ class Backend(onnx.backend.base.Backend):  # type: ignore[misc,unused-ignore]
             expected = [(value.dtype, value.shape) for value in outputs.values()]
             if expected != [(np.dtype(dtype), tuple(shape)) for dtype, shape in outputs_info]:
                 raise ValueError(f"outputs_info must be {expected}; got {list(outputs_info)}")
-        return _named(outputs)
+        return _named(tuple(outputs), list(outputs.values()))
 
 
 def _reject_options(unknown: Mapping[str, Any]) -> None:
@@ -233,7 +233,7 @@ def _by_name(inputs: object, names: Sequence[str], optional: Collection[str] = (
     return arrays
 
 
-def _named(values: Mapping[str, Array]) -> tuple[Array, ...]:
+def _named(names: tuple[str, ...], values: Sequence[Array]) -> tuple[Array, ...]:
     """The values as a tuple that can also be indexed by name."""
-    outputs: tuple[Array, ...] = onnx.backend.base.namedtupledict("Outputs", tuple(values))(*values.values())
+    outputs: tuple[Array, ...] = onnx.backend.base.namedtupledict("Outputs", names)(*values)
     return outputs
