@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fusedrnn.engines.interface import CachedForwardCall, CachesCalls
+from fusedrnn.engines.interface import CachedForwardCall
 from fusedrnn.locks import Lock
 from fusedrnn.op.stream import ForwardOp
 from fusedrnn.op.streamed_spec import streamed
@@ -75,7 +75,7 @@ class InferenceCalls:
     def __init__(self, op: SelectsEngine, params: Params) -> None:
         self._spec, self._dtype, self._params = streamed(op.spec), op.spec.dtype, params
         self._engine = op._select_engine(False)[1]
-        self._cacher = self._engine if isinstance(self._engine, CachesCalls) else None
+        self._cache = self._spec.cacher(self._engine)
         self.batches: dict[tuple[int, ...], Batch] = {}
         self._lock = Lock()
 
@@ -95,7 +95,7 @@ class InferenceCalls:
 
     def _num_rows(self, count: int) -> int:
         """The rows of the call for so many sequences."""
-        if count <= _EXACT or self._cacher is None:
+        if count <= _EXACT or self._cache is None:
             return count
         unit = 1 << (count - 1).bit_length() - _EXACT.bit_length() + 1
         return -(-count // unit) * unit
@@ -119,7 +119,6 @@ class InferenceCalls:
         spec = self._spec
         operands = spec.operands(x, self._params, states)
         final = spec.flat(self._engine.forward(operands))
-        if self._cacher is not None:
-            cached = self._cacher.cache_forward(operands, spec.nested(states), None)
-            batch.calls[threads] = None if cached is None else spec.on_flat_states(cached)
+        if self._cache is not None:
+            batch.calls[threads] = self._cache(operands, states)
         return operands.y, tuple([np.ascontiguousarray(state) for state in final]), None

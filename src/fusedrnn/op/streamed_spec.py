@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate, chain, pairwise
 from typing import Any
 
 import numpy as np
 
-from fusedrnn.engines.interface import CachedForwardCall
+from fusedrnn.engines.interface import CachedForwardCall, CachesCalls
+from fusedrnn.engines.network import CachesFlatCalls
 from fusedrnn.network_spec import NetworkSpec
 from fusedrnn.op import network_operands, validation
 from fusedrnn.spec import Array, RNNSpec
 
 States = Sequence[Any] | None
 """States as callers give them. For an RNNSpec an entry is an array or None, for a NetworkSpec what its layer takes."""
+
+Cacher = Callable[[Any, "tuple[Array, ...]"], "CachedForwardCall | None"]
+"""``(operands, states)`` to the cached form of a call in inference that has just run; None if there is none."""
 
 
 class StreamedSpec:
@@ -62,9 +66,12 @@ class StreamedSpec:
         """The checked operands of a call in inference, from flat states."""
         return validation.forward_operands(self._spec, x, params, states, None, None)
 
-    def on_flat_states(self, call: CachedForwardCall) -> CachedForwardCall:
-        """A cached call in a form that takes and returns flat states."""
-        return call
+    def cacher(self, engine: Any) -> Cacher | None:
+        """The function of an engine that caches calls on flat states; None if the engine caches none."""
+        if not isinstance(engine, CachesCalls):
+            return None
+        cache = engine.cache_forward
+        return lambda operands, states: cache(operands, states, None)
 
     def nested(self, states: tuple[Array, ...]) -> tuple[Any, ...]:
         """Flat states in the form that calls take and return."""
@@ -102,14 +109,9 @@ class StreamedNetwork(StreamedSpec):
         """The checked operands of a call in inference, from flat states."""
         return network_operands.forward_operands(self._spec, x, params, self.nested(states))[0]
 
-    def on_flat_states(self, call: CachedForwardCall) -> CachedForwardCall:
-        """A cached call in a form that takes and returns flat states."""
-
-        def call_on_flat_states(x: Any, params: Any, states: Any, *options: Any) -> Any:
-            result = call(x, params, self.nested(states), *options)
-            return None if result is None else (result[0], self.flat(result[1]), result[2])
-
-        return call_on_flat_states
+    def cacher(self, engine: Any) -> Cacher | None:
+        """The function of an engine that caches calls on flat states; None if the engine caches none."""
+        return engine.cache_flat_forward if isinstance(engine, CachesFlatCalls) else None
 
     def nested(self, states: tuple[Array, ...]) -> tuple[Any, ...]:
         """Flat states in the form that calls take and return."""
