@@ -1,6 +1,7 @@
 """Streams that come and go have the bits of one call each, whoever steps them with whom."""
 
 import json
+import pickle
 import signal
 import subprocess
 import sys
@@ -343,9 +344,10 @@ def test_reset_of_some(name):
     assert not any(state.any() for state in flat(rows_of(after, [2])))
 
 
-def test_any_input_array(monkeypatch):
-    """Strides, byte alignment and, in a network that multiplies bfloat16, arrays of it."""
-    op, streams = network(SPECS["bfloat16"])
+@pytest.mark.parametrize("name", ["bfloat16", "network"])
+def test_any_input_array(name, monkeypatch):
+    """Of any strides and byte alignment."""
+    op, streams = network(SPECS[name])
     ids, x = [streams.join() for _ in range(3)], inputs(3, 2)
     unaligned = np.frombuffer(b"\0" + x.tobytes(), np.uint8)[1:].view(np.float32).reshape(x.shape)
     expected = op.forward(x, streams.params)[0]
@@ -356,8 +358,12 @@ def test_any_input_array(monkeypatch):
     with monkeypatch.context() as patch:  # no call is checked and cached again
         patch.setattr(streams._calls._engine, "forward", None)
         streams.step(ids, unaligned)
-    narrow = x.astype(ml_dtypes.bfloat16)
-    streams.reset(ids)
+
+
+def test_arrays_of_bfloat16():
+    """In a network that multiplies bfloat16."""
+    op, streams = network(SPECS["bfloat16"])
+    ids, narrow = [streams.join() for _ in range(3)], inputs(3, 2).astype(ml_dtypes.bfloat16)
     y = streams.step(ids, narrow)
     assert y.dtype == narrow.dtype
     assert_same_bits(y.view(np.uint16), op.forward(narrow, streams.params)[0].view(np.uint16))
@@ -394,24 +400,24 @@ def edited(content, **changes):
 
 
 CHILD = """
-import sys
+import pickle, sys
 import numpy as np
-from fusedrnn import RNNOp, RNNSpec, cells
-content, params, x = (sys.stdin.buffer.read(int(size)) for size in sys.argv[1:])
-streams = RNNOp(RNNSpec(cells.slstm, 6, 11, 2)).streams(np.frombuffer(params, np.float32), 7)
+op, content, params, x = (sys.stdin.buffer.read(int(size)) for size in sys.argv[1:])
+streams = pickle.loads(op).streams(np.frombuffer(params, np.float32), 7)
 streams.join()
 id = streams.restore(content)
 sys.stdout.buffer.write(streams.step([id], np.frombuffer(x, np.float32).reshape(-1, 1, 6)).tobytes())
 """
 
 
-def test_a_snapshot_goes_to_another_process():
-    op, streams = network(SPECS["three states"])
+@pytest.mark.parametrize("name", ["three states", "network"])
+def test_a_snapshot_goes_to_another_process(name):
+    op, streams = network(SPECS[name])
     ids, x = [streams.join() for _ in range(2)], inputs(2, 8)
     streams.step(ids, x[:5])
     content = streams.snapshot(ids[1])
     assert type(content) is bytes
-    parts = content, streams.params.tobytes(), x[5:, 1].tobytes()
+    parts = pickle.dumps(op), content, streams.params.tobytes(), x[5:, 1].tobytes()
     sizes = [str(len(part)) for part in parts]
     child = subprocess.run([sys.executable, "-c", CHILD, *sizes], input=b"".join(parts), capture_output=True)
     assert child.returncode == 0, child.stderr.decode()
