@@ -10,6 +10,7 @@ import pytest
 import fusedrnn
 from fusedrnn import NetworkOp, NetworkSpec, RNNOp, RNNSpec, cells, frozen
 from fusedrnn.engines.cpu import cached_network
+from fusedrnn.engines.cpu.weights import cache
 from fusedrnn.testing.tolerance import longest_sum, tolerance
 from networks import NETWORKS, flat
 from problems import assert_same_bits
@@ -137,8 +138,8 @@ def test_resets_of_a_batch(steps, reset_layers):
     assert_same_bits(stream.states, final)
 
 
-def test_parameters_cannot_change():
-    """They are copied; frozen ones are shared, and packed once."""
+def test_parameters_cannot_change(monkeypatch):
+    """They are copied; frozen ones are shared, packed once, and not compared for further shapes."""
     op, x, params = NetworkOp(SPEC), inputs(SPEC, 2, 4), PARAMS.copy()
     expected = op.forward(x, params)[0]
     stream, streams = op.stream(params, 2), op.streams(params, 2)
@@ -156,6 +157,10 @@ def test_parameters_cannot_change():
             stream(x[:steps])
         streams.step(ids, x[:steps])
     assert [layer.weight_cache.num_packed for layer in op._engine.executor.layers] == [1, 1]
+    monkeypatch.setattr(cache, "fingerprint_of", None)
+    assert_same_bits(op.stream(shared, 2)(x), expected)
+    streams.reset(ids)
+    assert_same_bits(streams.step(ids, x), expected)
 
 
 ERRORS = [
