@@ -30,7 +30,7 @@ from fusedrnn import env, mxnet
 from fusedrnn.cli.app import app
 from fusedrnn.onnx import backend, read, weights_io
 from fusedrnn.onnx.ort import accelerated_session
-from fusedrnn.op import rnn_op, streams
+from fusedrnn.op import network_op, rnn_op, stream, streams
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -106,7 +106,9 @@ def test_snippets_run_in_order(page, unchanged_threads):
 
 
 @pytest.mark.parametrize(
-    "module", [rnn_op, streams, mxnet, accelerated_session, backend, weights_io], ids=lambda module: module.__name__
+    "module",
+    [rnn_op, network_op, stream, streams, mxnet, accelerated_session, backend, weights_io],
+    ids=lambda module: module.__name__,
 )
 def test_docstring_examples(module):
     result = doctest.testmod(module)

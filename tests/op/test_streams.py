@@ -1,6 +1,7 @@
 """Streams that come and go have the bits of one call each, whoever steps them with whom."""
 
 import json
+import pickle
 import signal
 import subprocess
 import sys
@@ -14,13 +15,15 @@ import pytest
 
 import fusedrnn
 from forks import FORK_WARNING, FORKS, in_child
-from fusedrnn import RNNOp, RNNSpec, cells
+from fusedrnn import NetworkSpec, RNNOp, RNNSpec, cells
 from fusedrnn.op import inference_calls, snapshot
 from fusedrnn.runtime import slot_kernel, slots
 from fusedrnn.testing.tolerance import longest_sum, tolerance
+from networks import flat
 from problems import assert_same_bits
+from stream_sequences import Sequences, op_of, random_params, random_states, rows_of
 
-I, H, T = 6, 11, 23
+I, H = 6, 11
 SPECS = {
     "lstm": RNNSpec("lstm", I, H, 2),
     "gru-float64": RNNSpec("gru", I, H, 2, dtype="float64"),
@@ -30,55 +33,16 @@ SPECS = {
     "int8": RNNSpec("lstm", I, H, 1, compute="int8"),
     "int8_weights": RNNSpec("gru", I, H, 1, compute="int8_weights"),
     "three states": RNNSpec(cells.slstm, I, H, 2),
+    "network": NetworkSpec([RNNSpec("lstm", I, 9), RNNSpec(cells.slstm, 9, H, 2), RNNSpec("gru", H, 7)]),
 }
-
-
-class Sequences:
-    """Random sequences, whose streams join, advance in chunks and leave; ``outputs`` are joined in the end."""
-
-    def __init__(self, op, streams, seed, count):
-        self.op, self.streams, self.rng = op, streams, np.random.default_rng(seed)
-        spec = op.spec
-        self.params = streams.params
-        self.x = self.rng.standard_normal((T, count, I)).astype(spec.dtype)
-        self.initial = tuple(self.rng.uniform(-1, 1, s).astype(spec.dtype) for s in spec.state_shape(count))
-        self.ids, self.done, self.outputs = {}, np.zeros(count, int), [[] for _ in range(count)]
-
-    def turn(self):
-        """Join, step and leave a few."""
-        rng = self.rng
-        for index in rng.permutation(np.flatnonzero(self.done == 0)):
-            if index not in self.ids:
-                try:
-                    self.ids[index] = self.streams.join([state[:, [index]] for state in self.initial])
-                except RuntimeError:
-                    break
-        steps = int(rng.choice([1, 1, 1, 2, 5]))
-        ready = [index for index in self.ids if self.done[index] + steps <= T]
-        if ready:
-            chosen = rng.permutation(ready)[: rng.integers(1, len(ready) + 1)]
-            x = np.stack([self.x[self.done[index] : self.done[index] + steps, index] for index in chosen], axis=1)
-            y = self.streams.step([self.ids[index] for index in chosen], x)
-            for row, index in enumerate(chosen):
-                self.outputs[index].append(y[:, row])
-            self.done[chosen] += steps
-        for index in [index for index in self.ids if self.done[index] == T]:
-            self.streams.leave(self.ids.pop(index))
-
-    def run(self):
-        """All of them, to the end."""
-        while (self.done < T).any():
-            self.turn()
-
-    def check(self, compare=assert_same_bits):
-        expected = self.op.forward(self.x, self.params, self.initial)[0]
-        compare(np.stack([np.concatenate(parts) for parts in self.outputs], axis=1), expected)
+BOTH_OPS = pytest.mark.parametrize("name", ["lstm", "network"])
+"""An RNNOp, and a NetworkOp, whose states are nested tuples."""
 
 
 def network(spec=SPECS["lstm"], capacity=25, backend=None):
-    op, rng = RNNOp(spec, backend), np.random.default_rng(5)
-    params = (rng.standard_normal(spec.layout.size) * 0.3).astype(spec.dtype)
-    params = op.quantize(params) if spec.compute == "int8_weights" else params
+    op, params = op_of(spec, backend), random_params(spec)
+    if isinstance(spec, RNNSpec) and spec.compute == "int8_weights":
+        params = op.quantize(params)
     return op, op.streams(params, capacity)
 
 
@@ -103,19 +67,21 @@ def test_an_engine_that_caches_no_calls():
     sequences.check(lambda y, expected: np.testing.assert_allclose(y, expected, rtol, atol))
 
 
-def test_where_objects_cannot_be_read(monkeypatch):
+@BOTH_OPS
+def test_where_objects_cannot_be_read(name, monkeypatch):
     monkeypatch.setattr(slots, "object_layout", lambda: None)
-    op, streams = network()
+    op, streams = network(SPECS[name])
     sequences = Sequences(op, streams, 3, 20)
     sequences.run()
     sequences.check()
 
 
+@BOTH_OPS
 @pytest.mark.parametrize("threads", [1, 2])
-def test_eight_threads(threads, use_all_threads):
+def test_eight_threads(name, threads, use_all_threads):
     """There are fewer slots than sequences, and with two threads a call the others find the pool taken."""
     interval = sys.getswitchinterval()
-    op, streams = network(capacity=50)
+    op, streams = network(SPECS[name], capacity=50)
     groups, errors = [Sequences(op, streams, seed, 12) for seed in range(8)], []
 
     def work(group):
@@ -212,9 +178,10 @@ def test_errors_change_nothing():
     streams.step([b, a], inputs(2))
 
 
-def test_a_stream_is_in_one_call_at_a_time(monkeypatch):
+@BOTH_OPS
+def test_a_stream_is_in_one_call_at_a_time(name, monkeypatch):
     """The second one raises an error, and the first one goes on; others may join, leave and step meanwhile."""
-    op, streams = network()
+    op, streams = network(SPECS[name])
     a, b = streams.join(), streams.join()
     run, other = streams._calls.run, []
 
@@ -240,8 +207,9 @@ def test_a_stream_is_in_one_call_at_a_time(monkeypatch):
     streams.leave(a)
 
 
-def test_a_failed_step_leaves_the_states(monkeypatch):
-    _, streams = network()
+@BOTH_OPS
+def test_a_failed_step_leaves_the_states(name, monkeypatch):
+    _, streams = network(SPECS[name])
     ids = [streams.join() for _ in range(3)]
     streams.step(ids, inputs(3))
     before = streams.states(ids)
@@ -266,10 +234,11 @@ def interrupted_after(action, use):
     return use_and_raise
 
 
+@BOTH_OPS
 @pytest.mark.parametrize("action", [slot_kernel.GATHER, slot_kernel.SCATTER])
-def test_interrupt_between_two_calls_of_machine_code(action, monkeypatch):
+def test_interrupt_between_two_calls_of_machine_code(name, action, monkeypatch):
     """The states are as before, even if the new ones had been written."""
-    _, streams = network()
+    _, streams = network(SPECS[name])
     ids, x = [streams.join() for _ in range(3)], inputs(3)
     streams.step(ids, x)
     before = streams.states(ids)
@@ -280,8 +249,9 @@ def test_interrupt_between_two_calls_of_machine_code(action, monkeypatch):
     streams.step(ids, x)
 
 
-def test_an_interrupted_join_takes_no_slot(monkeypatch):
-    _, streams = network(capacity=2)
+@BOTH_OPS
+def test_an_interrupted_join_takes_no_slot(name, monkeypatch):
+    _, streams = network(SPECS[name], capacity=2)
     other = streams.join()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(streams._slots, "use", interrupted_after(slot_kernel.JOIN, streams._slots.use))
@@ -290,12 +260,13 @@ def test_an_interrupted_join_takes_no_slot(monkeypatch):
     streams.step([streams.join(), other], inputs(2))
 
 
+@BOTH_OPS
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
-def test_interrupts(monkeypatch):
+def test_interrupts(name, monkeypatch):
     """A step that is interrupted has advanced all of its streams or none, and leaves no stream taken."""
     # An interrupt that falls into a callback of the garbage collector is lost, which is no fault of a step.
     monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
-    _, streams = network()
+    _, streams = network(SPECS[name])
     ids, x, rng = [streams.join() for _ in range(3)], np.repeat(inputs(1), 3, axis=1), np.random.default_rng(0)
     trajectory = [streams.states(ids)]
     for _ in range(400):
@@ -319,7 +290,8 @@ def test_interrupts(monkeypatch):
                 caught += 1
             signal.setitimer(signal.ITIMER_REAL, 0)
             states = streams.states(ids)
-            step = next(step for step in (done[0], done[0] + 1) if np.array_equal(states[0], trajectory[step][0]))
+            h = flat(states)[0]
+            step = next(step for step in (done[0], done[0] + 1) if np.array_equal(h, flat(trajectory[step])[0]))
             assert_same_bits(states, trajectory[step])
         assert caught > 250
     finally:
@@ -327,11 +299,12 @@ def test_interrupts(monkeypatch):
         signal.signal(signal.SIGALRM, handler)
 
 
+@BOTH_OPS
 @FORKS
 @FORK_WARNING
-def test_a_fork_inside_a_step(monkeypatch):
+def test_a_fork_inside_a_step(name, monkeypatch):
     """In the child that call does not run: its streams can be stepped."""
-    _, streams = network()
+    _, streams = network(SPECS[name])
     id = streams.join()
     run, content = streams._calls.run, []
 
@@ -344,34 +317,37 @@ def test_a_fork_inside_a_step(monkeypatch):
     assert content == [] and streams.step([id], inputs(1)).tobytes() == content[0]
 
 
+@BOTH_OPS
 @pytest.mark.parametrize("steps", [1, 4])
 @pytest.mark.parametrize("has_states", [False, True])
-def test_resets(steps, has_states):
-    op, streams = network(capacity=20)
+def test_resets(name, steps, has_states):
+    op, streams = network(SPECS[name], capacity=20)
     ids, rng = [streams.join() for _ in range(18)], np.random.default_rng(2)
     streams.step(ids, inputs(18, 3))
     states, x, marks = streams.states(ids), inputs(18, steps, 7), rng.random((steps, 18)) < 0.4
-    replaced = tuple(rng.standard_normal(state.shape).astype(np.float32) for state in states) if has_states else None
+    replaced = random_states(rng, op.spec, 18) if has_states else None
     expected, final, _ = op.forward(x, streams.params, states, resets=marks, reset_states=replaced)
     assert_same_bits(streams.step(ids, x, resets=marks, reset_states=replaced), expected)
     assert_same_bits(streams.states(ids), final)
 
 
-def test_reset_of_some():
-    _, streams = network()
+@BOTH_OPS
+def test_reset_of_some(name):
+    _, streams = network(SPECS[name])
     ids = np.array([streams.join() for _ in range(4)])
     streams.step(ids, inputs(4, 3))
     before = streams.states(ids)
-    streams.reset(ids[[3, 1]], [state[:, :2] for state in before])
+    streams.reset(ids[[3, 1]], rows_of(before, slice(2)))
     streams.reset(ids[[2]])
-    for state, old in zip(streams.states(ids), before, strict=True):
-        assert_same_bits((state[:, 3], state[:, 1], state[:, 0]), (old[:, 0], old[:, 1], old[:, 0]))
-        assert not state[:, 2].any()
+    after = streams.states(ids)
+    assert_same_bits(rows_of(after, [3, 1, 0]), rows_of(before, [0, 1, 0]))
+    assert not any(state.any() for state in flat(rows_of(after, [2])))
 
 
-def test_any_input_array(monkeypatch):
-    """Strides, byte alignment and, in a network that multiplies bfloat16, arrays of it."""
-    op, streams = network(SPECS["bfloat16"])
+@pytest.mark.parametrize("name", ["bfloat16", "network"])
+def test_any_input_array(name, monkeypatch):
+    """Of any strides and byte alignment."""
+    op, streams = network(SPECS[name])
     ids, x = [streams.join() for _ in range(3)], inputs(3, 2)
     unaligned = np.frombuffer(b"\0" + x.tobytes(), np.uint8)[1:].view(np.float32).reshape(x.shape)
     expected = op.forward(x, streams.params)[0]
@@ -382,15 +358,20 @@ def test_any_input_array(monkeypatch):
     with monkeypatch.context() as patch:  # no call is checked and cached again
         patch.setattr(streams._calls._engine, "forward", None)
         streams.step(ids, unaligned)
-    narrow = x.astype(ml_dtypes.bfloat16)
-    streams.reset(ids)
+
+
+def test_arrays_of_bfloat16():
+    """In a network that multiplies bfloat16."""
+    op, streams = network(SPECS["bfloat16"])
+    ids, narrow = [streams.join() for _ in range(3)], inputs(3, 2).astype(ml_dtypes.bfloat16)
     y = streams.step(ids, narrow)
     assert y.dtype == narrow.dtype
     assert_same_bits(y.view(np.uint16), op.forward(narrow, streams.params)[0].view(np.uint16))
 
 
-def test_memory_is_steady():
-    _, streams = network(capacity=100)
+@BOTH_OPS
+def test_memory_is_steady(name):
+    _, streams = network(SPECS[name], capacity=100)
     ids, x = np.array([streams.join() for _ in range(100)]), inputs(100, 4)
 
     def vary():
@@ -419,24 +400,24 @@ def edited(content, **changes):
 
 
 CHILD = """
-import sys
+import pickle, sys
 import numpy as np
-from fusedrnn import RNNOp, RNNSpec, cells
-content, params, x = (sys.stdin.buffer.read(int(size)) for size in sys.argv[1:])
-streams = RNNOp(RNNSpec(cells.slstm, 6, 11, 2)).streams(np.frombuffer(params, np.float32), 7)
+op, content, params, x = (sys.stdin.buffer.read(int(size)) for size in sys.argv[1:])
+streams = pickle.loads(op).streams(np.frombuffer(params, np.float32), 7)
 streams.join()
 id = streams.restore(content)
 sys.stdout.buffer.write(streams.step([id], np.frombuffer(x, np.float32).reshape(-1, 1, 6)).tobytes())
 """
 
 
-def test_a_snapshot_goes_to_another_process():
-    op, streams = network(SPECS["three states"])
+@pytest.mark.parametrize("name", ["three states", "network"])
+def test_a_snapshot_goes_to_another_process(name):
+    op, streams = network(SPECS[name])
     ids, x = [streams.join() for _ in range(2)], inputs(2, 8)
     streams.step(ids, x[:5])
     content = streams.snapshot(ids[1])
     assert type(content) is bytes
-    parts = content, streams.params.tobytes(), x[5:, 1].tobytes()
+    parts = pickle.dumps(op), content, streams.params.tobytes(), x[5:, 1].tobytes()
     sizes = [str(len(part)) for part in parts]
     child = subprocess.run([sys.executable, "-c", CHILD, *sizes], input=b"".join(parts), capture_output=True)
     assert child.returncode == 0, child.stderr.decode()
@@ -446,8 +427,9 @@ def test_a_snapshot_goes_to_another_process():
     assert streams.step([ids[0]], x[5:, [1]]).tobytes() == expected.tobytes()
 
 
-def test_a_snapshot_of_another_byte_order():
-    _, streams = network()
+@BOTH_OPS
+def test_a_snapshot_of_another_byte_order(name):
+    _, streams = network(SPECS[name])
     id = streams.join()
     streams.step([id], inputs(1))
     header, data = snapshot._split(streams.snapshot(id))

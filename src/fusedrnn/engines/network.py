@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from fusedrnn.engines.interface import Engine, Need, Residuals, SavePolicy
+from fusedrnn.engines.interface import CachedForwardCall, Engine, Need, Residuals, SavePolicy
 from fusedrnn.engines.operands import BackwardOperands, ForwardOperands, GradBuffers, clear_padding
 from fusedrnn.engines.registry import EngineSelector, candidates
 from fusedrnn.network_spec import NetworkSpec
@@ -108,6 +108,17 @@ class RunsNetworks(Protocol):
     @staticmethod
     def network(spec: NetworkSpec, layers: Sequence[Any]) -> NetworkEngine:
         """The engine of the network; ``layers`` are engines of this kind, one for each entry of the chain."""
+
+
+@runtime_checkable
+class CachesFlatCalls(Protocol):
+    """An engine of a network that caches calls for streams, which hold the states of all layers as a flat tuple."""
+
+    def cache_flat_forward(self, operands: NetworkOperands, states: tuple[Array, ...]) -> CachedForwardCall | None:
+        """The cached form of a call in inference without resets, which takes and returns flat states.
+
+        See :meth:`fusedrnn.engines.interface.CachesCalls.cache_forward`; ``states`` are flat too.
+        """
 
 
 class _Residuals(NamedTuple):

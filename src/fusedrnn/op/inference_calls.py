@@ -9,14 +9,14 @@ others.
 from __future__ import annotations
 
 from collections import deque
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from fusedrnn.engines.interface import CachedForwardCall, CachesCalls, Engine
+from fusedrnn.engines.interface import CachedForwardCall
 from fusedrnn.locks import Lock
 from fusedrnn.op.stream import ForwardOp
-from fusedrnn.op.validation import forward_operands
+from fusedrnn.op.streamed_spec import streamed
 from fusedrnn.quantized_params import Params
 from fusedrnn.runtime.thread_pool import get_num_threads, thread_limits
 from fusedrnn.spec import Array
@@ -32,7 +32,7 @@ _EXACT = 16
 class SelectsEngine(ForwardOp, Protocol):
     """What these calls need of an operator."""
 
-    def _select_engine(self, training: bool) -> tuple[str, Engine]:
+    def _select_engine(self, training: bool) -> tuple[str, Any]:
         """The name and the engine for a call."""
 
 
@@ -73,20 +73,20 @@ class InferenceCalls:
     """
 
     def __init__(self, op: SelectsEngine, params: Params) -> None:
-        self._op, self._params = op, params
+        self._spec, self._dtype, self._params = streamed(op.spec), op.spec.dtype, params
         self._engine = op._select_engine(False)[1]
-        self._cacher = self._engine if isinstance(self._engine, CachesCalls) else None
+        self._cache = self._spec.cacher(self._engine)
         self.batches: dict[tuple[int, ...], Batch] = {}
         self._lock = Lock()
 
     def padded(self, x: Array) -> tuple[Array, Batch]:
         """A copy of the input (T, N, I), padded with rows of zeros to the size of a batch; and that batch."""
-        spec, (steps, count, size) = self._op.spec, x.shape
-        copy = np.zeros((steps, self._num_rows(count), size), spec.dtype)
+        steps, count, size = x.shape
+        copy = np.zeros((steps, self._num_rows(count), size), self._dtype)
         copy[:, :count] = x
         batch = self.batches.get(copy.shape)
         if batch is None:
-            batch = Batch(copy, spec.state_shape(copy.shape[1]))
+            batch = Batch(copy, self._spec.state_shapes(copy.shape[1]))
             with self._lock:
                 if len(self.batches) >= MAX_SHAPES:
                     del self.batches[next(iter(self.batches))]
@@ -95,13 +95,16 @@ class InferenceCalls:
 
     def _num_rows(self, count: int) -> int:
         """The rows of the call for so many sequences."""
-        if count <= _EXACT or self._cacher is None:
+        if count <= _EXACT or self._cache is None:
             return count
         unit = 1 << (count - 1).bit_length() - _EXACT.bit_length() + 1
         return -(-count // unit) * unit
 
     def run(self, batch: Batch, x: Array, states: tuple[Array, ...]) -> tuple[Array, tuple[Array, ...], None]:
-        """The output, the final states, contiguous, and None; the operands have the batch's shapes and strides."""
+        """The output, the final states, flat and contiguous, and None.
+
+        The operands have the batch's shapes and strides; ``states`` are flat.
+        """
         threads = get_num_threads()
         call = batch.calls.get(threads)
         if call is not None:
@@ -113,8 +116,9 @@ class InferenceCalls:
             if threads > 1:  # another call has the thread pool
                 with thread_limits(1):
                     return self.run(batch, x, states)
-        operands = forward_operands(self._op.spec, x, self._params, states, None, None)
-        final = self._engine.forward(operands)
-        if self._cacher is not None:
-            batch.calls[threads] = self._cacher.cache_forward(operands, states, None)
+        spec = self._spec
+        operands = spec.operands(x, self._params, states)
+        final = spec.flat(self._engine.forward(operands))
+        if self._cache is not None:
+            batch.calls[threads] = self._cache(operands, states)
         return operands.y, tuple([np.ascontiguousarray(state) for state in final]), None

@@ -1,28 +1,29 @@
-"""The methods of an op that make streams: one for a fixed batch, one for sequences that come and go."""
+"""The methods of ops that make streams: one for a fixed batch, one for sequences that come and go."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from fusedrnn.frozen_array import frozen
+from fusedrnn.network_spec import NetworkSpec
 from fusedrnn.op.inference_calls import SelectsEngine
 from fusedrnn.op.stream import ForwardOp, Stream
+from fusedrnn.op.streamed_spec import States, streamed
 from fusedrnn.op.streams import Streams
-from fusedrnn.op.validation import check_params
 from fusedrnn.quantized_params import Params
 from fusedrnn.scalars import check_bytes, positive_int
-from fusedrnn.spec import Array, RNNSpec
+from fusedrnn.spec import RNNSpec
 
 
 class MakesStreams:
     """An operator with the methods :meth:`stream` and :meth:`streams`."""
 
-    def stream(self: ForwardOp, params: Params, batch: int = 1, states: Sequence[Array | None] | None = None) -> Stream:
+    def stream(self: ForwardOp, params: Params, batch: int = 1, states: States = None) -> Stream:
         """Make a stream of sequences that arrive in chunks: the state is carried from one chunk to the next.
 
         Args:
-            params: The flat parameter vector, which is copied; or frozen or quantized parameters, which streams share.
+            params: The flat parameter vector, which is copied; or frozen parameters or those of :meth:`RNNOp.quantize`,
+                which streams share.
             batch: N.
             states: Initial states as in :meth:`forward`, which are copied.
 
@@ -31,14 +32,13 @@ class MakesStreams:
             ValueError: If an argument has the wrong shape or value, or the network has a reverse direction, which
                 starts at a sequence's end.
         """
-        batch = _checked_size("batch", batch, self.spec)
-        return Stream(self, _checked_params(params, self.spec), batch, states)
+        return Stream(self, *_checked("batch", batch, params, self.spec), states)
 
     def streams(self: SelectsEngine, params: Params, capacity: int) -> Streams:
         """Make a set of streams that come and go: each call advances any of them.
 
         Args:
-            params: The flat parameter vector, which is copied; or frozen or quantized parameters.
+            params: The flat parameter vector, which is copied; or frozen parameters or those of :meth:`RNNOp.quantize`.
             capacity: How many streams there may be at a time. Memory for the states of all is allocated now.
 
         Raises:
@@ -46,19 +46,13 @@ class MakesStreams:
             ValueError: If an argument has the wrong shape or value, or the network has a reverse direction, which
                 starts at a sequence's end.
         """
-        capacity = _checked_size("capacity", capacity, self.spec)
-        return Streams(self, _checked_params(params, self.spec), capacity)
+        return Streams(self, *_checked("capacity", capacity, params, self.spec))
 
 
-def _checked_size(name: str, size: object, spec: RNNSpec) -> int:
-    """A number of sequences, checked; the network must run forward alone."""
-    for direction in ("bidirectional", "reverse"):
-        if getattr(spec, direction):
-            raise ValueError(f"a stream must be of a network that runs forward alone; got {direction}=True")
+def _checked(name: str, size: object, params: object, spec: RNNSpec | NetworkSpec) -> tuple[Any, int]:
+    """Parameters that cannot change and a number of sequences, checked. The network must run forward alone."""
+    streamed_spec = streamed(spec)
+    streamed_spec.check_direction()
     checked = positive_int(name, size)
-    check_bytes(name, checked, spec.state_shape(checked), spec.dtype)
-    return checked
-
-
-def _checked_params(params: Params, spec: RNNSpec) -> Any:
-    return frozen(check_params(params, spec))
+    check_bytes(name, checked, streamed_spec.state_shapes(checked), spec.dtype)
+    return frozen(streamed_spec.check_params(params)), checked

@@ -11,6 +11,7 @@ from fusedrnn.engines.interface import NEEDS, SAVE_POLICIES, SavePolicy
 from fusedrnn.engines.network import NetworkEngine, NetworkSelector
 from fusedrnn.engines.operands import GradReq, clear_padding
 from fusedrnn.network_spec import NetworkSpec
+from fusedrnn.op.makes_streams import MakesStreams
 from fusedrnn.op.network_operands import LayerArrays, backward_operands, check_network, forward_operands
 from fusedrnn.op.operator import Operator
 from fusedrnn.op.reserve import CACHEABLE, PLAIN_CALL, CallKind, Reserve, check_reserve
@@ -21,7 +22,7 @@ from fusedrnn.spec import Array
 LayerStates = tuple[tuple[Array, ...], ...]
 
 
-class NetworkOp(Operator):
+class NetworkOp(Operator, MakesStreams):
     """A network of layers that differ, ready to run.
 
     A call has the bits of :class:`RNNOp` called layer after layer, where each layer's output is the next one's input.

@@ -14,6 +14,7 @@ import numpy as np
 from fusedrnn.engines.network import NetworkGradBuffers, NetworkGradOperands, NetworkOperands
 from fusedrnn.engines.operands import FORWARD
 from fusedrnn.network_spec import NetworkSpec
+from fusedrnn.op import validation
 from fusedrnn.op.grad_req import GRADIENTS, RESET_GRADIENTS, check_buffers, check_out, parse_grad_req
 from fusedrnn.op.reserve import CallKind
 from fusedrnn.op.resets import check_resets, split_cotangents
@@ -24,7 +25,6 @@ from fusedrnn.op.validation import (
     check_dy,
     check_lengths,
     check_no_alias,
-    check_states,
     check_tuple,
     check_x,
     readable,
@@ -44,7 +44,7 @@ def check_network(spec: object) -> NetworkSpec:
     return spec
 
 
-def _check_params(params: object, spec: NetworkSpec) -> Array:
+def check_params(params: object, spec: NetworkSpec) -> Array:
     """The flat parameter vector, contiguous."""
     if isinstance(params, QuantizedParams):
         raise TypeError("params must be a NumPy array, which compute= of layers quantizes; got QuantizedParams")
@@ -62,30 +62,31 @@ def _by_layer(name: str, value: object, spec: NetworkSpec) -> Sequence[Any]:
     return (None,) * len(names) if value is None else check_tuple(name, value, dict.fromkeys(names, ""), "None or ")
 
 
-def _check_states(
+def check_states(
     name: str, value: object, spec: NetworkSpec, batch: int, entry_name: str
 ) -> tuple[tuple[Array, ...] | None, ...]:
+    """The states of each layer, contiguous; None for zeros."""
     return tuple(
-        check_states(entry, layer, batch, f"{name}[{index}]", entry_name)
+        validation.check_states(entry, layer, batch, f"{name}[{index}]", entry_name)
         for index, (layer, entry) in enumerate(zip(spec.layers, _by_layer(name, value, spec), strict=True))
     )
 
 
 def forward_operands(
-    spec: NetworkSpec, x: Any, params: Any, states: Any, lengths: Any, out: Any, resets: Any, reset_states: Any,
-    all_states: Any,
+    spec: NetworkSpec, x: Any, params: Any, states: Any, lengths: Any = None, out: Any = None, resets: Any = None,
+    reset_states: Any = None, all_states: Any = False,
 ) -> tuple[NetworkOperands, CallKind]:  # fmt: skip
     """The operands of a forward call and its kind, from arguments as in :meth:`NetworkOp.forward`."""
     first, last = spec.layers[0], spec.layers[-1]
     checked_x = check_x(x, first)
     steps, batch = checked_x.shape[:2]
-    checked_params = _check_params(params, spec)
-    checked_states = _check_states("states", states, spec, batch, "{}0")
+    checked_params = check_params(params, spec)
+    checked_states = check_states("states", states, spec, batch, "{}0")
     checked_lengths = check_lengths(lengths, steps, batch)
     if resets is None and reset_states is not None:
         raise ValueError("reset_states must be None without resets")
     marks = None if resets is None else check_resets(resets, steps, batch, checked_lengths)
-    checked_reset_states = _check_states("reset_states", reset_states, spec, batch, "reset {}")
+    checked_reset_states = check_states("reset_states", reset_states, spec, batch, "reset {}")
     kind = CallKind(marks is not None, reset_states is not None, as_bool("all_states", all_states))
     shape = steps, batch, last.output_size
     if out is None:

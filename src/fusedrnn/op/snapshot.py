@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from fusedrnn.cell.cells import Cell
+from fusedrnn.op.streamed_spec import StreamedSpec
 from fusedrnn.spec import Array, RNNSpec
 
 MAGIC = b"fusedrnn state\r\n"
@@ -24,19 +25,19 @@ _BYTE_ORDERS = "little", "big"
 _LENGTH_BYTES = 4
 
 
-def to_bytes(spec: RNNSpec, states: Sequence[Array]) -> bytes:
-    """The snapshot of the states of one sequence, each (L, 1, size)."""
+def to_bytes(spec: StreamedSpec, states: Sequence[Array]) -> bytes:
+    """The snapshot of the flat states of one sequence, each (L, 1, size)."""
     data = b"".join(state.astype(state.dtype.newbyteorder("<"), copy=False).tobytes() for state in states)
     header = {
-        "version": VERSION, "spec": described(spec), "states": _sizes(spec), "dtype": spec.dtype,
+        "version": VERSION, "spec": described(spec), "states": _sizes(spec), "dtype": spec.layers[0].dtype,
         "byte_order": "little", "crc32": zlib.crc32(data),
     }  # fmt: skip
     text = json.dumps(header).encode()
     return b"".join((MAGIC, len(text).to_bytes(_LENGTH_BYTES, "little"), text, data))
 
 
-def from_bytes(spec: RNNSpec, snapshot: object) -> tuple[Array, ...]:
-    """The states in a snapshot of that spec.
+def from_bytes(spec: StreamedSpec, snapshot: object) -> tuple[Array, ...]:
+    """The flat states in a snapshot of that spec.
 
     Raises:
         TypeError: If it is not bytes.
@@ -48,10 +49,10 @@ def from_bytes(spec: RNNSpec, snapshot: object) -> tuple[Array, ...]:
     if header.get("version") != VERSION:
         raise ValueError(f"snapshot must have version {VERSION}; got version {header.get('version')!r}")
     _check_spec(spec, header)
-    order, shapes = header["byte_order"], spec.state_shape(1)
+    order, shapes = header["byte_order"], spec.state_shapes(1)
     if order not in _BYTE_ORDERS:
         raise ValueError(f"snapshot must have byte order {' or '.join(_BYTE_ORDERS)}; got {order!r}")
-    dtype = np.dtype(spec.dtype)
+    dtype = np.dtype(spec.layers[0].dtype)
     expected = sum(layers * size for layers, _, size in shapes) * dtype.itemsize
     if len(data) != expected:
         raise ValueError(f"snapshot must have {expected} bytes of states; got {len(data)}")
@@ -65,7 +66,16 @@ def from_bytes(spec: RNNSpec, snapshot: object) -> tuple[Array, ...]:
     return tuple(states)
 
 
-def described(spec: RNNSpec) -> dict[str, str]:
+def described(spec: StreamedSpec) -> dict[str, str]:
+    """The fields of all layers as text."""
+    return {
+        prefix + name: text
+        for prefix, layer in zip(spec.prefixes, spec.layers, strict=True)
+        for name, text in _described_layer(layer).items()
+    }
+
+
+def _described_layer(spec: RNNSpec) -> dict[str, str]:
     """The fields of a spec as text. A user cell is given by its name and a hash of its equations."""
     texts = {field.name: repr(getattr(spec, field.name)) for field in fields(spec)}
     if isinstance(spec.mode, Cell):
@@ -73,9 +83,16 @@ def described(spec: RNNSpec) -> dict[str, str]:
     return texts
 
 
-def _sizes(spec: RNNSpec) -> dict[str, list[int]]:
+def _kind(described_spec: dict[str, Any]) -> str:
+    """Whether it describes an RNNSpec or a NetworkSpec, and how many layers that has."""
+    prefixes = {name.rpartition(".")[0] for name in described_spec}
+    return f"NetworkSpec, len(layers)={len(prefixes)}" if any(prefixes) else "RNNSpec"
+
+
+def _sizes(spec: StreamedSpec) -> dict[str, list[int]]:
     """The number of layers and of elements of each state, by its name."""
-    return {name: [layers, size] for name, (layers, _, size) in zip(spec.state_names, spec.state_shape(1), strict=True)}
+    shapes = zip(spec.state_names, spec.state_shapes(1), strict=True)
+    return {name: [layers, size] for name, (layers, _, size) in shapes}
 
 
 def _split(snapshot: bytes) -> tuple[dict[str, Any], bytes]:
@@ -97,9 +114,11 @@ def _split(snapshot: bytes) -> tuple[dict[str, Any], bytes]:
     return header, snapshot[end:]
 
 
-def _check_spec(spec: RNNSpec, header: dict[str, Any]) -> None:
+def _check_spec(spec: StreamedSpec, header: dict[str, Any]) -> None:
     """Raise an error that names the fields in which a snapshot's spec differs."""
     saved, own = header["spec"], described(spec)
+    if _kind(saved) != _kind(own):
+        raise ValueError(f"snapshot must be of a spec of this kind: {_kind(own)}; got one of {_kind(saved)}")
     differences = [
         f"{name} is {saved.get(name, 'missing')} in the snapshot and {own.get(name, 'missing')} here"
         for name in {**own, **saved}
@@ -107,5 +126,5 @@ def _check_spec(spec: RNNSpec, header: dict[str, Any]) -> None:
     ]
     if differences:
         raise ValueError(f"snapshot must be of this spec: {'; '.join(differences)}")
-    if header["states"] != _sizes(spec) or header["dtype"] != spec.dtype:
-        raise ValueError(f"snapshot must have states {_sizes(spec)} of {spec.dtype}; got {header['states']}")
+    if header["states"] != _sizes(spec) or header["dtype"] != spec.layers[0].dtype:
+        raise ValueError(f"snapshot must have states {_sizes(spec)} of {spec.layers[0].dtype}; got {header['states']}")

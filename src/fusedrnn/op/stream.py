@@ -8,32 +8,34 @@ from typing import Any, Protocol
 import numpy as np
 
 from fusedrnn.op.resets import restarted
-from fusedrnn.op.validation import check_states
-from fusedrnn.spec import Array, RNNSpec
+from fusedrnn.op.streamed_spec import States, streamed
+from fusedrnn.spec import Array
 
 _NO_OPTIONS: dict[str, Any] = {}
 
 
 class ForwardOp(Protocol):
-    """What a stream needs of an operator."""
+    """What a stream needs of an operator; ``spec`` is an RNNSpec or a NetworkSpec."""
 
-    spec: RNNSpec
+    spec: Any
 
     def forward(
         self,
         x: Array,
         params: Any,
-        states: Sequence[Array | None] | None = None,
+        states: Any = None,
         *,
         out: Array | None = None,
         resets: Any = None,
-        reset_states: Sequence[Array | None] | None = None,
-    ) -> tuple[Any, tuple[Array, ...], Any]:
+        reset_states: Any = None,
+    ) -> tuple[Any, tuple[Any, ...], Any]:
         """See :meth:`RNNOp.forward`."""
 
 
 class Stream:
-    """Sequences that arrive in chunks of any length. :meth:`RNNOp.stream` makes it; call it with each chunk.
+    """Sequences that arrive in chunks of any length; call it with each chunk.
+
+    :meth:`RNNOp.stream` and :meth:`NetworkOp.stream` make it.
 
     The outputs, joined, have the bits of one call on the joined chunks. Parameters are packed once. A chunk that fails
     leaves the state as it was. One thread at a time may use a stream; any number may use streams of one op.
@@ -41,7 +43,7 @@ class Stream:
     Attributes:
         op: The operator that runs the chunks.
         batch: N.
-        states: The current states, each (L, N, H). Do not write to them.
+        states: The current states, each (L, N, H); of a network, a tuple of these for each layer. Do not write to them.
 
     Example:
     >>> import numpy as np
@@ -54,10 +56,10 @@ class Stream:
     (4, 2, 5)
     """
 
-    def __init__(self, op: ForwardOp, params: Array, batch: int, states: Sequence[Array | None] | None) -> None:
-        self.op, self.batch = op, batch
+    def __init__(self, op: ForwardOp, params: Array, batch: int, states: States) -> None:
+        self.op, self.batch, self._spec = op, batch, streamed(op.spec)
         self._params = params
-        self.states: tuple[Array, ...] = ()
+        self.states: tuple[Any, ...] = ()
         self.reset(states)
 
     def __call__(
@@ -66,7 +68,7 @@ class Stream:
         out: Array | None = None,
         *,
         resets: Array | Sequence[Sequence[bool]] | None = None,
-        reset_states: Sequence[Array | None] | None = None,
+        reset_states: States = None,
     ) -> Array:
         """Run the next chunk.
 
@@ -88,26 +90,26 @@ class Stream:
             raise ValueError(f"x must have shape {expected}, with the stream's {self.batch} sequences; got {x.shape}")
         states, options = self.states, _NO_OPTIONS
         if resets is not None and reset_states is None and isinstance(x, np.ndarray) and x.shape[:1] == (1,):
-            states = restarted(states, self.batch, resets)
+            states = self._spec.nested(restarted(self._spec.flat(states), self.batch, resets))
         elif resets is not None or reset_states is not None:
             options = {"resets": resets, "reset_states": reset_states}
         y, self.states, _ = self.op.forward(x, self._params, states, out=out, **options)
         result: Array = y
         return result
 
-    def reset(self, states: Sequence[Array | None] | None = None) -> None:
+    def reset(self, states: States = None) -> None:
         """Start over.
 
         Args:
-            states: The states to start from, each (L, N, H), which are copied. None instead of an array stands for
-                zeros, and None instead of the tuple for zeros in all.
+            states: The states to start from, as in :meth:`RNNOp.forward` or :meth:`NetworkOp.forward`, which are
+                copied; None for zeros.
 
         Raises:
             TypeError: If an argument has the wrong type; the message names it, what was given and what was expected.
             ValueError: If an argument has the wrong shape or value; the message is of the same form.
         """
-        checked = check_states(states, self.op.spec, self.batch)
-        shapes = self.op.spec.state_shape(self.batch)
+        checked = self._spec.check_states(states, self.batch)
+        shapes = self._spec.state_shapes(self.batch)
         initial = checked or (np.zeros(shape, self.op.spec.dtype) for shape in shapes)
-        self.states = tuple(state.copy() for state in initial)
+        self.states = self._spec.nested(tuple([state.copy() for state in initial]))
 

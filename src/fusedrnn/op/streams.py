@@ -11,18 +11,17 @@ from fusedrnn.op.inference_calls import Batch, InferenceCalls, SelectsEngine
 from fusedrnn.op.resets import restarted
 from fusedrnn.op.snapshot import from_bytes, to_bytes
 from fusedrnn.op.stream_ids import UNKNOWN_ID, check_id, check_ids
-from fusedrnn.op.validation import check_array, check_states, check_x
+from fusedrnn.op.streamed_spec import States, streamed
+from fusedrnn.op.validation import check_array, check_x
 from fusedrnn.quantized_params import Params
 from fusedrnn.runtime import slot_kernel
 from fusedrnn.runtime.slot_kernel import CLAIM, CLEAR, FREE, GATHER, JOIN, NOBODY, RELEASE, SCATTER
 from fusedrnn.runtime.slots import Slots
 from fusedrnn.spec import Array
 
-States = Sequence[Array | None] | None
-
 
 class Streams:
-    """A set of streams that come and go. :meth:`RNNOp.streams` makes it.
+    """A set of streams that come and go. :meth:`RNNOp.streams` and :meth:`NetworkOp.streams` make it.
 
     A stream that joins gets an id, a number that no other stream of the set ever has. :meth:`step` runs the next chunk
     of any of the streams in one call. The outputs of a stream, joined, have the bits of one call on its joined chunks,
@@ -54,10 +53,8 @@ class Streams:
     def __init__(self, op: SelectsEngine, params: Params, capacity: int) -> None:
         self.op, self.capacity = op, capacity
         self.params = params
-        spec = op.spec
-        self._dtype, self._input_size = np.dtype(spec.dtype), spec.input_size
-        self._sizes = [(layers, size) for layers, _, size in spec.state_shape(1)]
-        self._slots = Slots(capacity, spec.state_shape(1), spec.dtype)
+        self._spec, self._dtype = streamed(op.spec), np.dtype(op.spec.dtype)
+        self._slots = Slots(capacity, self._spec.state_shapes(1), self._dtype)
         self._calls = InferenceCalls(op, params)
 
     def __len__(self) -> int:
@@ -78,8 +75,8 @@ class Streams:
         """Take a slot for a new stream.
 
         Args:
-            states: Its initial states, each (L, 1, H), which are copied. None instead of an array stands for zeros, and
-                None instead of the tuple for zeros in all.
+            states: Its initial states, each (L, 1, H), as in :meth:`RNNOp.forward` or :meth:`NetworkOp.forward`, which
+                are copied; None for zeros.
 
         Returns:
             Its id.
@@ -89,7 +86,7 @@ class Streams:
             ValueError: If an argument has the wrong shape or value; the message is of the same form.
             RuntimeError: If all slots are taken.
         """
-        arrays = check_states(states, self.op.spec, 1)
+        arrays = self._spec.check_states(states, 1)
         slots, write = self._slots, CLEAR if arrays is None else SCATTER
         claim = next(slots.claims)
         try:
@@ -181,26 +178,22 @@ class Streams:
 
         Args:
             ids: The ids of n streams.
-            states: The states to start from, each (L, n, H), which are copied. None instead of an array stands for
-                zeros, and None instead of the tuple for zeros in all.
+            states: The states to start from, each (L, n, H), as in :meth:`join`, which are copied; None for zeros.
 
         Raises:
             TypeError, ValueError, RuntimeError: As :meth:`step` does.
         """
         owners = check_ids(ids)
-        arrays = check_states(states, self.op.spec, len(owners))
+        arrays = self._spec.check_states(states, len(owners))
         self._access(CLEAR if arrays is None else SCATTER, owners, arrays or ())
 
-    def states(self, ids: Sequence[int] | Array) -> tuple[Array, ...]:
-        """Copies of the current states of n streams, each (L, n, H).
+    def states(self, ids: Sequence[int] | Array) -> tuple[Any, ...]:
+        """Copies of the current states of n streams, each (L, n, H); of a network, a tuple of these for each layer.
 
         Raises:
             TypeError, ValueError, RuntimeError: As :meth:`step` does.
         """
-        owners = check_ids(ids)
-        arrays = tuple([np.empty((layers, len(owners), size), self._dtype) for layers, size in self._sizes])
-        self._access(GATHER, owners, arrays)
-        return arrays
+        return self._spec.nested(self._gathered(check_ids(ids)))
 
     def snapshot(self, id: int) -> bytes:
         """The states of a stream as bytes, for :meth:`restore` in this or another process, on any machine.
@@ -211,8 +204,7 @@ class Streams:
         Raises:
             TypeError, ValueError, RuntimeError: As :meth:`leave` does.
         """
-        owners = check_id(id)
-        return to_bytes(self.op.spec, self.states(owners))
+        return to_bytes(self._spec, self._gathered(check_id(id)))
 
     def restore(self, snapshot: bytes, id: int | None = None) -> int:
         """Continue a stream from its snapshot.
@@ -230,11 +222,17 @@ class Streams:
                 damaged or no snapshot; or if there is no such stream.
             RuntimeError: If all slots are taken, or a call of the stream is running.
         """
-        states = from_bytes(self.op.spec, snapshot)
+        states = from_bytes(self._spec, snapshot)
         if id is None:
-            return self.join(states)
+            return self.join(self._spec.nested(states))
         self._access(SCATTER, check_id(id), states)
         return int(id)
+
+    def _gathered(self, owners: Array) -> tuple[Array, ...]:
+        """Copies of the states of some streams, flat."""
+        arrays = tuple([np.empty(shape, self._dtype) for shape in self._spec.state_shapes(len(owners))])
+        self._access(GATHER, owners, arrays)
+        return arrays
 
     def _access(self, action: int, owners: Array, arrays: tuple[Array, ...]) -> None:
         """Run actions on the slots of some streams, in one call of machine code."""
@@ -256,8 +254,8 @@ class Streams:
 
     def _checked_x(self, x: object, count: int) -> tuple[Array, Any]:
         """The input in the spec's dtype, and the dtype of the output if that differs, else None."""
-        spec = self.op.spec
-        is_bfloat16 = spec.compute == "bfloat16" and isinstance(x, np.ndarray) and x.dtype.name == "bfloat16"
+        spec = self._spec.layers[0]
+        is_bfloat16 = self._spec.takes_bfloat16 and isinstance(x, np.ndarray) and x.dtype.name == "bfloat16"
         values: Any = x.astype(spec.dtype) if isinstance(x, np.ndarray) and is_bfloat16 else x
         checked = check_array("x", values, spec)
         if checked.ndim == 3 and checked.shape[1] != count:
@@ -278,9 +276,10 @@ class Streams:
         if reset_states is None and len(x) == 1:
             return self._calls.run(batch, x, restarted(states, count, resets))
         rows = tuple([np.ascontiguousarray(state[:, :count]) for state in states])
-        y, final, _ = self.op.forward(x[:, :count], self.params, rows, resets=resets, reset_states=reset_states)
+        initial, options = self._spec.nested(rows), {"resets": resets, "reset_states": reset_states}
+        y, final, _ = self.op.forward(x[:, :count], self.params, initial, **options)
         padding = ((0, 0), (0, x.shape[1] - count), (0, 0))
-        return np.pad(y, padding), tuple([np.pad(state, padding) for state in final]), None
+        return np.pad(y, padding), tuple([np.pad(state, padding) for state in self._spec.flat(final)]), None
 
 
 _NO_IDS = np.zeros(1, np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,10 @@ class _CachedNetworkCall:
 
     def __init__(self, network: NetworkExecutor, batch: int) -> None:
         self._network, self._threads = network, get_num_threads()
-        self._state_shapes = network.spec.state_shape(batch)
-        self._counts = [len(shapes) for shapes in self._state_shapes]
+        by_layer = network.spec.state_shape(batch)
+        self._state_shapes = [shape for shapes in by_layer for shape in shapes]
+        self._counts = [len(shapes) for shapes in by_layer]
+        self._parts = [slice(begin, end) for begin, end in pairwise(accumulate(self._counts, initial=0))]
         self._no_states = (None,) * sum(self._counts)
         self._dtype = np.dtype(network.spec.dtype)
 
@@ -46,8 +49,13 @@ class _CachedNetworkCall:
             flat += arrays
         return None if layers is None else flat
 
-    def _new_states(self) -> tuple[tuple[Array, ...], ...]:
-        return tuple([tuple([np.empty(shape, self._dtype) for shape in shapes]) for shapes in self._state_shapes])
+    def _by_layer(self, states: tuple[Array, ...]) -> tuple[Any, ...]:
+        """The opposite of :meth:`_flat`."""
+        return tuple([states[part] for part in self._parts])
+
+    def _new_states(self) -> tuple[Array, ...]:
+        """New arrays for the states of all layers, one after the other."""
+        return tuple([np.empty(shape, self._dtype) for shape in self._state_shapes])
 
     def _states_like(self, form: str, use: Operand) -> dict[str, Operand]:
         """How a call uses the states of all layers, by the symbols of the states."""
@@ -97,13 +105,14 @@ class CachedNetworkForward(_CachedNetworkCall):
         self._weights = weights if self._frozen is not None else None
         # Inference that reads parameters in place guards them like other arrays, and has no weights to look up.
         self._in_place = residuals is None and not any(self._packed)
+        self._values = None if self._weights is None else weights_addresses(weights) + self._zeros
         initial, final = self._flat(states), self._new_states()
         assert initial is not None
         uses = {
             "x": _READ, "params": _READ_WHOLE, **self._states_like("{}0", _READ_WHOLE), "y": _WRITTEN,
             **self._states_like("{}_n", _WRITTEN_WHOLE),
         }  # fmt: skip
-        arrays = [x, params, *initial, y, *(state for layer in final for state in layer)]
+        arrays = [x, params, *initial, y, *final]
         self._has_resets = operands.resets is not None
         if self._has_resets:
             uses, arrays = uses | RESETS, [*arrays, operands.resets]
@@ -112,7 +121,7 @@ class CachedNetworkForward(_CachedNetworkCall):
 
     def __call__(
         self, x: Any, params: Any, states: Any, out: Any, seed: int = 0, resets: Any = None
-    ) -> tuple[Array, tuple[tuple[Array, ...], ...], NetworkResiduals | None] | None:
+    ) -> tuple[Array, tuple[Any, ...], NetworkResiduals | None] | None:
         """The output, the final states and in training the residuals; None if the arguments differ."""
         network, initial = self._network, self._flat(states)
         if initial is None or get_num_threads() != self._threads or (resets is not None) is not self._has_resets:
@@ -122,24 +131,22 @@ class CachedNetworkForward(_CachedNetworkCall):
             return None
         y = np.empty(self._shape, self._dtype) if out is None else out
         final = self._new_states()
-        arrays = [x, params, *initial, y]
-        for layer in final:
-            arrays += layer
+        arrays = (x, params, *initial, y, *final)
         if self._has_resets:
             if type(resets) is not np.ndarray:
                 return None
             # Backward reads them too, and the caller may change them before it runs.
             resets = resets if self._layout is None else resets.copy()
-            arrays.append(resets)
-        addresses = weights_addresses(weights) or self._zeros
+            arrays = (*arrays, resets)
         if self._layout is None:
-            return (y, final, None) if self._guarded.run(tuple(arrays), values=addresses + self._zeros) else None
+            values = self._values or (weights_addresses(weights) or self._zeros) + self._zeros
+            return (y, self._by_layer(final), None) if self._guarded.run(arrays, values=values) else None
         seeds = network.spec.layer_seeds(seed) if network.spec.drops else self._zeros
         lease = network.runner.lease_reserve(self._layout.size)
-        values = (*addresses, *map(signed, seeds))
-        if not self._guarded.run(tuple(arrays), reserve=lease.address, values=values):
+        values = (*weights_addresses(weights), *map(signed, seeds))
+        if not self._guarded.run(arrays, reserve=lease.address, values=values):
             return None
-        return y, final, NetworkResiduals(self._layout, seeds, None, resets, lease, weights)
+        return y, self._by_layer(final), NetworkResiduals(self._layout, seeds, None, resets, lease, weights)
 
     def _current_weights(self, params: Any) -> tuple[Weights | None, ...] | None:
         """The weights of the layers; None if the parameters differ in kind."""
@@ -150,6 +157,16 @@ class CachedNetworkForward(_CachedNetworkCall):
         if type(params) is not np.ndarray or not self._network.fits(params):
             return None
         return self._network.current_weights(params, self._shape[:2], self._packed, self._layout is not None)
+
+
+class CachedFlatForward(CachedNetworkForward):
+    """A cached call of forward in inference that takes and returns the states of all layers one after the other."""
+
+    def _flat(self, states: Any) -> Sequence[Any]:
+        return states  # type: ignore[no-any-return]
+
+    def _by_layer(self, states: tuple[Array, ...]) -> tuple[Array, ...]:
+        return states
 
 
 class CachedNetworkBackward(_CachedNetworkCall):
@@ -204,7 +221,7 @@ class CachedNetworkBackward(_CachedNetworkCall):
             np.empty(shape, self._dtype) if buffer is None and shape is not None else buffer
             for buffer, shape in zip(buffers, self._shapes, strict=False)
         )
-        states = self._new_states() if buffers[2] is None and self._has_states else buffers[2]
+        states = self._by_layer(self._new_states()) if buffers[2] is None and self._has_states else buffers[2]
         initial = self._flat(states)
         if initial is None:
             return None

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fusedrnn.engines.cpu.cached_network import CachedNetworkBackward, CachedNetworkForward
+from fusedrnn.engines.cpu.cached_network import CachedFlatForward, CachedNetworkBackward, CachedNetworkForward
 from fusedrnn.engines.cpu.executor import Executor, Weights
 from fusedrnn.engines.cpu.guarded_call import try_to_cache
 from fusedrnn.engines.cpu.jobs import JobName
@@ -101,6 +101,10 @@ class CPUNetwork:
         """The cached form of a forward call that has just run; None if there is none."""
         debug = self.executor.runner.debug
         return try_to_cache(debug, CachedNetworkForward, self.executor, operands, states, residuals)
+
+    def cache_flat_forward(self, operands: NetworkOperands, states: tuple[Array, ...]) -> CachedFlatForward | None:
+        """The cached form of an inference call, which takes and returns flat states; None if there is none."""
+        return try_to_cache(self.executor.runner.debug, CachedFlatForward, self.executor, operands, states, None)
 
     def cache_backward(
         self, residuals: NetworkResiduals, operands: NetworkGradOperands, grad_req: Any

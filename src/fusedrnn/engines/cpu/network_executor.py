@@ -14,6 +14,7 @@ from fusedrnn.engines.cpu.launch.network_links import NetworkLinks
 from fusedrnn.engines.cpu.network_reserve import NetworkReserveLayout, weights_addresses
 from fusedrnn.engines.cpu.varlen import VarLen
 from fusedrnn.engines.interface import SavePolicy
+from fusedrnn.frozen_array import is_frozen
 from fusedrnn.network_spec import NetworkSpec
 from fusedrnn.runtime.buffers import Scratch
 from fusedrnn.runtime.job_chain import load_job_chain
@@ -68,6 +69,7 @@ class NetworkExecutor:
         self.spec, self.layers = spec, layers
         self._planned: dict[str, PlannedNetwork] = {}
         self._layout: tuple[object, NetworkReserveLayout] | None = None
+        self._last_split: tuple[Array, tuple[Array, ...]] | None = None
 
     @property
     def runner(self) -> Executor:
@@ -90,11 +92,20 @@ class NetworkExecutor:
 
     def weights_of(self, params: Array, steps: int, batch: int, save: SavePolicy | None) -> tuple[Weights, ...]:
         """The flat parameter vector as the layers of a call take it; ``save`` is None in inference."""
-        parts = self.spec.layout.parts
+        parts = self._split(params)
         return tuple([
-            executor.weights_of(params[part], steps, batch, save)
-            for executor, part in zip(self.layers, parts, strict=True)
-        ])  # fmt: skip
+            executor.weights_of(part, steps, batch, save) for executor, part in zip(self.layers, parts, strict=True)
+        ])
+
+    def _split(self, params: Array) -> tuple[Array, ...]:
+        """The vector of each layer; of frozen parameters the same objects as before, by which they are recognized."""
+        last = self._last_split
+        if last is not None and last[0] is params:
+            return last[1]
+        parts = self.spec.layout.split(params)
+        if is_frozen(params):
+            self._last_split = params, parts
+        return parts
 
     def current_weights(
         self, params: Array, size: tuple[int, int], packed: Sequence[bool], training: bool
