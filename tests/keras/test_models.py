@@ -1,5 +1,7 @@
 """Whole models: accelerate and restore, fit, and files in both directions."""
 
+import copy
+import pickle
 import re
 
 import keras
@@ -226,3 +228,16 @@ def test_changed_weights_show(fused):
         y = layer(x)
         assert_within(*map(keras.ops.convert_to_numpy, (y, fresh(x))), RTOL, ATOL)
         assert not np.allclose(*map(keras.ops.convert_to_numpy, (y, first)))
+
+
+@pytest.mark.every_backend
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_pickled_layers(wrapped):
+    """As Keras's layers; those of a process that has imported fusedrnn.keras are read as ours."""
+    layer = layers.Bidirectional(layers.GRU(H)) if wrapped else layers.LSTM(H)
+    x = RNG.standard_normal((N, T, 3)).astype("float32")
+    expected = keras.ops.convert_to_numpy(layer(x))
+    accelerate(layer)
+    for copied in (pickle.loads(pickle.dumps(layer)), copy.deepcopy(layer)):
+        assert type(copied) is type(layer) is getattr(fusedrnn.keras, type(layer).__name__)
+        assert_within(keras.ops.convert_to_numpy(copied(x)), expected, RTOL, ATOL)

@@ -10,6 +10,8 @@ load as ours where :mod:`fusedrnn.keras` is imported, apart from those inside of
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 
 
@@ -18,3 +20,19 @@ def register(*classes: type[keras.layers.Layer]) -> None:
     for cls in classes:
         cls.__module__ = "keras.layers"
         keras.saving.get_custom_objects()[cls.__name__] = cls
+
+
+class Pickled:
+    """A mixin that comes before a class of Keras, which pickles the content of a ``.keras`` file.
+
+    Keras's own function for reading it is a method of the layer's class, which Keras's module does not know.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        _, arguments, *_ = super().__reduce__()
+        return unpickled, arguments
+
+
+def unpickled(file: Any) -> Any:
+    """The layer in the content of a file."""
+    return keras.layers.Layer._unpickle_model(file)
