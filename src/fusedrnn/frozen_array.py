@@ -26,7 +26,8 @@ class _FrozenBytes(bytes):
 def frozen(params: Array) -> Array:
     """A copy of a parameter vector that can never be written, so that an op need not check it for changes.
 
-    A frozen array and quantized parameters are returned unchanged.
+    A frozen array and quantized parameters are returned unchanged. The copy of an array of bfloat16 is of float32,
+    which is exact.
 
     Checking whether parameters have changed takes as long as reading them. That is most of the time of a call for one
     step of one sequence, but very little in a call of some dozen steps.
@@ -40,6 +41,8 @@ def frozen(params: Array) -> Array:
     if isinstance(params, FrozenParams):  # callers of typed code pass these as Any
         return params
     is_array = isinstance(params, np.ndarray) and not isinstance(params, numpy.ma.MaskedArray)
+    if is_array and params.dtype.name == "bfloat16":
+        params = params.astype(np.float32)
     if not is_array or params.dtype.kind != "f":
         kind = params.dtype if is_array else type(params).__name__
         raise TypeError(f"params must be a NumPy array of floating-point numbers; got {kind}")

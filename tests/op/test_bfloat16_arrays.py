@@ -137,6 +137,15 @@ def test_other_formats_refuse(compute):
         op.forward(widened(x), params.astype(BFLOAT16))
 
 
+def test_errors_name_the_type_that_was_given():
+    op, x, params, states = network("gru")
+    with pytest.raises(TypeError, match=r"^x must be a NumPy array; got list$"):
+        op.forward(x.tolist(), params, states)
+    reserve = op.forward(x, params, states, training=True)[2]
+    with pytest.raises(TypeError, match=r"^dy must be a NumPy array; got list$"):
+        op.backward([1], None, reserve)
+
+
 def read_only(array):
     array.setflags(write=False)
     return array

@@ -1,5 +1,6 @@
 """Streams that come and go have the bits of one call each, whoever steps them with whom."""
 
+import copy
 import json
 import pickle
 import signal
@@ -15,7 +16,7 @@ import pytest
 
 import fusedrnn
 from forks import FORK_WARNING, FORKS, in_child
-from fusedrnn import NetworkSpec, RNNOp, RNNSpec, cells
+from fusedrnn import NetworkSpec, RNNOp, RNNSpec, cells, frozen
 from fusedrnn.op import inference_calls, snapshot
 from fusedrnn.runtime import slot_kernel, slots
 from fusedrnn.testing.tolerance import longest_sum, tolerance
@@ -367,6 +368,32 @@ def test_arrays_of_bfloat16():
     y = streams.step(ids, narrow)
     assert y.dtype == narrow.dtype
     assert_same_bits(y.view(np.uint16), op.forward(narrow, streams.params)[0].view(np.uint16))
+
+
+def test_states_and_parameters_of_bfloat16():
+    """They are held in float32, which is exact."""
+    spec = SPECS["bfloat16"]
+    op, params = RNNOp(spec), network(spec)[1].params.astype(ml_dtypes.bfloat16)
+    x = inputs(2, 3).astype(ml_dtypes.bfloat16)
+    states = (np.linspace(-1, 1, 2 * 2 * H).reshape(2, 2, H).astype(ml_dtypes.bfloat16),)
+    expected, final, _ = op.forward(x, params, states)
+    assert_same_bits(op.forward(x, frozen(params), states)[0].view(np.uint16), expected.view(np.uint16))
+    stream = op.stream(params, 2, states)
+    assert_same_bits(stream(x).view(np.uint16), expected.view(np.uint16))
+    streams = op.streams(params, 2)
+    ids = [streams.join(tuple(state[:, [row]] for state in states)) for row in range(2)]
+    assert_same_bits(streams.step(ids, x).view(np.uint16), expected.view(np.uint16))
+    streams.reset(ids, states)
+    assert_same_bits(streams.step(ids, x).view(np.uint16), expected.view(np.uint16))
+    assert_same_bits(streams.states(ids)[0].astype(ml_dtypes.bfloat16).view(np.uint16), final[0].view(np.uint16))
+
+
+@BOTH_OPS
+def test_no_pickling(name):
+    streams = network(SPECS[name])[1]
+    for function in (pickle.dumps, copy.deepcopy):
+        with pytest.raises(TypeError, match="Streams cannot be pickled or copied: take snapshots of the streams"):
+            function(streams)
 
 
 @BOTH_OPS

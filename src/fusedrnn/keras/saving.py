@@ -29,8 +29,8 @@ class Pickled:
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
-        _, arguments, *_ = super().__reduce__()
-        return unpickled, arguments
+        of_keras: Any = super().__reduce__()
+        return unpickled, of_keras[1]
 
 
 def unpickled(file: Any) -> Any:

@@ -38,9 +38,9 @@ def forward(
 ) -> tuple[Any, tuple[Array, ...], Reserve | None]:
     """:meth:`RNNOp.forward` with some arguments of bfloat16; ``run`` is the op's."""
     _check_buffers({"out": out}, {"x": x, "params": params, "states": states, "reset_states": reset_states})
-    arguments = (_as_float32(argument) for argument in (x, params, states))
-    reset_rows = _as_float32(reset_states)
-    y, final, reserve = run(*arguments, out=_as_float32(out), reset_states=reset_rows, **options)
+    arguments = _array_as_float32(x), _array_as_float32(params), as_float32(states)
+    buffers = {"out": _array_as_float32(out), "reset_states": as_float32(reset_states)}
+    y, final, reserve = run(*arguments, **buffers, **options)
     state_dtypes, reset_dtypes = (
         tuple((x if state is None else state).dtype for state in group or (None,) * len(final))
         for group in (states, reset_states)
@@ -65,7 +65,8 @@ def backward(
     """:meth:`RNNOp.backward` after :func:`forward`; ``run`` is the op's. Gradients may be of either type."""
     spec: Any = reserve.spec
     _check_buffers(_named_buffers(out, spec.state_names), {"dy": dy, "dstates": dstates})
-    gradients = run(_as_float32(dy), _as_float32(dstates), reserve._plain, grad_req=grad_req, out=_as_float32(out))
+    cotangents = _array_as_float32(dy), as_float32(dstates)
+    gradients = run(*cotangents, reserve._plain, grad_req=grad_req, out=as_float32(out))
     results: tuple[Any, ...] = _result(gradients, reserve._dtypes[: len(gradients)], out)
     return results
 
@@ -74,10 +75,12 @@ def _is_bfloat16(value: object) -> TypeGuard[Array]:
     return isinstance(value, np.ndarray) and value.dtype.name == "bfloat16"
 
 
-def _as_float32(value: Any) -> Any:
+def as_float32(value: Any) -> Any:
     """Arrays of bfloat16 in float32, also in a sequence; anything else as it is."""
-    if is_sequence(value):
-        return tuple(map(_as_float32, value))
+    return tuple(map(as_float32, value)) if is_sequence(value) else _array_as_float32(value)
+
+
+def _array_as_float32(value: Any) -> Any:
     return value.astype(np.float32) if _is_bfloat16(value) else value
 
 

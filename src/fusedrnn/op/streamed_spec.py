@@ -12,6 +12,7 @@ from fusedrnn.engines.interface import CachedForwardCall, CachesCalls
 from fusedrnn.engines.network import CachesFlatCalls
 from fusedrnn.network_spec import NetworkSpec
 from fusedrnn.op import network_operands, validation
+from fusedrnn.op.bfloat16_arrays import as_float32
 from fusedrnn.spec import Array, RNNSpec
 
 States = Sequence[Any] | None
@@ -27,7 +28,7 @@ class StreamedSpec:
     Attributes:
         layers: The specs of the chain of which it consists.
         prefixes: What precedes the names of each layer's fields and states in texts.
-        takes_bfloat16: Whether the input of a call may be an array of bfloat16.
+        takes_bfloat16: Whether arrays may be of bfloat16; those of states and parameters are held in float32.
     """
 
     def __init__(self, spec: Any) -> None:
@@ -56,11 +57,11 @@ class StreamedSpec:
 
     def check_params(self, params: object) -> Any:
         """Parameters as a call takes them, contiguous."""
-        return validation.check_params(params, self._spec)
+        return validation.check_params(as_float32(params) if self.takes_bfloat16 else params, self._spec)
 
     def check_states(self, states: States, batch: int) -> tuple[Array, ...] | None:
         """Initial states as the caller gives them, checked, as a flat tuple; None for zeros in all."""
-        return validation.check_states(states, self._spec, batch)
+        return validation.check_states(as_float32(states) if self.takes_bfloat16 else states, self._spec, batch)
 
     def operands(self, x: Array, params: Any, states: tuple[Array, ...]) -> Any:
         """The checked operands of a call in inference, from flat states."""

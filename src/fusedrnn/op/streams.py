@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -63,6 +63,9 @@ class Streams:
 
     def __repr__(self) -> str:
         return f"<{len(self)} streams of {self.capacity}, {self.op.spec!r}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("Streams cannot be pickled or copied: take snapshots of the streams, and restore them")
 
     @property
     def ids(self) -> list[int]:
