@@ -6,11 +6,12 @@ PIP_OPTIONS ?=
 RUN  := .venv
 TEST := .venv-test
 OLDEST := .venv-oldest
+CORE := .venv-core
 PEERS := .peers
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run peers figures test oldest check docs format clean
+.PHONY: help run peers figures test oldest core check docs format clean
 
 help:
 	@echo 'make run      run the benchmark and print its tables (ARGS="..." goes to fusedrnn bench)'
@@ -18,6 +19,7 @@ help:
 	@echo 'make figures  draw a benchmark (ARGS="rows.json FOLDER", rows.json from fusedrnn bench --json)'
 	@echo 'make test     run the tests, files in two processes (ARGS="..." goes to pytest, JOBS=0 for one)'
 	@echo 'make oldest   run the tests of JAX, Keras and ONNX with the oldest releases that the extras allow'
+	@echo 'make core     run the tests of the operator, which need neither PyTorch nor JAX; for other interpreters'
 	@echo 'make check    lint and check types'
 	@echo 'make docs     build the documentation into build/site, warnings as errors'
 	@echo 'make format   sort imports and fix what the linter can fix'
@@ -41,6 +43,11 @@ oldest: $(OLDEST)/.installed-test
 	$(OLDEST)/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --ignore tests/jax/test_nnx.py \
 		tests/jax tests/keras tests/onnx $(ARGS)
 
+# What a Python for which PyTorch has no build can run, such as the oldest one.
+core: $(CORE)/.installed-test
+	$(CORE)/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder \
+		tests/cell/test_expr.py tests/cell/test_language.py tests/jit tests/op tests/runtime $(ARGS)
+
 check: $(TEST)/.installed-dev
 	$(TEST)/bin/ruff check .
 	$(TEST)/bin/mypy
@@ -53,7 +60,7 @@ format: $(TEST)/.installed-dev
 	$(TEST)/bin/ruff check --fix .
 
 clean:
-	rm -rf $(RUN) $(TEST) $(OLDEST) $(PEERS) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(RUN) $(TEST) $(OLDEST) $(CORE) $(PEERS) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 comma := ,
@@ -91,4 +98,8 @@ $(TEST)/.installed-dev: pyproject.toml constraints.txt
 $(OLDEST)/.installed-test: pyproject.toml constraints-oldest.txt
 	$(call install,$(OLDEST),bench$(comma)equinox$(comma)keras$(comma)onnxruntime$(comma)torch,constraints-oldest.txt,\
 		hypothesis ml_dtypes onnxscript pytest pytest-timeout pytest-xdist)
+	@touch $@
+
+$(CORE)/.installed-test: pyproject.toml constraints.txt
+	$(call install,$(CORE),bench$(comma)onnx,,hypothesis jinja2 ml_dtypes pytest pytest-timeout pytest-xdist)
 	@touch $@

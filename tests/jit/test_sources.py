@@ -93,6 +93,8 @@ def test_module_that_cannot_emit():
 @pytest.mark.parametrize("emitter", KERNELS)
 def test_every_import_of_an_emitter_is_covered(emitter):
     """And nothing else: what bytecode says is what the source says."""
+    if ".jax." in emitter:  # whose package imports it
+        pytest.importorskip("jax")
     assert sources.covered_modules(emitter) == closure(emitter)
     # Names that are taken from packages are modules: a package's own code is not covered.
     assert closure(emitter) <= FILES.keys()
@@ -101,6 +103,8 @@ def test_every_import_of_an_emitter_is_covered(emitter):
 
 @pytest.mark.parametrize("emitter", KERNELS)
 def test_change_in_a_covered_module_changes_the_digest(emitter):
+    if ".jax." in emitter:
+        pytest.importorskip("jax")
     plain = digest(emitter)
     assert plain and plain == digest(emitter)
     assert {"fusedrnn.jit.builder", "fusedrnn.jit.compiler", emitter} <= closure(emitter)
