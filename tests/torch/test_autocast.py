@@ -219,6 +219,25 @@ def test_a_compiled_lstm_without_onednn(enabled):
             assert a.dtype == b.dtype == (torch.bfloat16 if enabled else torch.float32)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_a_compiled_lstm_after_a_layer_in_half_precision(dtype, requires_grad):
+    """One graph: whether oneDNN has instructions for the dtype is a constant."""
+    net = torch.nn.Sequential(torch.nn.Linear(I, I), fusedrnn.torch.LSTM(I, H), First(), fusedrnn.torch.LSTM(H, H))
+    net, x = net.requires_grad_(requires_grad), input_of("LSTM")
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    with torch.autocast("cpu", dtype):
+        for a, b in zip(flat(compiled(x)), flat(net(x)), strict=True):
+            assert torch.equal(a, b) and a.dtype == b.dtype
+
+
+class First(torch.nn.Module):
+    """The output of a layer."""
+
+    def forward(self, results):
+        return results[0]
+
+
 @pytest.mark.parametrize("kind", ["LSTM", "GRUCell"])
 def test_traced_graphs(kind):
     net, x = getattr(fusedrnn.torch, kind)(I, H).requires_grad_(False), input_of(kind)

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 
 import fusedrnn.torch
+from fusedrnn.torch import accelerate, restore
 from fusedrnn.torch.short_call import ShortCall
 from fusedrnn.torch.tensor_guards import DESCRIBE
 from torch_layers import KINDS, LAYERS, flat, make_pair
@@ -381,3 +383,22 @@ def test_threads_call_a_module_at_once():
     for number, of_thread in enumerate(results):
         for step, result in enumerate(of_thread):
             torch.testing.assert_close(result, expected[(number + step) % 8])
+
+
+@pytest.mark.parametrize("change", ["assign", "meta", "restore"])
+def test_replaced_parameters_are_freed(change):
+    """A prepared call does not keep them, and a restored module has nothing of ours."""
+    layer, x = torch.nn.GRU(4, 5), torch.randn(3, 2, 4)
+    accelerate(layer)
+    for _ in range(3):
+        layer(x)
+    assert vars(layer)["_last_call"].prepared is not None
+    weight = weakref.ref(layer.weight_hh_l0)
+    if change == "meta":
+        layer.to_empty(device="meta")
+    else:
+        if change == "restore":
+            restore(layer)
+        layer.load_state_dict({name: value.clone() for name, value in layer.state_dict().items()}, assign=True)
+    assert weight() is None
+    assert "_last_call" not in vars(layer)

@@ -62,8 +62,15 @@ def as_torch_module(module: Module) -> Module:
     if cls is None:
         return module
     other: Module = object.__new__(cls)
-    other.__dict__.update({name: value for name, value in vars(module).items() if name != "compute"})
+    other.__dict__.update(vars(module))
+    forget(other)
     return other
+
+
+def forget(module: Module) -> None:
+    """Remove what our layers add to the attributes of torch.nn's."""
+    for name in ("compute", "_last_call"):
+        vars(module).pop(name, None)
 
 
 def torch_class(cls: type) -> type[Module] | None:

@@ -9,7 +9,7 @@ import torch
 from torch.nn import Module, RNNBase, RNNCellBase
 
 from fusedrnn.conversion_report import LayerReport, Report
-from fusedrnn.torch.class_map import OURS, TORCHS, Classes, counterpart, is_quantized, is_scripted
+from fusedrnn.torch.class_map import OURS, TORCHS, Classes, counterpart, forget, is_quantized, is_scripted
 from fusedrnn.torch.eligibility import MODULE_DTYPES
 from fusedrnn.torch.formats import HasCompute, checked_compute, is_inference_only, unfreeze
 from fusedrnn.torch.graphs import is_ours, recurrent_operators
@@ -107,7 +107,7 @@ def convert(
             reason = f"its class cannot be changed: {error}"
         else:
             unfreeze(module)
-            vars(module).pop("compute", None)
+            forget(module)
             if compute is not None:
                 module.compute = compute  # type: ignore[assignment]
     return LayerReport(name, former.__name__, reason) if reason or cls is not None else None
@@ -124,7 +124,7 @@ def _set_compute(module: HasCompute, compute: str | None, name: str) -> LayerRep
 
 def _restored(module: HasCompute, name: str) -> LayerReport:
     """The report for a layer of ours that torch.nn does not have: only its format can be undone."""
-    vars(module).pop("compute", None)
+    forget(module)
     unfreeze(module)
     return LayerReport(name, type(module).__name__, "torch.nn has no such layer")
 

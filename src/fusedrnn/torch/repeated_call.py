@@ -32,6 +32,15 @@ class RepeatsCalls(Module):
 
     _last_call: LastCall | None = None
 
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
+        # A prepared call would keep the old parameters until the next call.
+        self.__dict__.pop("_last_call", None)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self.__dict__.pop("_last_call", None)
+        super()._load_from_state_dict(*args)
+
     def _repeat_call(self, x: Any, hx: Any) -> Any:
         """What forward returns, if this call is like the last one; else None."""
         if is_compiling() or self._last_call is None:
