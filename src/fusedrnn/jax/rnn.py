@@ -13,6 +13,7 @@ import numpy as np
 
 from fusedrnn.cell.user_cell import UserCell
 from fusedrnn.jax.calls import OPTIONAL, Call
+from fusedrnn.jax.mesh_types import vary_alike
 from fusedrnn.jax.param_arrays import ParamArrays
 from fusedrnn.jax.primitives import rnn_p
 from fusedrnn.spec import RNNSpec
@@ -33,9 +34,9 @@ def rnn(
 ) -> tuple[Array, tuple[Array, ...]]:
     """Run a recurrent network on a batch of sequences.
 
-    It may be jitted, mapped by ``vmap``, scanned and exported. It may be differentiated in reverse mode any number of
-    times, with respect to ``params``, ``x`` and ``states``. On the CPU it runs fusedrnn's kernels, without the
-    interpreter; on other devices it runs a scan of the same cell. The kernels use the threads that
+    It may be jitted, mapped by ``vmap`` and ``shard_map``, scanned and exported. It may be differentiated in reverse
+    mode any number of times, with respect to ``params``, ``x`` and ``states``. On the CPU it runs fusedrnn's kernels,
+    without the interpreter; on other devices it runs a scan of the same cell. The kernels use the threads that
     :func:`fusedrnn.set_num_threads` allows at the time of the call.
 
     Args:
@@ -92,7 +93,7 @@ def rnn(
     own_spec = spec if options["seed"] else _without_masks(spec)
     call = Call(own_spec, tuple(name for name in OPTIONAL if options[name]), batch_first, params.layout)
     others = [operand for name in call.options for operand in options[name]]
-    y, *final = rnn_p.bind(x, *params.arrays, *others, call=call)
+    y, *final = rnn_p.bind(*vary_alike(x, *params.arrays, *others), call=call)
     return y, tuple(final)
 
 
