@@ -16,7 +16,7 @@ BEGIN = """
 import os
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 import jax, jax.export, jax.numpy as jnp, numpy as np
-from jax.sharding import AxisType, PartitionSpec as P
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from fusedrnn import RNNSpec
 from fusedrnn.jax import composed, rnn
 
@@ -217,4 +217,73 @@ def squares(params, x):
 
 part = jax.shard_map(jax.grad(squares), mesh=mesh, in_specs=(P(), COLUMNS), out_specs=P(), axis_names={"b"})
 assert_close(jax.jit(part)(params, x), jax.grad(squares)(params, x))
+""")
+
+
+def test_explicit_axes():
+    """The types of results say how they are sharded, and gradients have the shardings of the operands."""
+    run("""
+mesh = jax.make_mesh((2,), ("b",), axis_types=(AxisType.Explicit,))
+spec = RNNSpec("lstm", I, H, dtype="float64", bidirectional=True)
+params, c = rng.uniform(-0.5, 0.5, spec.layout.size), 2 * states
+
+def results(params, x, h, c, **options):
+    return rnn(spec, params, x, (h, c), **options)
+
+def loss(*operands, **options):
+    y, final = results(*operands, **options)
+    return (y**2).sum() + sum((state**3).sum() for state in final)
+
+def curvature(*operands):
+    return sum((gradient**2).sum() for gradient in jax.grad(loss, (0, 1))(*operands))
+
+everywhere = tuple(map(jnp.asarray, (params, x, states, c)))
+expected = results(*everywhere)
+gradients = jax.grad(loss, (0, 1, 2, 3))
+expected_gradients = jax.jit(gradients)(*everywhere)
+expected_second = jax.jit(jax.grad(curvature, (0, 1)))(*everywhere)
+
+def carried(params, xs, h, c):
+    step = lambda states, x: rnn(spec, params, x, states)[::-1]
+    final, y = jax.lax.scan(step, (h, c), xs)
+    return (y**2).sum()
+
+xs = jnp.stack([everywhere[1], -everywhere[1]])
+expected_scan = jax.jit(jax.grad(carried, (0, 1)))(params, xs, *everywhere[2:])
+mapped = jax.vmap(lambda x: results(everywhere[0], x, *everywhere[2:]))
+expected_mapped = mapped(xs)
+drops = RNNSpec("gru", I, H, dtype="float64", input_dropout=0.5)
+few = everywhere[0][: drops.layout.size]
+dropped = lambda x: rnn(drops, few, x, key=jax.random.key(0))
+expected_dropped = dropped(everywhere[1])
+
+def spec_of(array):
+    return jax.typeof(array).sharding.spec
+
+SHARDINGS = [
+    (P(), COLUMNS, COLUMNS, P()),
+    (P(), P(), COLUMNS, P()),
+    (P("b"), P(), P(), P()),
+    (P("b"), COLUMNS, P("b"), P(None, None, "b")),
+]
+with jax.set_mesh(mesh):
+    for specs in SHARDINGS:
+        operands = [jax.device_put(array, NamedSharding(mesh, s)) for array, s in zip(everywhere, specs)]
+        batch = "b" if COLUMNS in specs else None
+        y, final = results(*operands) if batch else jax.jit(results)(*operands)
+        assert_close((y, final), expected)
+        assert [spec_of(array) for array in (y, *final)] == [P(None, batch, None)] * 3, specs
+        actual = jax.jit(gradients)(*operands)
+        assert_close(actual, expected_gradients)
+        assert list(map(spec_of, actual)) == list(map(spec_of, operands)), specs
+    assert_close(jax.jit(jax.grad(curvature, (0, 1)))(*operands), expected_second)
+    for s in (P(None, None, "b"), P("b")):
+        sharded_xs = jax.device_put(xs, NamedSharding(mesh, s))
+        assert_close(jax.jit(mapped)(sharded_xs), expected_mapped)
+    operands = [jax.device_put(array, NamedSharding(mesh, COLUMNS)) for array in everywhere[2:]]
+    sharded_xs = jax.device_put(xs, NamedSharding(mesh, P(None, None, "b")))
+    assert_close(jax.jit(jax.grad(carried, (0, 1)))(params, sharded_xs, *operands), expected_scan)
+    y, final = jax.jit(dropped)(jax.device_put(everywhere[1], NamedSharding(mesh, COLUMNS)))
+    assert_close((y, final), expected_dropped)
+    assert spec_of(y) == P(None, "b", None)
 """)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 
 from fusedrnn.jax.calls import Call
+from fusedrnn.jax.explicit_sharding import bind
 
 Array = Any
 
@@ -33,7 +34,7 @@ def join_batches(
         operand if name in call.param_names else _join(operand, dim, axes.get(name, 1), size)
         for (name, dim), operand in zip(by_name.items(), operands, strict=True)
     ]
-    results = primitive.bind(*joined, call=call)
+    results = bind(primitive, joined, call)
     result_axes = [x_axis, *[1] * (len(results) - 1)]
     split = [
         result.reshape(*result.shape[:axis], size, -1, *result.shape[axis + 1 :])

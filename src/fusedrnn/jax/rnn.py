@@ -13,7 +13,7 @@ import numpy as np
 
 from fusedrnn.cell.user_cell import UserCell
 from fusedrnn.jax.calls import OPTIONAL, Call
-from fusedrnn.jax.mesh_types import vary_alike
+from fusedrnn.jax.explicit_sharding import bind
 from fusedrnn.jax.param_arrays import ParamArrays
 from fusedrnn.jax.primitives import rnn_p
 from fusedrnn.spec import RNNSpec
@@ -93,7 +93,7 @@ def rnn(
     own_spec = spec if options["seed"] else _without_masks(spec)
     call = Call(own_spec, tuple(name for name in OPTIONAL if options[name]), batch_first, params.layout)
     others = [operand for name in call.options for operand in options[name]]
-    y, *final = rnn_p.bind(*vary_alike(x, *params.arrays, *others), call=call)
+    y, *final = bind(rnn_p, (x, *params.arrays, *others), call)
     return y, tuple(final)
 
 
