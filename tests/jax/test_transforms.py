@@ -192,6 +192,26 @@ def test_checkpoint_and_donation(problem):
     np.testing.assert_array_equal(kept, donated)
 
 
+def test_disabled_jit():
+    """The kernels are compiled nonetheless; vmap and the second derivative are operations of JAX."""
+    spec = RNNSpec("gru", 3, 4)
+    problem = problem_of(spec, Shape(3, 2, 3, 4))
+
+    def total(params):
+        return (rnn(spec, params, problem.x)[0] ** 2).sum()
+
+    def curvature(params):
+        return (jax.grad(total)(params) ** 2).sum()
+
+    params = np.stack([problem.params, -problem.params])
+    functions = total, jax.grad(total), jax.grad(curvature), lambda _: jax.vmap(total)(params)
+    expected = [function(params[0]) for function in functions]
+    with jax.disable_jit():
+        actual = [function(params[0]) for function in functions]
+    for array, other in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(array, other, rtol=1e-4, atol=1e-5)
+
+
 def test_two_python_threads_dispatch_at_once(problem):
     run = jax.jit(jax.value_and_grad(partial(loss, problem)))
     expected = run(problem.x, problem.params, problem.states)
