@@ -1,12 +1,14 @@
 """What callers of ``fusedrnn.jax.rnn`` are told: before anything runs where JAX can know, else by XLA's error."""
 
 import ctypes
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from fusedrnn import Activation, RNNSpec
+from fusedrnn import Activation, RNNOp, RNNSpec
 from fusedrnn.cell import cell, tanh
 from fusedrnn.engines.cpu.launch.buffer_kernel import OK
 from fusedrnn.engines.cpu.weights.transpose_kernel import Block
@@ -15,10 +17,20 @@ from fusedrnn.jax.handler_kernel import OTHER_VERSION
 
 SPEC = RNNSpec("lstm", 3, 5)
 PARAMS, X = jnp.zeros(SPEC.layout.size), jnp.zeros((4, 2, 3))
+
+
+def quantized():
+    spec = replace(SPEC, compute="int8")
+    return RNNOp(spec).quantize(np.zeros(spec.layout.size, np.float32))
+
+
 CASES = {
     "spec": (lambda: rnn("lstm", PARAMS, X), TypeError, "spec must be an RNNSpec; got str"),
     "params": (lambda: rnn(SPEC, PARAMS[1:], X), ValueError, r"params must have shape \(200\); got \(199,\)"),
     "no params": (lambda: rnn(SPEC, None, X), TypeError, "params must be an array; got None"),
+    "quantized": (lambda: rnn(SPEC, quantized(), X), TypeError, "params must be an array; got QuantizedParams"),
+    "ragged": (lambda: rnn(SPEC, PARAMS, [[1.0], []]), TypeError, "x must be an array; got list"),
+    "text": (lambda: rnn(SPEC, PARAMS, X, lengths="ab"), TypeError, "lengths must be an array; got str"),
     "x": (lambda: rnn(SPEC, PARAMS, X[..., :2]), ValueError, r"x must have shape \(any size, any size, 3\); got"),
     "dimensions": (lambda: rnn(SPEC, PARAMS, X[0]), ValueError, r"x must have shape .*; got \(2, 3\)"),
     "empty": (lambda: rnn(SPEC, PARAMS, X[:0]), ValueError, r"x must not be empty; got shape \(0, 2, 3\)"),

@@ -108,7 +108,7 @@ def _array(name: str, value: Any, dtype: np.dtype[Any], shape: Sequence[int | No
     """A JAX array of that dtype and shape, in which None stands for any size."""
     if value is None:
         raise TypeError(f"{name} must be an array; got None")
-    array = jnp.asarray(value)
+    array = _converted(name, value)
     if array.dtype != dtype:
         hint = "; set jax_enable_x64 for float64" if dtype == np.float64 and array.dtype == np.float32 else ""
         raise TypeError(f"{name} must have dtype {dtype.name}; got {array.dtype.name}{hint}")
@@ -121,6 +121,13 @@ def _array(name: str, value: Any, dtype: np.dtype[Any], shape: Sequence[int | No
     if 0 in [size for size in array.shape if isinstance(size, int)]:
         raise ValueError(f"{name} must not be empty; got shape {array.shape}")
     return array
+
+
+def _converted(name: str, value: Any) -> Array:
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be an array; got {type(value).__name__}") from error
 
 
 def _states(spec: RNNSpec, states: Any, batch: Any, dtype: np.dtype[Any]) -> list[Array]:
@@ -143,7 +150,7 @@ def _states(spec: RNNSpec, states: Any, batch: Any, dtype: np.dtype[Any]) -> lis
 def _lengths(lengths: Any, batch: Any, steps: Any) -> list[Array]:
     if lengths is None:
         return []
-    array = jnp.asarray(lengths)
+    array = _converted("lengths", lengths)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"lengths must be integers; got {array.dtype.name}")
     if array.shape != (batch,):
