@@ -251,6 +251,11 @@ def test_ends_of_sequences(steps, is_refused, runs):
     assert bool(runs) != is_refused
 
 
+def test_lengths_of_64_bits_are_not_cut():
+    with pytest.raises(ValueError, match="lengths must be from 0 to 6; got"):
+        ours.RNN(make_cell())(random(N, T, I), seq_lengths=np.full(N, 2**32 + 1))
+
+
 def test_random_state_of_calls_that_flax_runs():
     """With lengths, which need the initial carry, and without."""
     for arguments in ({}, {"seq_lengths": LENGTHS}):

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from flax.nnx.nn.recurrent import flip_sequences
 
@@ -252,7 +253,7 @@ def fused_call(
     if any(state.shape != shape for own in states for state in own):
         return None
     if lengths is not None:
-        lengths = jnp.asarray(lengths)
+        lengths = lengths if isinstance(lengths, np.ndarray) else jnp.asarray(lengths)
         if lengths.shape != batch_dims or not jnp.issubdtype(lengths.dtype, jnp.integer):
             return None
         lengths = lengths.reshape(-1)

@@ -150,7 +150,8 @@ def _states(spec: RNNSpec, states: Any, batch: Any, dtype: np.dtype[Any]) -> lis
 def _lengths(lengths: Any, batch: Any, steps: Any) -> list[Array]:
     if lengths is None:
         return []
-    array = _converted("lengths", lengths)
+    # An array of NumPy stays one until it is checked: without jax_enable_x64, JAX cuts integers of 64 bits.
+    array = lengths if isinstance(lengths, np.ndarray) else _converted("lengths", lengths)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"lengths must be integers; got {array.dtype.name}")
     if array.shape != (batch,):
@@ -159,7 +160,10 @@ def _lengths(lengths: Any, batch: Any, steps: Any) -> list[Array]:
         values = np.asarray(array)  # with NumPy, because inside of jit, JAX traces operations even on a constant
         if not ((values >= 0) & (values <= steps)).all():
             raise ValueError(f"each of lengths must be from 0 to {steps}; got {values}")
-    return [array.astype(jnp.int32)]
+    own, limit = np.iinfo(array.dtype), np.iinfo(np.int32).max
+    if own.max > limit:  # a length that is out of range stays so in 32 bits, and the call refuses it
+        array = (np if isinstance(array, np.ndarray) else jnp).clip(array, max(own.min, -1), limit)
+    return [jnp.asarray(array, jnp.int32)]
 
 
 def _resets(resets: Any, shape: Sequence[int], batch_first: bool) -> Array:
