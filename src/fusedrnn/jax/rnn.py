@@ -158,7 +158,8 @@ def _lengths(lengths: Any, batch: Any, steps: Any) -> list[Array]:
         raise ValueError(f"lengths must have shape ({batch},); got {array.shape}")
     if not isinstance(array, jax.core.Tracer):
         values = np.asarray(array)  # with NumPy, because inside of jit, JAX traces operations even on a constant
-        if not ((values >= 0) & (values <= steps)).all():
+        is_too_long = isinstance(steps, int) and (values > steps).any()  # an exported call checks a symbolic T
+        if (values < 0).any() or is_too_long:
             raise ValueError(f"each of lengths must be from 0 to {steps}; got {values}")
     own, limit = np.iinfo(array.dtype), np.iinfo(np.int32).max
     if own.max > limit:  # a length that is out of range stays so in 32 bits, and the call refuses it
