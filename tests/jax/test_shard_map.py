@@ -205,6 +205,15 @@ for layer in (RNN(cells[0]), Bidirectional(*map(nnx.RNN, cells))):
     gradients = jax.grad(of_params)
     expected = jax.jit(gradients)(params, columns, lengths)
     assert_close(sharded(gradients, (P(), P("b"), P("b")), P())(params, columns, lengths), expected)
+
+    # A single step is flax's.
+    def of_step(params, x):
+        return (nnx.merge(graph, params, others, copy=True)(x) ** 2).sum()
+
+    step = columns[:, :1]
+    assert_close(
+        sharded(jax.grad(of_step), (P(), P("b")), P())(params, step), jax.jit(jax.grad(of_step))(params, step)
+    )
 """)
 
 

@@ -44,10 +44,15 @@ def vary_alike(*operands: Array) -> list[Array]:
     return [_vary(operand, axes - _varying(own)) for operand, own in zip(operands, types, strict=True)]
 
 
+def vary_with(array: Array, tree: Any) -> Any:
+    """The arrays of a tree, each cast to vary along all mesh axes along which an array varies."""
+    return jax.tree.map(lambda leaf: vary_alike(leaf, array)[0], tree)
+
+
 def zeros_that_vary(like: Array, shape: Sequence[Any]) -> Array:
     """Zeros of the dtype of an array, which vary as it does."""
-    zeros = jnp.zeros(shape, like.dtype)
-    return _vary(zeros, _varying(jax.typeof(like))) if hasattr(jax, "typeof") else zeros
+    zeros: Array = vary_with(like, jnp.zeros(shape, like.dtype))
+    return zeros
 
 
 def _varying(own: Any) -> Axes:

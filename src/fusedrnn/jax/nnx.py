@@ -13,6 +13,7 @@ from flax import nnx
 from flax.nnx.nn.recurrent import flip_sequences
 
 from fusedrnn.jax import nnx_cells
+from fusedrnn.jax.mesh_types import vary_with
 from fusedrnn.jax.param_arrays import ParamArrays
 from fusedrnn.jax.rnn import rnn
 from fusedrnn.jax.sequence_ends import end_sequences
@@ -94,18 +95,10 @@ class RNN(nnx.RNN):
                     num_batch_dims = inputs.ndim - 2
                     outputs = flip_sequences(outputs, seq_lengths, num_batch_dims, time_major)
                 return (carry, outputs) if return_carry else outputs
-        # Not by super(), as Bidirectional calls this with flax's layers too.
-        result = nnx.RNN.__call__(
+        return _run_scan(
             self, inputs, initial_carry=initial_carry, seq_lengths=seq_lengths, return_carry=return_carry,
             time_major=time_major, reverse=reverse, keep_order=keep_order, rngs=rngs,
         )  # fmt: skip
-        time_axis = 0 if time_major else inputs.ndim - 1 - self.cell.num_feature_axes
-        batch_dims = inputs.shape[1 : -self.cell.num_feature_axes] if time_major else inputs.shape[:time_axis]
-        if seq_lengths is None or jnp.shape(seq_lengths) != batch_dims:
-            return result
-        carry, outputs = result if return_carry else (initial_carry, result)
-        carry, outputs = end_sequences(carry, outputs, initial_carry, jnp.asarray(seq_lengths), time_axis)
-        return (carry, outputs) if return_carry else outputs
 
 
 class Bidirectional(nnx.Bidirectional):
@@ -192,6 +185,24 @@ class Bidirectional(nnx.Bidirectional):
         return jax.tree.map(self.merge_fn, *jnp.split(outputs, 2, axis=-1))
 
 
+def _run_scan(
+    layer: Any, inputs: Array, *, initial_carry: Carry, seq_lengths: Array | None, return_carry: bool,
+    time_major: bool, **options: Any,
+) -> Any:  # fmt: skip
+    """Run flax's scan, with our rules for ``seq_lengths``. These need the initial carry."""
+    result = nnx.RNN.__call__(  # not by super(), as Bidirectional passes layers of flax's class too
+        layer, inputs, initial_carry=initial_carry, seq_lengths=seq_lengths, return_carry=return_carry,
+        time_major=time_major, **options,
+    )  # fmt: skip
+    time_axis = 0 if time_major else inputs.ndim - 1 - layer.cell.num_feature_axes
+    batch_dims = inputs.shape[1 : -layer.cell.num_feature_axes] if time_major else inputs.shape[:time_axis]
+    if seq_lengths is None or jnp.shape(seq_lengths) != batch_dims:
+        return result
+    carry, outputs = result if return_carry else (initial_carry, result)
+    carry, outputs = end_sequences(carry, outputs, initial_carry, jnp.asarray(seq_lengths), time_axis)
+    return (carry, outputs) if return_carry else outputs
+
+
 def refusal_of_pair(layer: Any) -> str:
     """Why the directions of a layer of the class ``nnx.Bidirectional`` run one by one; empty if one call runs both."""
     pair = layer.forward_rnn, layer.backward_rnn
@@ -224,9 +235,10 @@ def _stream(layer: Any, rngs: Any) -> Any:
 
 
 def _initial_carry(layer: Any, inputs: Array, time_major: bool, rngs: Any) -> Carry:
-    """The carry with which ``nnx.RNN`` begins, from the same random numbers."""
+    """The carry with which ``nnx.RNN`` begins, from the same random numbers; it varies over a mesh as the inputs do."""
     time_axis = 0 if time_major else inputs.ndim - 1 - layer.cell.num_feature_axes
-    return layer.cell.initialize_carry(inputs.shape[:time_axis] + inputs.shape[time_axis + 1 :], _stream(layer, rngs))
+    shape = inputs.shape[:time_axis] + inputs.shape[time_axis + 1 :]
+    return vary_with(inputs, layer.cell.initialize_carry(shape, _stream(layer, rngs)))
 
 
 def fused_call(
