@@ -261,6 +261,12 @@ xs = jnp.stack([everywhere[1], -everywhere[1]])
 expected_scan = jax.jit(jax.grad(carried, (0, 1)))(params, xs, *everywhere[2:])
 mapped = jax.vmap(lambda x: results(everywhere[0], x, *everywhere[2:]))
 expected_mapped = mapped(xs)
+
+def of_sample(x):  # gradients are one call for each sample, as is the backward call
+    dparams, dx = jax.grad(lambda params, x: (rnn(spec, params, x)[0] ** 2).sum(), (0, 1))(everywhere[0], x)
+    return dparams, dx * x
+
+expected_samples = jax.jit(jax.vmap(of_sample))(xs)
 drops = RNNSpec("gru", I, H, dtype="float64", input_dropout=0.5)
 few = everywhere[0][: drops.layout.size]
 dropped = lambda x: rnn(drops, few, x, key=jax.random.key(0))
@@ -289,6 +295,9 @@ with jax.set_mesh(mesh):
     for s in (P(None, None, "b"), P("b")):
         sharded_xs = jax.device_put(xs, NamedSharding(mesh, s))
         assert_close(jax.jit(mapped)(sharded_xs), expected_mapped)
+        actual = jax.jit(jax.vmap(of_sample))(sharded_xs)
+        assert_close(actual, expected_samples)
+        assert spec_of(actual[1])[0] == s[0]
     operands = [jax.device_put(array, NamedSharding(mesh, COLUMNS)) for array in everywhere[2:]]
     sharded_xs = jax.device_put(xs, NamedSharding(mesh, P(None, None, "b")))
     assert_close(jax.jit(jax.grad(carried, (0, 1)))(params, sharded_xs, *operands), expected_scan)

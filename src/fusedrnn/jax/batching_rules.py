@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
 
 from fusedrnn.jax.calls import Call
-from fusedrnn.jax.explicit_sharding import bind
+from fusedrnn.jax.explicit_sharding import bind, map_rows
 
 Array = Any
 
@@ -64,5 +63,5 @@ def call_one_by_one(
         return primitive.bind(*own, **params)
 
     rows = [jnp.moveaxis(operand, dim, 0) for operand, dim in zip(operands, dims, strict=True) if dim is not None]
-    results = jax.lax.map(run, rows)
-    return list(results), [0] * len(results)
+    results = map_rows(run, rows)
+    return results, [0] * len(results)

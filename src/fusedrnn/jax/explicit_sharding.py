@@ -5,7 +5,7 @@ Each device runs its own sequences. Operands that are sharded along other axes t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -26,8 +26,7 @@ def bind(primitive: Primitive, operands: Sequence[Array], call: Call) -> list[Ar
     def run(*own: Array) -> list[Array]:
         return list(primitive.bind(*vary_alike(*own), call=call))
 
-    shardings = [jax.typeof(operand).sharding for operand in operands] if hasattr(jax, "shard_map") else []
-    mesh = next((sharding.mesh for sharding in shardings if _is_sharded(sharding)), None)
+    mesh, shardings = _mesh_of(operands)
     if mesh is None:
         return run(*operands)
     batch_axes = [_batch_axis(call, name) for name in call.operand_names]
@@ -45,6 +44,22 @@ def bind(primitive: Primitive, operands: Sequence[Array], call: Call) -> list[Ar
         run, mesh=mesh, in_specs=tuple(specs), out_specs=result_specs, axis_names=names
     )(*operands)
     return shards
+
+
+def map_rows(run: Callable[[list[Array]], Any], rows: Sequence[Array]) -> list[Array]:
+    """``jax.lax.map`` over the first axis of arrays, which may be sharded along it; then the results are, too."""
+    mesh, shardings = _mesh_of(rows)
+    if mesh is None:
+        return list(jax.lax.map(run, list(rows)))
+    mesh_axes = next((sharding.spec[0] for sharding in shardings if sharding.spec[0] is not None), None)
+    results = jax.lax.map(run, [_reshard(row, mesh, _spec(row.ndim, None, None)) for row in rows])
+    return [_reshard(result, mesh, _spec(result.ndim, 0, mesh_axes)) for result in results]
+
+
+def _mesh_of(operands: Sequence[Array]) -> tuple[Any, list[Any]]:
+    """The mesh of the first operand that is sharded, or None; and the shardings of all."""
+    shardings = [jax.typeof(operand).sharding for operand in operands] if hasattr(jax, "shard_map") else []
+    return next((sharding.mesh for sharding in shardings if _is_sharded(sharding)), None), shardings
 
 
 def _is_sharded(sharding: Any) -> bool:
