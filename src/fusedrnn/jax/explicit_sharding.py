@@ -13,7 +13,7 @@ from jax.extend.core import Primitive
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fusedrnn.jax.calls import Call
-from fusedrnn.jax.mesh_types import vary_alike
+from fusedrnn.jax.mesh_types import are_on_mesh, vary_alike
 
 Array = Any
 MeshAxes = Any
@@ -22,6 +22,8 @@ MeshAxes = Any
 
 def bind(primitive: Primitive, operands: Sequence[Array], call: Call) -> list[Array]:
     """The results of the operator's primitive for operands with any types; they are sharded along the batch alone."""
+    if not are_on_mesh(operands):
+        return list(primitive.bind(*operands, call=call))
 
     def run(*own: Array) -> list[Array]:
         return list(primitive.bind(*vary_alike(*own), call=call))

@@ -21,11 +21,21 @@ Axes = frozenset[Any]
 def result_type(operand: Any, shape: Sequence[Any], dtype: Any = None) -> Any:
     """The type of a result of a primitive, which varies as an operand does; the operand is given by its type."""
     dtype = operand.dtype if dtype is None else dtype
-    sharding = getattr(operand, "sharding", None)
-    if sharding is None or sharding.mesh.empty:
+    if not _is_on_mesh(operand):
         return jax.core.ShapedArray(shape, dtype)
-    unsharded = NamedSharding(sharding.mesh, PartitionSpec(*[None] * len(shape)))
+    unsharded = NamedSharding(operand.sharding.mesh, PartitionSpec(*[None] * len(shape)))
     return operand.update(shape=shape, dtype=dtype, weak_type=False, sharding=unsharded)
+
+
+def are_on_mesh(operands: Sequence[Array]) -> bool:
+    """Whether the type of one of the arrays has a mesh."""
+    # JAX 0.5 has no such types; its shard_map refuses primitives that it does not know.
+    return hasattr(jax, "typeof") and any(_is_on_mesh(jax.typeof(operand)) for operand in operands)
+
+
+def _is_on_mesh(own: Any) -> bool:
+    sharding = getattr(own, "sharding", None)
+    return sharding is not None and not sharding.mesh.empty
 
 
 def vary_alike(*operands: Array) -> list[Array]:
@@ -34,7 +44,7 @@ def vary_alike(*operands: Array) -> list[Array]:
     Raises:
         ValueError: If an operand is the terms of a sum over devices that is not taken yet.
     """
-    if not hasattr(jax, "typeof"):  # JAX 0.5 has no such types: its shard_map refuses unknown primitives
+    if not are_on_mesh(operands):
         return list(operands)
     types = list(map(jax.typeof, operands))
     if any(_axes(own, "unreduced") for own in types):
