@@ -151,3 +151,8 @@ def test_messages(case):
     run, kind, message = ERRORS[case]
     with pytest.raises(kind, match=message):
         run()
+
+
+def test_a_length_of_64_bits_is_not_cut():
+    with pytest.raises(ValueError, match="lengths must be from 0 to 6; got"):
+        make(ours.GRU)(random(T, I), length=np.int64(2**32 + 1))

@@ -1,24 +1,37 @@
 """What callers of ``fusedrnn.jax.rnn`` are told: before anything runs where JAX can know, else by XLA's error."""
 
 import ctypes
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from fusedrnn import Activation, RNNSpec
+from fusedrnn import Activation, RNNOp, RNNSpec
 from fusedrnn.cell import cell, tanh
 from fusedrnn.engines.cpu.launch.buffer_kernel import OK
 from fusedrnn.engines.cpu.weights.transpose_kernel import Block
 from fusedrnn.jax import call_table, calls, rnn
 from fusedrnn.jax.handler_kernel import OTHER_VERSION
+from jax_versions import enable_x64
 
 SPEC = RNNSpec("lstm", 3, 5)
 PARAMS, X = jnp.zeros(SPEC.layout.size), jnp.zeros((4, 2, 3))
+
+
+def quantized():
+    spec = replace(SPEC, compute="int8")
+    return RNNOp(spec).quantize(np.zeros(spec.layout.size, np.float32))
+
+
 CASES = {
     "spec": (lambda: rnn("lstm", PARAMS, X), TypeError, "spec must be an RNNSpec; got str"),
     "params": (lambda: rnn(SPEC, PARAMS[1:], X), ValueError, r"params must have shape \(200\); got \(199,\)"),
     "no params": (lambda: rnn(SPEC, None, X), TypeError, "params must be an array; got None"),
+    "quantized": (lambda: rnn(SPEC, quantized(), X), TypeError, "params must be an array; got QuantizedParams"),
+    "ragged": (lambda: rnn(SPEC, PARAMS, [[1.0], []]), TypeError, "x must be an array; got list"),
+    "text": (lambda: rnn(SPEC, PARAMS, X, lengths="ab"), TypeError, "lengths must be an array; got str"),
     "x": (lambda: rnn(SPEC, PARAMS, X[..., :2]), ValueError, r"x must have shape \(any size, any size, 3\); got"),
     "dimensions": (lambda: rnn(SPEC, PARAMS, X[0]), ValueError, r"x must have shape .*; got \(2, 3\)"),
     "empty": (lambda: rnn(SPEC, PARAMS, X[:0]), ValueError, r"x must not be empty; got shape \(0, 2, 3\)"),
@@ -59,6 +72,30 @@ def test_lengths_that_a_compiled_function_closes_over():
     assert jax.jit(lambda x: rnn(SPEC, PARAMS, x, lengths=right)[0])(X).shape == (4, 2, 5)
     with pytest.raises(ValueError, match="lengths must be from 0 to 4"):
         jax.jit(lambda x: rnn(SPEC, PARAMS, x, lengths=wrong)[0])(X)
+
+
+def test_lengths_of_64_bits():
+    """They are compared before they are cut to 32 bits, with and without jax_enable_x64."""
+    for dtype in (np.int64, np.uint64):
+        lengths = np.array([2**32, 1], dtype)
+        for values in (lengths, [2**32 + 1, 1]) if dtype == np.int64 else (lengths,):
+            with pytest.raises((ValueError, OverflowError)):
+                rnn(SPEC, PARAMS, X, lengths=values)
+        with enable_x64():
+            run = jax.jit(lambda lengths: rnn(SPEC, PARAMS, X, lengths=lengths)[0])
+            for wrong in (2**32, 2**33 + 2, 2**31 - 1, 5, *([-(2**32), -1] if dtype == np.int64 else [])):
+                with pytest.raises(jax.errors.JaxRuntimeError, match="lengths must be from 0 to the number of steps"):
+                    run(jnp.array([wrong, 1], dtype)).block_until_ready()
+            expected = rnn(SPEC, PARAMS, X, lengths=jnp.array([4, 0]))[0]
+            np.testing.assert_array_equal(run(jnp.array([4, 0], dtype)), expected)
+
+
+def test_lengths_of_8_bits_of_a_long_sequence():
+    x, lengths = jnp.ones((300, 2, 3)), np.array([255, 7])
+    params = jnp.full(SPEC.layout.size, 0.1)
+    expected = rnn(SPEC, params, x, lengths=lengths)[0]
+    actual = jax.jit(lambda lengths: rnn(SPEC, params, x, lengths=lengths)[0])(lengths.astype(np.uint8))
+    np.testing.assert_array_equal(actual, expected)
 
 
 def test_reasons_are_not_kept_for_ever():

@@ -215,6 +215,60 @@ def test_a_single_step_in_a_graph_is_flax_s(runs):
     assert len(runs) == 1
 
 
+def by_cell(cell, x, carry, lengths, reverse=False):
+    """The carry and the output (N, T, H) of a cell, run on each sequence by itself."""
+    finals, outputs = [], []
+    for row, length in enumerate(lengths):
+        own = jax.tree.map(lambda state, row=row: state[row], carry)
+        y = np.zeros((x.shape[1], H), np.float32)
+        for step in range(length)[:: -1 if reverse else 1]:
+            own, output = cell(own, x[row, step])
+            y[step] = output
+        finals.append(own)
+        outputs.append(y)
+    return jax.tree.map(lambda *rows: jnp.stack(rows), *finals), np.stack(outputs)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("is_refused", [False, True], ids=["operator", "flax"])
+def test_ends_of_sequences(steps, is_refused, runs):
+    """Whatever runs: zeros after the end, and the initial carry for a length of 0."""
+    pair = [make_cell(nnx.LSTMCell, seed=n, **({"activation_fn": nnx.gelu} if is_refused else {})) for n in range(2)]
+    x, carry, lengths = random(N, steps, I), random_carry(nnx.LSTMCell, N), np.array([steps, 0, 1, 0])
+    spec = nnx_cells.spec_of(make_cell(nnx.LSTMCell), "float32")
+    arguments = {"seq_lengths": jnp.asarray(lengths), "return_carry": True}
+    forward, backward = (by_cell(cell, x, carry, lengths, n == 1) for n, cell in enumerate(pair))
+    assert_close(run(ours.RNN(pair[0]), x, initial_carry=carry, **arguments), forward, spec)
+    flipped = run(ours.RNN(pair[0]), x.swapaxes(0, 1), initial_carry=carry, time_major=True, **arguments)
+    assert_close((flipped[0], flipped[1].swapaxes(0, 1)), forward, spec)
+    kept = run(ours.RNN(pair[1]), x, initial_carry=carry, reverse=True, keep_order=True, **arguments)
+    assert_close(kept, backward, spec)
+    y = jnp.concatenate([forward[1], backward[1]], axis=-1)
+    for layer in (nnx.RNN, ours.RNN):
+        both = ours.Bidirectional(*map(layer, pair))
+        actual = run(both, x, initial_carry=(carry, carry), **arguments)
+        assert_close(actual, ((forward[0], backward[0]), y), spec)
+    assert bool(runs) != is_refused
+
+
+def test_lengths_of_64_bits_are_not_cut():
+    with pytest.raises(ValueError, match="lengths must be from 0 to 6; got"):
+        ours.RNN(make_cell())(random(N, T, I), seq_lengths=np.full(N, 2**32 + 1))
+
+
+def test_random_state_of_calls_that_flax_runs():
+    """With lengths, which need the initial carry, and without."""
+    for arguments in ({}, {"seq_lengths": LENGTHS}):
+        cell = make_cell(nnx.LSTMCell, activation_fn=nnx.gelu)
+        cell.carry_init = lambda key, shape, dtype: jnp.full(shape, jax.random.key_data(key)[0] % 8, dtype)
+        layers = nnx.RNN(cell, rngs=nnx.Rngs(7)), ours.RNN(cell, rngs=nnx.Rngs(7))
+        for _ in range(2):
+            expected, actual = (layer(random(N, T, I), **arguments) for layer in layers)
+            valid = VALID[:, :, None] if arguments else True
+            assert_close(actual, jnp.where(valid, expected, 0), nnx_cells.spec_of(make_cell(), "float32"))
+        assert int(layers[0].rngs.count[...]) == int(layers[1].rngs.count[...]) > 0
+
+
 def test_both_directions_are_one_call(runs):
     cls = nnx.LSTMCell
     pair = [nnx.RNN(make_cell(cls, seed=seed)) for seed in (0, 1)]

@@ -192,6 +192,26 @@ def test_checkpoint_and_donation(problem):
     np.testing.assert_array_equal(kept, donated)
 
 
+def test_disabled_jit():
+    """The kernels are compiled nonetheless; vmap and the second derivative are operations of JAX."""
+    spec = RNNSpec("gru", 3, 4)
+    problem = problem_of(spec, Shape(3, 2, 3, 4))
+
+    def total(params):
+        return (rnn(spec, params, problem.x)[0] ** 2).sum()
+
+    def curvature(params):
+        return (jax.grad(total)(params) ** 2).sum()
+
+    params = np.stack([problem.params, -problem.params])
+    functions = total, jax.grad(total), jax.grad(curvature), lambda _: jax.vmap(total)(params)
+    expected = [function(params[0]) for function in functions]
+    with jax.disable_jit():
+        actual = [function(params[0]) for function in functions]
+    for array, other in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(array, other, rtol=1e-4, atol=1e-5)
+
+
 def test_two_python_threads_dispatch_at_once(problem):
     run = jax.jit(jax.value_and_grad(partial(loss, problem)))
     expected = run(problem.x, problem.params, problem.states)
@@ -277,18 +297,62 @@ print("equal")
 
 def test_export_to_another_process(tmp_path):
     """With symbolic sizes; the call names its network, not an address."""
-    from fusedrnn.jax.call_table import TARGET_NAME
-
     spec = RNNSpec("gru", 3, 5)
     shape = export.symbolic_shape("t, n, 3")
-    arguments = jax.ShapeDtypeStruct((spec.layout.size,), "f4"), jax.ShapeDtypeStruct(shape, "f4")
-    exported = export.export(
-        jax.jit(lambda params, x: rnn(spec, params, x)[0]),
-        disabled_checks=[export.DisabledSafetyCheck.custom_call(TARGET_NAME)],
-    )(*arguments)
+    function = exported(lambda params, x: rnn(spec, params, x)[0], ((spec.layout.size,), "f4"), (shape, "f4"))
     file = tmp_path / "exported"
-    file.write_bytes(exported.serialize())
+    file.write_bytes(function.serialize())
     assert in_process(EXPORTED, str(file)) == "equal"
+
+
+def exported(function, *shapes):
+    from fusedrnn.jax.call_table import TARGET_NAME
+
+    checks = [export.DisabledSafetyCheck.custom_call(TARGET_NAME)]
+    return export.export(jax.jit(function), disabled_checks=checks)(*(jax.ShapeDtypeStruct(*own) for own in shapes))
+
+
+def test_export_of_gradients_with_symbolic_sizes():
+    spec = RNNSpec("gru", 3, 5, 2)
+    rng = np.random.default_rng(0)
+    params = rng.uniform(-1, 1, spec.layout.size).astype("f4")
+
+    def loss(params, x, lengths):
+        y, (h_n,) = rnn(spec, params, x, lengths=lengths)
+        return (y**2).sum() + (h_n**3).sum()
+
+    gradients = jax.grad(loss, (0, 1))
+    t, n = export.symbolic_shape("t, n")
+    restored = export.deserialize(
+        exported(gradients, (params.shape, "f4"), ((t, n, 3), "f4"), ((n,), "i4")).serialize()
+    )
+    for steps, batch in ((1, 1), (6, 4), (40, 33)):
+        x = rng.standard_normal((steps, batch, 3)).astype("f4")
+        lengths = rng.integers(0, steps + 1, batch).astype("i4")
+        for array, other in zip(restored.call(params, x, lengths), gradients(params, x, lengths), strict=True):
+            np.testing.assert_allclose(array, other, rtol=1e-5, atol=1e-5)
+
+
+def test_export_of_constant_lengths_with_a_symbolic_number_of_steps():
+    """The call compares them with the number of steps, the export with 0 alone."""
+    spec = RNNSpec("gru", 3, 5)
+    params = np.full(spec.layout.size, 0.1, "f4")
+    (t,) = export.symbolic_shape("t")
+
+    def run(lengths):
+        return exported(
+            lambda params, x: rnn(spec, params, x, lengths=lengths)[0], (params.shape, "f4"), ((t, 2, 3), "f4")
+        )
+
+    for lengths in (jnp.array([4, 0]), np.array([4, 0])):
+        function = run(lengths)
+        for steps in (4, 9):
+            x = np.ones((steps, 2, 3), "f4")
+            np.testing.assert_array_equal(function.call(params, x), rnn(spec, params, x, lengths=lengths)[0])
+        with pytest.raises(jax.errors.JaxRuntimeError, match="lengths must be from 0 to the number of steps"):
+            jax.block_until_ready(function.call(params, np.ones((3, 2, 3), "f4")))
+    with pytest.raises(ValueError, match=r"each of lengths must be from 0 to t; got \[-1  4\]"):
+        run(np.array([-1, 4]))
 
 
 PMAP = """
@@ -370,10 +434,10 @@ def test_bfloat16_and_integer_formats():
 
 def test_other_devices_get_a_scan():
     """The lowering for a platform without our kernels has no call of ours."""
-    exported = export.export(jax.jit(partial(rnn, SPEC)), platforms=["cuda"])(
+    function = export.export(jax.jit(partial(rnn, SPEC)), platforms=["cuda"])(
         jax.ShapeDtypeStruct((SPEC.layout.size,), "f4"), jax.ShapeDtypeStruct((7, 4, 5), "f4")
     )
-    text = exported.mlir_module()
+    text = function.mlir_module()
     assert "stablehlo.while" in text and "custom_call" not in text
 
 

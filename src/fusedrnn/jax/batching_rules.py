@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
 
 from fusedrnn.jax.calls import Call
+from fusedrnn.jax.explicit_sharding import bind, map_rows
 
 Array = Any
 
@@ -33,7 +33,7 @@ def join_batches(
         operand if name in call.param_names else _join(operand, dim, axes.get(name, 1), size)
         for (name, dim), operand in zip(by_name.items(), operands, strict=True)
     ]
-    results = primitive.bind(*joined, call=call)
+    results = bind(primitive, joined, call)
     result_axes = [x_axis, *[1] * (len(results) - 1)]
     split = [
         result.reshape(*result.shape[:axis], size, -1, *result.shape[axis + 1 :])
@@ -63,5 +63,5 @@ def call_one_by_one(
         return primitive.bind(*own, **params)
 
     rows = [jnp.moveaxis(operand, dim, 0) for operand, dim in zip(operands, dims, strict=True) if dim is not None]
-    results = jax.lax.map(run, rows)
-    return list(results), [0] * len(results)
+    results = map_rows(run, rows)
+    return results, [0] * len(results)

@@ -19,6 +19,7 @@ from fusedrnn.cell.trace import traced_cell
 from fusedrnn.cell.traversal import evaluate
 from fusedrnn.dropout import scale
 from fusedrnn.engines.reference.forward import gate_rows, parameter_leaves
+from fusedrnn.jax.mesh_types import zeros_that_vary
 from fusedrnn.jax.philox import input_mask, step_masks
 from fusedrnn.spec import RNNSpec
 
@@ -74,7 +75,7 @@ def forward(
         x = jnp.where(valid[:, :, None], x, 0)
         resets = None if resets is None else resets & valid
     if states is None:
-        states = [jnp.zeros(shape, x.dtype) for shape in spec.state_shape(batch)]
+        states = [zeros_that_vary(x, shape) for shape in spec.state_shape(batch)]
     final: list[tuple[Array, ...]] = []
     for layer in range(spec.num_layers):
         p = spec.dropout_of(layer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -41,14 +41,24 @@ def define(
         multiple_results: Whether it returns a list.
     """
     primitive.multiple_results = multiple_results
-    primitive.def_impl(lambda *operands, **params: _compiled(primitive, tuple(params.items()))(*operands))
+    primitive.def_impl(partial(_run, primitive))
     primitive.def_abstract_eval(shapes)
     batching.primitive_batchers[primitive] = batch
     mlir.register_lowering(primitive, mlir.lower_fun(anywhere, multiple_results=multiple_results))
 
 
+def _run(primitive: Primitive, *operands: Any, **params: Any) -> Any:
+    """The primitive outside of jit, and where jit is disabled: the kernels run in compiled functions only."""
+    compiled = _compiled(primitive, tuple(params.items()))
+    config: Any = jax.config  # its attributes have no types
+    if not config.jax_disable_jit:
+        return compiled(*operands)
+    with jax.disable_jit(False):
+        return compiled(*operands)
+
+
 @lru_cache(maxsize=1024)
 def _compiled(primitive: Primitive, params: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
-    """The primitive outside of jit."""
+    """The primitive as a compiled function."""
     compiled: Callable[..., Any] = jax.jit(lambda *operands: primitive.bind(*operands, **dict(params)))
     return compiled

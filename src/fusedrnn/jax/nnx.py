@@ -8,12 +8,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from flax.nnx.nn.recurrent import flip_sequences
 
 from fusedrnn.jax import nnx_cells
+from fusedrnn.jax.mesh_types import vary_with
 from fusedrnn.jax.param_arrays import ParamArrays
 from fusedrnn.jax.rnn import rnn
+from fusedrnn.jax.sequence_ends import end_sequences
 from fusedrnn.spec import RNNSpec
 
 __all__ = ["RNN", "Bidirectional"]
@@ -29,8 +32,8 @@ class RNN(nnx.RNN):
     ``LSTMCell``, ``OptimizedLSTMCell``, ``GRUCell`` and ``SimpleCell`` that compute in float32 or float64, with
     activations that :class:`fusedrnn.RNNSpec` has. All other cells run by flax's scan; :attr:`refusal` says why.
 
-    With ``seq_lengths`` two things differ from ``nnx.RNN``: outputs after the end of a sequence are zero, and the final
-    carry of a sequence of length 0 is its initial carry.
+    With ``seq_lengths`` two things differ from ``nnx.RNN``, whether the operator or flax's scan runs: outputs after the
+    end of a sequence are zero, and the final carry of a sequence of length 0 is its initial carry.
 
     Example:
         >>> import jax.numpy as jnp
@@ -78,10 +81,13 @@ class RNN(nnx.RNN):
         time_major = self.time_major if time_major is None else time_major
         reverse = self.reverse if reverse is None else reverse
         keep_order = self.keep_order if keep_order is None else keep_order
-        if not refusal(self):
+        runs_operator = not refusal(self)
+        if runs_operator:
             inputs = jnp.asarray(inputs)
-            if initial_carry is None:
-                initial_carry = _initial_carry(self, inputs, time_major, rngs)
+        if initial_carry is None and (runs_operator or seq_lengths is not None):
+            rngs = _stream(self, rngs)
+            initial_carry = _initial_carry(self, inputs, time_major, rngs)
+        if runs_operator:
             call = fused_call([self.cell], inputs, [initial_carry], seq_lengths, time_major, reverse)
             if call is not None:
                 (carry,), outputs = call
@@ -89,8 +95,8 @@ class RNN(nnx.RNN):
                     num_batch_dims = inputs.ndim - 2
                     outputs = flip_sequences(outputs, seq_lengths, num_batch_dims, time_major)
                 return (carry, outputs) if return_carry else outputs
-        return super().__call__(
-            inputs, initial_carry=initial_carry, seq_lengths=seq_lengths, return_carry=return_carry,
+        return _run_scan(
+            self, inputs, initial_carry=initial_carry, seq_lengths=seq_lengths, return_carry=return_carry,
             time_major=time_major, reverse=reverse, keep_order=keep_order, rngs=rngs,
         )  # fmt: skip
 
@@ -149,15 +155,52 @@ class Bidirectional(nnx.Bidirectional):
             if call is not None:
                 outputs = self._merged(call[1])
                 return (tuple(call[0]), outputs) if return_carry else outputs
+        if seq_lengths is not None:
+            return self._one_by_one(inputs, initial_carry, rngs, seq_lengths, return_carry, time_major)
         return super().__call__(
-            inputs, initial_carry=initial_carry, rngs=rngs, seq_lengths=seq_lengths, return_carry=return_carry,
-            time_major=time_major, reverse=reverse, keep_order=keep_order,
+            inputs, initial_carry=initial_carry, rngs=rngs, return_carry=return_carry, time_major=time_major,
         )  # fmt: skip
+
+    def _one_by_one(
+        self, inputs: Array, initial_carry: Any, rngs: Any, seq_lengths: Array, return_carry: bool, time_major: bool
+    ) -> Any:
+        """What flax's call does, with our rules for ``seq_lengths``, which flax's own directions do not have."""
+        rngs = self.rngs if rngs is None else rngs
+        rngs = rngs.carry if isinstance(rngs, nnx.Rngs) else rngs
+        layers = self.forward_rnn, self.backward_rnn
+        results = []
+        for layer, carry, reverse in zip(layers, initial_carry or (None, None), (False, True), strict=True):
+            call = RNN.__call__ if type(layer) is nnx.RNN else type(layer).__call__
+            results.append(call(
+                layer, inputs, initial_carry=carry, rngs=rngs, seq_lengths=seq_lengths, return_carry=True,
+                time_major=time_major, reverse=reverse, keep_order=True,
+            ))  # fmt: skip
+        carries, outputs = zip(*results, strict=True)
+        merged = jax.tree.map(self.merge_fn, *outputs)
+        return (carries, merged) if return_carry else merged
 
     def _merged(self, outputs: Array) -> Any:
         if self.merge_fn is nnx.Bidirectional.merge_fn:  # the operator has concatenated them
             return outputs
         return jax.tree.map(self.merge_fn, *jnp.split(outputs, 2, axis=-1))
+
+
+def _run_scan(
+    layer: Any, inputs: Array, *, initial_carry: Carry, seq_lengths: Array | None, return_carry: bool,
+    time_major: bool, **options: Any,
+) -> Any:  # fmt: skip
+    """Run flax's scan, with our rules for ``seq_lengths``. These need the initial carry."""
+    result = nnx.RNN.__call__(  # not by super(), as Bidirectional passes layers of flax's class too
+        layer, inputs, initial_carry=initial_carry, seq_lengths=seq_lengths, return_carry=return_carry,
+        time_major=time_major, **options,
+    )  # fmt: skip
+    time_axis = 0 if time_major else inputs.ndim - 1 - layer.cell.num_feature_axes
+    batch_dims = inputs.shape[1 : -layer.cell.num_feature_axes] if time_major else inputs.shape[:time_axis]
+    if seq_lengths is None or jnp.shape(seq_lengths) != batch_dims:
+        return result
+    carry, outputs = result if return_carry else (initial_carry, result)
+    carry, outputs = end_sequences(carry, outputs, initial_carry, jnp.asarray(seq_lengths), time_axis)
+    return (carry, outputs) if return_carry else outputs
 
 
 def refusal_of_pair(layer: Any) -> str:
@@ -185,13 +228,17 @@ def refusal(layer: Any) -> str:
     return nnx_cells.refusal(layer.cell)
 
 
-def _initial_carry(layer: Any, inputs: Array, time_major: bool, rngs: Any) -> Carry:
-    """The carry with which ``nnx.RNN`` begins, from the same random numbers."""
+def _stream(layer: Any, rngs: Any) -> Any:
+    """The random numbers for the initial carry, as ``nnx.RNN`` takes them; with these, it does not take others."""
     rngs = layer.rngs if rngs is None else rngs
-    if isinstance(rngs, nnx.Rngs):
-        rngs = rngs.carry.fork()
-    shape = inputs.shape[1:] if time_major else (*inputs.shape[:-2], *inputs.shape[-1:])
-    return layer.cell.initialize_carry(shape, rngs)
+    return rngs.carry.fork() if isinstance(rngs, nnx.Rngs) else rngs
+
+
+def _initial_carry(layer: Any, inputs: Array, time_major: bool, rngs: Any) -> Carry:
+    """The carry with which ``nnx.RNN`` begins, from the same random numbers; it varies over a mesh as the inputs do."""
+    time_axis = 0 if time_major else inputs.ndim - 1 - layer.cell.num_feature_axes
+    shape = inputs.shape[:time_axis] + inputs.shape[time_axis + 1 :]
+    return vary_with(inputs, layer.cell.initialize_carry(shape, _stream(layer, rngs)))
 
 
 def fused_call(
@@ -209,7 +256,8 @@ def fused_call(
     """
     if inputs.ndim < 2 or 0 in inputs.shape or inputs.shape[-1] != cells[0].in_features:
         return None
-    if inputs.shape[0 if time_major else -2] == 1 and isinstance(inputs, jax.core.Tracer):
+    # With lengths, flax's scan would compute after the end too.
+    if lengths is None and inputs.shape[0 if time_major else -2] == 1 and isinstance(inputs, jax.core.Tracer):
         return None  # in a graph, the check whether the parameters have changed takes as long as a step
     states = [_states(cell, carry) for cell, carry in zip(cells, carries, strict=True)]
     batch_dims = inputs.shape[1:-1] if time_major else inputs.shape[:-2]
@@ -217,7 +265,7 @@ def fused_call(
     if any(state.shape != shape for own in states for state in own):
         return None
     if lengths is not None:
-        lengths = jnp.asarray(lengths)
+        lengths = lengths if isinstance(lengths, np.ndarray) else jnp.asarray(lengths)
         if lengths.shape != batch_dims or not jnp.issubdtype(lengths.dtype, jnp.integer):
             return None
         lengths = lengths.reshape(-1)

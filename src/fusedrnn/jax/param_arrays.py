@@ -14,6 +14,7 @@ from jax.interpreters import ad, mlir
 from fusedrnn.jax.array_layout import ArrayLayout, Piece
 from fusedrnn.jax.calls import TransposeJob
 from fusedrnn.jax.lowering import define, lower_to_handler
+from fusedrnn.jax.mesh_types import result_type, vary_alike
 
 Array = Any
 
@@ -41,7 +42,7 @@ class ParamArrays(NamedTuple):
 
 def flatten(arrays: Sequence[Array], layout: ArrayLayout) -> Array:
     """The vector of arrays of a layout."""
-    return flatten_p.bind(*arrays, layout=layout)
+    return flatten_p.bind(*vary_alike(*arrays), layout=layout)
 
 
 def unflatten(flat: Array, layout: ArrayLayout) -> list[Array]:
@@ -78,11 +79,11 @@ def _lower_unflatten(ctx: Any, flat: Any, *, layout: ArrayLayout) -> Any:
 
 
 def _flatten_shape(*arrays: Any, layout: ArrayLayout) -> Any:
-    return jax.core.ShapedArray((layout.size,), arrays[0].dtype)
+    return result_type(arrays[0], (layout.size,))
 
 
 def _unflatten_shapes(flat: Any, *, layout: ArrayLayout) -> list[Any]:
-    return [jax.core.ShapedArray(shape, flat.dtype) for shape in layout.shapes]
+    return [result_type(flat, shape) for shape in layout.shapes]
 
 
 # Both are linear, and each is the other's transpose.
@@ -100,7 +101,7 @@ def _transpose_unflatten(cotangents: Sequence[Any], flat: Any, *, layout: ArrayL
 
 
 def _jvp(primitive: Primitive, primals: Any, tangents: Any, **params: Any) -> tuple[Any, Any]:
-    dense = map(ad.instantiate_zeros, tangents)
+    dense = vary_alike(*map(ad.instantiate_zeros, tangents))
     return primitive.bind(*primals, **params), primitive.bind(*dense, **params)
 
 

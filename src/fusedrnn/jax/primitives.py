@@ -24,6 +24,7 @@ from fusedrnn.jax.batching_rules import call_one_by_one, join_batches
 from fusedrnn.jax.call_table import reserve_size
 from fusedrnn.jax.calls import Call, Needs, NetworkJob
 from fusedrnn.jax.lowering import define, lower_to_handler
+from fusedrnn.jax.mesh_types import result_type, zeros_that_vary
 from fusedrnn.jax.param_arrays import flatten, unflatten
 
 Array = Any
@@ -31,7 +32,7 @@ Array = Any
 rnn_p, forward_p, backward_p = map(Primitive, ("fusedrnn", "fusedrnn_forward", "fusedrnn_backward"))
 
 
-# Shapes.
+# The types of results.
 
 
 def _forward_shapes(*operands: Any, call: Call, saves: bool) -> list[Any]:
@@ -39,9 +40,9 @@ def _forward_shapes(*operands: Any, call: Call, saves: bool) -> list[Any]:
     steps, batch = call.sizes(x.shape)
     spec = call.spec
     shapes = [(*x.shape[:2], spec.output_size), *spec.state_shape(batch)]
-    results = [jax.core.ShapedArray(shape, x.dtype) for shape in shapes]
+    results = [result_type(x, shape) for shape in shapes]
     if saves:
-        results.append(jax.core.ShapedArray((reserve_size(call, steps, batch),), jnp.uint8))
+        results.append(result_type(x, (reserve_size(call, steps, batch),), np.dtype(np.uint8)))
     return results
 
 
@@ -54,7 +55,7 @@ def _backward_shapes(*operands: Any, call: Call, needs: Needs) -> list[Any]:
     shapes = [x.shape] if needs.x else []
     shapes += [(call.spec.layout.size,)] if needs.params else []
     shapes += call.spec.state_shape(call.sizes(x.shape)[1]) if needs.states else []
-    return [jax.core.ShapedArray(shape, x.dtype) for shape in shapes]
+    return [result_type(x, shape) for shape in shapes]
 
 
 # On devices other than the CPU.
@@ -101,7 +102,7 @@ def _composed_gradients(
     if pieces["states"] is None and needs.states:
         x = pieces["x"]
         shapes = call.spec.state_shape(call.sizes(x.shape)[1])
-        pieces["states"] = tuple(jnp.zeros(shape, x.dtype) for shape in shapes)
+        pieces["states"] = tuple(zeros_that_vary(x, shape) for shape in shapes)
 
     def run(x: Array, params: Array, states: Any) -> tuple[Array, ...]:
         return _scan(call, {**pieces, "x": x, "params": params, "states": states})
@@ -162,10 +163,9 @@ def _save(call: Call, *operands: Any) -> tuple[list[Array], Any]:
 def _differentiate(call: Call, residuals: Any, cotangents: Sequence[Any]) -> tuple[Array | None, ...]:
     static, operands, reserve = residuals
     needs = static.value
-    shapes = _rnn_shapes(*operands, call=call)
     dense = [
-        jnp.zeros(shape.shape, shape.dtype) if _is_zero(cotangent) else cotangent
-        for shape, cotangent in zip(shapes, cotangents, strict=True)
+        zeros_that_vary(operands[0], cotangent.aval.shape) if _is_zero(cotangent) else cotangent
+        for cotangent in cotangents
     ]
     gradients = iter(_gradients(call, needs, operands, reserve, dense))
     by_name: dict[str, Array] = {}

@@ -13,6 +13,7 @@ import numpy as np
 
 from fusedrnn.cell.user_cell import UserCell
 from fusedrnn.jax.calls import OPTIONAL, Call
+from fusedrnn.jax.explicit_sharding import bind
 from fusedrnn.jax.param_arrays import ParamArrays
 from fusedrnn.jax.primitives import rnn_p
 from fusedrnn.spec import RNNSpec
@@ -33,9 +34,9 @@ def rnn(
 ) -> tuple[Array, tuple[Array, ...]]:
     """Run a recurrent network on a batch of sequences.
 
-    It may be jitted, mapped by ``vmap``, scanned and exported. It may be differentiated in reverse mode any number of
-    times, with respect to ``params``, ``x`` and ``states``. On the CPU it runs fusedrnn's kernels, without the
-    interpreter; on other devices it runs a scan of the same cell. The kernels use the threads that
+    It may be jitted, mapped by ``vmap`` and ``shard_map``, scanned and exported. It may be differentiated in reverse
+    mode any number of times, with respect to ``params``, ``x`` and ``states``. On the CPU it runs fusedrnn's kernels,
+    without the interpreter; on other devices it runs a scan of the same cell. The kernels use the threads that
     :func:`fusedrnn.set_num_threads` allows at the time of the call.
 
     Args:
@@ -92,7 +93,7 @@ def rnn(
     own_spec = spec if options["seed"] else _without_masks(spec)
     call = Call(own_spec, tuple(name for name in OPTIONAL if options[name]), batch_first, params.layout)
     others = [operand for name in call.options for operand in options[name]]
-    y, *final = rnn_p.bind(x, *params.arrays, *others, call=call)
+    y, *final = bind(rnn_p, (x, *params.arrays, *others), call)
     return y, tuple(final)
 
 
@@ -107,7 +108,7 @@ def _array(name: str, value: Any, dtype: np.dtype[Any], shape: Sequence[int | No
     """A JAX array of that dtype and shape, in which None stands for any size."""
     if value is None:
         raise TypeError(f"{name} must be an array; got None")
-    array = jnp.asarray(value)
+    array = _converted(name, value)
     if array.dtype != dtype:
         hint = "; set jax_enable_x64 for float64" if dtype == np.float64 and array.dtype == np.float32 else ""
         raise TypeError(f"{name} must have dtype {dtype.name}; got {array.dtype.name}{hint}")
@@ -120,6 +121,13 @@ def _array(name: str, value: Any, dtype: np.dtype[Any], shape: Sequence[int | No
     if 0 in [size for size in array.shape if isinstance(size, int)]:
         raise ValueError(f"{name} must not be empty; got shape {array.shape}")
     return array
+
+
+def _converted(name: str, value: Any) -> Array:
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be an array; got {type(value).__name__}") from error
 
 
 def _states(spec: RNNSpec, states: Any, batch: Any, dtype: np.dtype[Any]) -> list[Array]:
@@ -142,16 +150,21 @@ def _states(spec: RNNSpec, states: Any, batch: Any, dtype: np.dtype[Any]) -> lis
 def _lengths(lengths: Any, batch: Any, steps: Any) -> list[Array]:
     if lengths is None:
         return []
-    array = jnp.asarray(lengths)
+    # An array of NumPy stays one until it is checked: without jax_enable_x64, JAX cuts integers of 64 bits.
+    array = lengths if isinstance(lengths, np.ndarray) else _converted("lengths", lengths)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"lengths must be integers; got {array.dtype.name}")
     if array.shape != (batch,):
         raise ValueError(f"lengths must have shape ({batch},); got {array.shape}")
     if not isinstance(array, jax.core.Tracer):
         values = np.asarray(array)  # with NumPy, because inside of jit, JAX traces operations even on a constant
-        if not ((values >= 0) & (values <= steps)).all():
+        is_too_long = isinstance(steps, int) and (values > steps).any()  # an exported call checks a symbolic T
+        if (values < 0).any() or is_too_long:
             raise ValueError(f"each of lengths must be from 0 to {steps}; got {values}")
-    return [array.astype(jnp.int32)]
+    own, limit = np.iinfo(array.dtype), np.iinfo(np.int32).max
+    if own.max > limit:  # a length that is out of range stays so in 32 bits, and the call refuses it
+        array = (np if isinstance(array, np.ndarray) else jnp).clip(array, max(own.min, -1), limit)
+    return [jnp.asarray(array, jnp.int32)]
 
 
 def _resets(resets: Any, shape: Sequence[int], batch_first: bool) -> Array:
