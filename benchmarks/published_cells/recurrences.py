@@ -1,7 +1,7 @@
 """Times cells without recurrent weights on states beyond the caches, in turns with a copy of memory.
 
-Such a cell is a recurrence of single elements. A loop over pre-activations in memory reads those of every gate, reads
-the layer's input if the cell does, and writes the output; no such loop is faster than a copy of as many bytes.
+Such a cell is a recurrence of single elements. A loop over pre-activations in memory reads those of every gate and
+writes the output. A copy of as many bytes is the measure, although it writes more of them.
 """
 
 from __future__ import annotations

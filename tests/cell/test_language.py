@@ -468,13 +468,13 @@ def test_names_that_look_alike_in_latex():
     @cell(gates="o f f_", states="c", output="o")
     def alike(x, recurrent, s):
         h = recurrent(s.c)
-        c = sigmoid(x.f + h.f) * s.c + tanh(x.f_ + h.f_) * mask("50 %", 0.5)
+        c = sigmoid(x.f + h.f) * s.c + tanh(x.f_ + h.f_) * mask("50 % ^2", 0.5)
         return sigmoid(x.o + h.o) * c, c
 
     lines = alike.latex().splitlines()
     left = [line.split(" &= ")[0] for line in lines[1:-1]]
     assert left == ["f_t", r"\mathrm{f\_}_t", "c_t", r"\tilde{o}_t", "o_t"]
-    assert r"m_{\mathrm{50\ \%}, t}" in lines[3]
+    assert r"m_{\mathrm{50\ \%\ \wedge 2}, t}" in lines[3]
 
 
 def test_an_output_that_is_no_state():

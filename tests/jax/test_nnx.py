@@ -251,6 +251,17 @@ def test_ends_of_sequences(steps, is_refused, runs):
     assert bool(runs) != is_refused
 
 
+def test_one_length_for_all_sequences():
+    """As flax broadcasts it."""
+    layer, x = ours.RNN(make_cell(), return_carry=True), random(N, T, I)
+    expected = layer(x, seq_lengths=np.full(N, 3))
+    for lengths in (np.array([3]), 3):
+        carry, y = layer(x, seq_lengths=lengths)
+        spec = nnx_cells.spec_of(make_cell(), "float32")
+        assert_close((carry, y), expected, spec)
+        assert not np.any(y[:, 3:])
+
+
 def test_lengths_of_64_bits_are_not_cut():
     with pytest.raises(ValueError, match="lengths must be from 0 to 6; got"):
         ours.RNN(make_cell())(random(N, T, I), seq_lengths=np.full(N, 2**32 + 1))

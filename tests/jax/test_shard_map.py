@@ -229,6 +229,23 @@ assert_close(jax.jit(part)(params, x), jax.grad(squares)(params, x))
 """)
 
 
+def test_operands_of_which_some_are_on_a_mesh():
+    """Also outside of jit, and of a context that sets the mesh."""
+    run("""
+mesh = jax.make_mesh((2,), ("b",), axis_types=(AxisType.Explicit,))
+spec = RNNSpec("gru", I, H)
+params = rng.uniform(-0.5, 0.5, spec.layout.size).astype("f4")
+x, lengths = np.ones((4, 8, I), "f4"), np.array([4, 3, 2, 1, 4, 3, 2, 1])
+expected = rnn(spec, params, x, lengths=lengths)[0]
+on_mesh = jax.device_put(x, NamedSharding(mesh, P(None, "b")))
+lengths_on_mesh = jax.device_put(lengths, NamedSharding(mesh, P("b")))
+for operands in ((on_mesh, lengths), (x, lengths_on_mesh), (on_mesh, lengths_on_mesh)):
+    y = rnn(spec, params, operands[0], lengths=operands[1])[0]
+    assert jax.typeof(y).sharding.spec == P(None, "b", None)
+    np.testing.assert_array_equal(np.asarray(y), np.asarray(expected))
+""")
+
+
 def test_explicit_axes():
     """The types of results say how they are sharded, and gradients have the shardings of the operands."""
     run("""

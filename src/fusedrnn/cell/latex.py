@@ -30,7 +30,9 @@ _GREEK = {
 _FUNCTIONS = {
     "sigmoid": r"\sigma", "tanh": r"\tanh", "exp": r"\exp", "log": r"\log", "maximum": r"\max", "minimum": r"\min",
 }  # fmt: skip
-_ESCAPED = str.maketrans({character: f"\\{character}" for character in "&%$#_{} "} | {"\\": r"\backslash "})
+_ESCAPED = str.maketrans(
+    {character: f"\\{character}" for character in "&%$#_{} "} | {"\\": r"\backslash ", "^": r"\wedge ", "~": r"\sim "}
+)
 _RELATIONS = {"select_less": "<", "select_less_equal": r"\le"}
 
 Formula = tuple[str, int]

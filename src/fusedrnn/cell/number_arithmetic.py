@@ -12,22 +12,22 @@ from fusedrnn.cell.primitives import ArrayArithmetic
 def _or_infinite(function: Callable[[float], float]) -> Callable[[float], float]:
     """The function, with infinity where its result is too large for a float."""
 
-    def of(x: float) -> float:
+    def guarded(x: float) -> float:
         try:
             return function(x)
         except OverflowError:
             return math.inf
 
-    return of
+    return guarded
 
 
 def _above(bound: float, at_bound: float, function: Callable[[float], float]) -> Callable[[float], float]:
     """The function, with ``at_bound`` at the lower bound of its domain and NaN below."""
 
-    def of(x: float) -> float:
+    def guarded(x: float) -> float:
         return function(x) if not x <= bound else at_bound if x == bound else math.nan
 
-    return of
+    return guarded
 
 
 def _quotient(a: float, b: float) -> float:

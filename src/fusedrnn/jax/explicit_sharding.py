@@ -6,6 +6,7 @@ Each device runs its own sequences. Operands that are sharded along other axes t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -31,6 +32,9 @@ def bind(primitive: Primitive, operands: Sequence[Array], call: Call) -> list[Ar
     mesh, shardings = _mesh_of(operands)
     if mesh is None:
         return run(*operands)
+    if not any(isinstance(operand, jax.core.Tracer) for operand in operands):
+        # Outside of jit, an operand on no mesh cannot be put on this one: its type has the names of axes alone.
+        return _compiled_bind(primitive, call)(*operands)
     batch_axes = [_batch_axis(call, name) for name in call.operand_names]
     entries = [sharding.spec[axis] for sharding, axis in zip(shardings, batch_axes, strict=True) if axis is not None]
     mesh_axes = next((entry for entry in entries if entry is not None), None)
@@ -46,6 +50,12 @@ def bind(primitive: Primitive, operands: Sequence[Array], call: Call) -> list[Ar
         run, mesh=mesh, in_specs=tuple(specs), out_specs=result_specs, axis_names=names
     )(*operands)
     return shards
+
+
+@lru_cache(maxsize=1024)
+def _compiled_bind(primitive: Primitive, call: Call) -> Callable[..., list[Array]]:
+    compiled: Callable[..., list[Array]] = jax.jit(lambda *operands: bind(primitive, operands, call))
+    return compiled
 
 
 def map_rows(run: Callable[[list[Array]], Any], rows: Sequence[Array]) -> list[Array]:

@@ -85,7 +85,7 @@ class RNN(nnx.RNN):
         if runs_operator:
             inputs = jnp.asarray(inputs)
         if initial_carry is None and (runs_operator or seq_lengths is not None):
-            rngs = _stream(self, rngs)
+            rngs = _rng_stream(self, rngs)
             initial_carry = _initial_carry(self, inputs, time_major, rngs)
         if runs_operator:
             call = fused_call([self.cell], inputs, [initial_carry], seq_lengths, time_major, reverse)
@@ -196,11 +196,11 @@ def _run_scan(
     )  # fmt: skip
     time_axis = 0 if time_major else inputs.ndim - 1 - layer.cell.num_feature_axes
     batch_dims = inputs.shape[1 : -layer.cell.num_feature_axes] if time_major else inputs.shape[:time_axis]
-    if seq_lengths is None or jnp.shape(seq_lengths) != batch_dims:
+    if seq_lengths is None:
         return result
     carry, outputs = result if return_carry else (initial_carry, result)
-    carry, outputs = end_sequences(carry, outputs, initial_carry, jnp.asarray(seq_lengths), time_axis)
-    return (carry, outputs) if return_carry else outputs
+    ended = end_sequences(carry, outputs, initial_carry, jnp.broadcast_to(seq_lengths, batch_dims), time_axis)
+    return ended if return_carry else ended[1]
 
 
 def refusal_of_pair(layer: Any) -> str:
@@ -228,7 +228,7 @@ def refusal(layer: Any) -> str:
     return nnx_cells.refusal(layer.cell)
 
 
-def _stream(layer: Any, rngs: Any) -> Any:
+def _rng_stream(layer: Any, rngs: Any) -> Any:
     """The random numbers for the initial carry, as ``nnx.RNN`` takes them; with these, it does not take others."""
     rngs = layer.rngs if rngs is None else rngs
     return rngs.carry.fork() if isinstance(rngs, nnx.Rngs) else rngs
@@ -238,7 +238,7 @@ def _initial_carry(layer: Any, inputs: Array, time_major: bool, rngs: Any) -> Ca
     """The carry with which ``nnx.RNN`` begins, from the same random numbers; it varies over a mesh as the inputs do."""
     time_axis = 0 if time_major else inputs.ndim - 1 - layer.cell.num_feature_axes
     shape = inputs.shape[:time_axis] + inputs.shape[time_axis + 1 :]
-    return vary_with(inputs, layer.cell.initialize_carry(shape, _stream(layer, rngs)))
+    return vary_with(inputs, layer.cell.initialize_carry(shape, _rng_stream(layer, rngs)))
 
 
 def fused_call(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -123,9 +123,9 @@ def _array(name: str, value: Any, dtype: np.dtype[Any], shape: Sequence[int | No
     return array
 
 
-def _converted(name: str, value: Any) -> Array:
+def _converted(name: str, value: Any, as_array: Callable[[Any], Array] = jnp.asarray) -> Array:
     try:
-        return jnp.asarray(value)
+        return as_array(value)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be an array; got {type(value).__name__}") from error
 
@@ -150,8 +150,9 @@ def _states(spec: RNNSpec, states: Any, batch: Any, dtype: np.dtype[Any]) -> lis
 def _lengths(lengths: Any, batch: Any, steps: Any) -> list[Array]:
     if lengths is None:
         return []
-    # An array of NumPy stays one until it is checked: without jax_enable_x64, JAX cuts integers of 64 bits.
-    array = lengths if isinstance(lengths, np.ndarray) else _converted("lengths", lengths)
+    # Until they are checked they are an array of NumPy: without jax_enable_x64, JAX cuts integers of 64 bits.
+    as_array = np.asarray if isinstance(lengths, (np.ndarray, list, tuple)) else jnp.asarray
+    array = _converted("lengths", lengths, as_array)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"lengths must be integers; got {array.dtype.name}")
     if array.shape != (batch,):

@@ -32,7 +32,7 @@ class MakesStreams:
             ValueError: If an argument has the wrong shape or value, or the network has a reverse direction, which
                 starts at a sequence's end.
         """
-        return Stream(self, *_checked("batch", batch, params, self.spec), states)
+        return Stream(self, *_frozen_params_and_size("batch", batch, params, self.spec), states)
 
     def streams(self: SelectsEngine, params: Params, capacity: int) -> Streams:
         """Make a set of streams that come and go: each call advances any of them.
@@ -46,10 +46,10 @@ class MakesStreams:
             ValueError: If an argument has the wrong shape or value, or the network has a reverse direction, which
                 starts at a sequence's end.
         """
-        return Streams(self, *_checked("capacity", capacity, params, self.spec))
+        return Streams(self, *_frozen_params_and_size("capacity", capacity, params, self.spec))
 
 
-def _checked(name: str, size: object, params: object, spec: RNNSpec | NetworkSpec) -> tuple[Any, int]:
+def _frozen_params_and_size(name: str, size: object, params: object, spec: RNNSpec | NetworkSpec) -> tuple[Any, int]:
     """Parameters that cannot change and a number of sequences, checked. The network must run forward alone."""
     streamed_spec = streamed(spec)
     streamed_spec.check_direction()

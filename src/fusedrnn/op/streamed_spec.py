@@ -90,7 +90,7 @@ class StreamedNetwork(StreamedSpec):
         self._spec, self.layers, self.takes_bfloat16 = spec, spec.layers, False
         self.prefixes = tuple([f"layers[{index}]." for index in range(len(spec.layers))])
         ends = accumulate((len(layer.state_names) for layer in spec.layers), initial=0)
-        self._parts = [slice(begin, end) for begin, end in pairwise(ends)]
+        self._layer_slices = [slice(begin, end) for begin, end in pairwise(ends)]
 
     def check_params(self, params: object) -> Array:
         """The flat parameter vector, contiguous."""
@@ -116,7 +116,7 @@ class StreamedNetwork(StreamedSpec):
 
     def nested(self, states: tuple[Array, ...]) -> tuple[Any, ...]:
         """Flat states in the form that calls take and return."""
-        return tuple([states[part] for part in self._parts])
+        return tuple([states[part] for part in self._layer_slices])
 
     def flat(self, states: tuple[Any, ...]) -> tuple[Array, ...]:
         """The opposite of :meth:`nested`."""

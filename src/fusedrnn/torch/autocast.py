@@ -144,11 +144,11 @@ def _is_function_of_onednn(dtype: torch.dtype) -> bool:
         return True
     if dtype is torch.float16 and torch.is_grad_enabled():
         return False
-    return has_instructions(dtype)
+    return has_half_precision_instructions(dtype)
 
 
-def has_instructions(dtype: torch.dtype) -> bool:
-    """Whether the processor has those of oneDNN for a dtype of half precision. Dynamo takes it for a constant."""
+def has_half_precision_instructions(dtype: torch.dtype) -> bool:
+    """Whether the processor has the instructions that oneDNN needs for a dtype. Dynamo takes it for a constant."""
     supports = f"_is_mkldnn_{'fp16' if dtype is torch.float16 else 'bf16'}_supported"
     return bool(getattr(torch.ops.mkldnn, supports)())
 

@@ -48,7 +48,7 @@ def _patch(dynamo: Any, classes: tuple[type[torch.nn.Module], ...]) -> None:
     dynamo.assume_constant_result(plan.user_layer_plan)
     dynamo.assume_constant_result(plan.cell_plan)
     dynamo.assume_constant_result(autocast.has_onednn)
-    dynamo.assume_constant_result(autocast.has_instructions)
+    dynamo.assume_constant_result(autocast.has_half_precision_instructions)
     wrapped = getattr(VariableBuilder, "wrap_module", None)
     if wrapped is None or not hasattr(config, "allow_rnn"):
         return

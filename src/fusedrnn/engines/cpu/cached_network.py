@@ -32,7 +32,7 @@ class _CachedNetworkCall:
         by_layer = network.spec.state_shape(batch)
         self._state_shapes = [shape for shapes in by_layer for shape in shapes]
         self._counts = [len(shapes) for shapes in by_layer]
-        self._parts = [slice(begin, end) for begin, end in pairwise(accumulate(self._counts, initial=0))]
+        self._layer_slices = [slice(begin, end) for begin, end in pairwise(accumulate(self._counts, initial=0))]
         self._no_states = (None,) * sum(self._counts)
         self._dtype = np.dtype(network.spec.dtype)
 
@@ -51,7 +51,7 @@ class _CachedNetworkCall:
 
     def _by_layer(self, states: tuple[Array, ...]) -> tuple[Any, ...]:
         """The opposite of :meth:`_flat`."""
-        return tuple([states[part] for part in self._parts])
+        return tuple([states[part] for part in self._layer_slices])
 
     def _new_states(self) -> tuple[Array, ...]:
         """New arrays for the states of all layers, one after the other."""
