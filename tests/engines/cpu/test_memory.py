@@ -205,7 +205,7 @@ def test_new_parameters_at_the_address_of_old_ones():
     assert len(addresses) < 20
 
 
-def test_one_workspace_serves_smaller_calls(monkeypatch):
+def test_one_workspace_serves_smaller_calls(use_all_threads, monkeypatch):
     problem = make_problem("lstm", Shape(30, 20, 17, 33, layers=3))
     op, allocations = RNNOp(problem.spec), []
     plain = buffers.aligned_empty

@@ -56,7 +56,7 @@ def round_up_to_cache_line(size):
     [SHAPE, Shape(1, 1, 1, 1), Shape(7, 3, 100, 64, layers=3), Shape(3, 20, 5, 129, bidirectional=True)],
     ids=str,
 )
-def test_reserve_has_the_size_of_its_layout(mode, dtype, shape, keep, target, monkeypatch):
+def test_reserve_has_the_size_of_its_layout(mode, dtype, shape, keep, target, use_all_threads, monkeypatch):
     """The reserve is as large as it is said to be beforehand, and as its layout makes it."""
     allocations = []
     plain = buffers.aligned_empty
