@@ -90,6 +90,12 @@ def test_lengths_of_64_bits():
             np.testing.assert_array_equal(run(jnp.array([4, 0], dtype)), expected)
 
 
+def test_lengths_of_which_some_are_traced():
+    """A list of them is an array of JAX."""
+    y = jax.jit(lambda first: rnn(SPEC, PARAMS, X, lengths=[first, 2])[0])(3)
+    np.testing.assert_array_equal(y, rnn(SPEC, PARAMS, X, lengths=[3, 2])[0])
+
+
 def test_lengths_of_8_bits_of_a_long_sequence():
     x, lengths = jnp.ones((300, 2, 3)), np.array([255, 7])
     params = jnp.full(SPEC.layout.size, 0.1)

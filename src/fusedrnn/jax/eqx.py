@@ -7,11 +7,10 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 
 from fusedrnn.jax.array_layout import Piece
 from fusedrnn.jax.param_arrays import ParamArrays
-from fusedrnn.jax.rnn import rnn
+from fusedrnn.jax.rnn import rnn, uncut
 from fusedrnn.spec import DTYPES, RNNSpec
 
 __all__ = ["GRU", "LSTM"]
@@ -204,7 +203,7 @@ def _run(
 
 def _row(name: str, value: Any, shape: tuple[int, ...]) -> Array:
     """An operand of one sequence with an axis for the batch."""
-    array = np.asarray(value) if isinstance(value, (np.ndarray, np.generic)) else jnp.asarray(value)
+    array = uncut(value)
     if array.shape != shape:
         raise ValueError(f"{name} must have shape {shape}; got {array.shape}")
     return array[None]

@@ -8,15 +8,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from flax.nnx.nn.recurrent import flip_sequences
 
 from fusedrnn.jax import nnx_cells
 from fusedrnn.jax.mesh_types import vary_with
+from fusedrnn.jax.nnx_scan import run_scan, without_time
 from fusedrnn.jax.param_arrays import ParamArrays
-from fusedrnn.jax.rnn import rnn
-from fusedrnn.jax.sequence_ends import end_sequences
+from fusedrnn.jax.rnn import rnn, uncut
 from fusedrnn.spec import RNNSpec
 
 __all__ = ["RNN", "Bidirectional"]
@@ -95,7 +94,7 @@ class RNN(nnx.RNN):
                     num_batch_dims = inputs.ndim - 2
                     outputs = flip_sequences(outputs, seq_lengths, num_batch_dims, time_major)
                 return (carry, outputs) if return_carry else outputs
-        return _run_scan(
+        return run_scan(
             self, inputs, initial_carry=initial_carry, seq_lengths=seq_lengths, return_carry=return_carry,
             time_major=time_major, reverse=reverse, keep_order=keep_order, rngs=rngs,
         )  # fmt: skip
@@ -185,24 +184,6 @@ class Bidirectional(nnx.Bidirectional):
         return jax.tree.map(self.merge_fn, *jnp.split(outputs, 2, axis=-1))
 
 
-def _run_scan(
-    layer: Any, inputs: Array, *, initial_carry: Carry, seq_lengths: Array | None, return_carry: bool,
-    time_major: bool, **options: Any,
-) -> Any:  # fmt: skip
-    """Run flax's scan, with our rules for ``seq_lengths``. These need the initial carry."""
-    result = nnx.RNN.__call__(  # not by super(), as Bidirectional passes layers of flax's class too
-        layer, inputs, initial_carry=initial_carry, seq_lengths=seq_lengths, return_carry=return_carry,
-        time_major=time_major, **options,
-    )  # fmt: skip
-    time_axis = 0 if time_major else inputs.ndim - 1 - layer.cell.num_feature_axes
-    batch_dims = inputs.shape[1 : -layer.cell.num_feature_axes] if time_major else inputs.shape[:time_axis]
-    if seq_lengths is None:
-        return result
-    carry, outputs = result if return_carry else (initial_carry, result)
-    ended = end_sequences(carry, outputs, initial_carry, jnp.broadcast_to(seq_lengths, batch_dims), time_axis)
-    return ended if return_carry else ended[1]
-
-
 def refusal_of_pair(layer: Any) -> str:
     """Why the directions of a layer of the class ``nnx.Bidirectional`` run one by one; empty if one call runs both."""
     pair = layer.forward_rnn, layer.backward_rnn
@@ -236,8 +217,7 @@ def _rng_stream(layer: Any, rngs: Any) -> Any:
 
 def _initial_carry(layer: Any, inputs: Array, time_major: bool, rngs: Any) -> Carry:
     """The carry with which ``nnx.RNN`` begins, from the same random numbers; it varies over a mesh as the inputs do."""
-    time_axis = 0 if time_major else inputs.ndim - 1 - layer.cell.num_feature_axes
-    shape = inputs.shape[:time_axis] + inputs.shape[time_axis + 1 :]
+    _, shape = without_time(layer, inputs, time_major)
     return vary_with(inputs, layer.cell.initialize_carry(shape, _rng_stream(layer, rngs)))
 
 
@@ -265,7 +245,7 @@ def fused_call(
     if any(state.shape != shape for own in states for state in own):
         return None
     if lengths is not None:
-        lengths = lengths if isinstance(lengths, np.ndarray) else jnp.asarray(lengths)
+        lengths = uncut(lengths)
         if lengths.shape != batch_dims or not jnp.issubdtype(lengths.dtype, jnp.integer):
             return None
         lengths = lengths.reshape(-1)

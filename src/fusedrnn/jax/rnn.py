@@ -130,6 +130,16 @@ def _converted(name: str, value: Any, as_array: Callable[[Any], Array] = jnp.asa
         raise TypeError(f"{name} must be an array; got {type(value).__name__}") from error
 
 
+def uncut(value: Any) -> Array:
+    """The value as an array; of NumPy, if it is an array of NumPy, a number or numbers in a list.
+
+    Without jax_enable_x64, an array of JAX would cut integers of 64 bits before they are checked.
+    """
+    entries = value if isinstance(value, (list, tuple)) else [value]
+    is_known = all(isinstance(entry, (np.ndarray, np.generic, int)) for entry in entries)
+    return np.asarray(value) if is_known else jnp.asarray(value)
+
+
 def _states(spec: RNNSpec, states: Any, batch: Any, dtype: np.dtype[Any]) -> list[Array]:
     """The initial states; either all of them, or none if all are zeros."""
     names, shapes = spec.state_names, spec.state_shape(batch)
@@ -150,9 +160,7 @@ def _states(spec: RNNSpec, states: Any, batch: Any, dtype: np.dtype[Any]) -> lis
 def _lengths(lengths: Any, batch: Any, steps: Any) -> list[Array]:
     if lengths is None:
         return []
-    # Until they are checked they are an array of NumPy: without jax_enable_x64, JAX cuts integers of 64 bits.
-    as_array = np.asarray if isinstance(lengths, (np.ndarray, list, tuple)) else jnp.asarray
-    array = _converted("lengths", lengths, as_array)
+    array = _converted("lengths", lengths, uncut)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"lengths must be integers; got {array.dtype.name}")
     if array.shape != (batch,):
