@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby, pairwise
+from itertools import accumulate, groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -179,6 +179,12 @@ class NetworkSpec:
     def state_shape(self, batch: int) -> tuple[tuple[tuple[int, int, int], ...], ...]:
         """:meth:`RNNSpec.state_shape` for each entry of the chain."""
         return tuple(layer.state_shape(batch) for layer in self.layers)
+
+    @cached_property
+    def state_slices(self) -> tuple[slice, ...]:
+        """Where the states of each entry are in a flat tuple of all states."""
+        ends = accumulate((len(layer.state_names) for layer in self.layers), initial=0)
+        return tuple([slice(begin, end) for begin, end in pairwise(ends)])
 
     def flops(self, steps: int, batch: int, *, training: bool = False) -> int:
         """Floating-point operations of the GEMMs, as :meth:`RNNSpec.flops` counts them."""

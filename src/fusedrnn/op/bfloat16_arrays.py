@@ -30,7 +30,7 @@ class MixedReserve(Reserve):
 def are_given(x: object, params: object, states: object, out: object, reset_states: object) -> bool:
     """Whether an argument of forward is of bfloat16."""
     entries = [entry for group in (states, reset_states) if is_sequence(group) for entry in group]
-    return any(map(_is_bfloat16, (x, params, out, *entries)))
+    return any(map(is_bfloat16, (x, params, out, *entries)))
 
 
 def forward(
@@ -71,7 +71,8 @@ def backward(
     return results
 
 
-def _is_bfloat16(value: object) -> TypeGuard[Array]:
+def is_bfloat16(value: object) -> TypeGuard[Array]:
+    """Whether it is an array of bfloat16."""
     return isinstance(value, np.ndarray) and value.dtype.name == "bfloat16"
 
 
@@ -81,7 +82,7 @@ def as_float32(value: Any) -> Any:
 
 
 def _array_as_float32(value: Any) -> Any:
-    return value.astype(np.float32) if _is_bfloat16(value) else value
+    return value.astype(np.float32) if is_bfloat16(value) else value
 
 
 def _check_buffers(buffers: Mapping[str, Any], others: Mapping[str, Any]) -> None:
@@ -89,7 +90,7 @@ def _check_buffers(buffers: Mapping[str, Any], others: Mapping[str, Any]) -> Non
     unshared = {name: list(_arrays(other)) for name, other in others.items()}
     for name, buffer in buffers.items():
         if isinstance(buffer, np.ndarray):
-            if _is_bfloat16(buffer):
+            if is_bfloat16(buffer):
                 check_memory(name, buffer)
             check_no_alias(name, buffer, unshared)
             unshared[name] = [buffer]
@@ -123,6 +124,6 @@ def _result(value: Any, dtype: Any, out: Any) -> Any:
         return tuple(_result(*entry) for entry in zip(value, dtype, buffers, strict=True))
     if out is None:
         return value.astype(dtype, copy=False)
-    if _is_bfloat16(out):
+    if is_bfloat16(out):
         out[...] = value
     return out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate, chain, pairwise
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -89,8 +89,6 @@ class StreamedNetwork(StreamedSpec):
     def __init__(self, spec: NetworkSpec) -> None:
         self._spec, self.layers, self.takes_bfloat16 = spec, spec.layers, False
         self.prefixes = tuple([f"layers[{index}]." for index in range(len(spec.layers))])
-        ends = accumulate((len(layer.state_names) for layer in spec.layers), initial=0)
-        self._layer_slices = [slice(begin, end) for begin, end in pairwise(ends)]
 
     def check_params(self, params: object) -> Array:
         """The flat parameter vector, contiguous."""
@@ -116,7 +114,7 @@ class StreamedNetwork(StreamedSpec):
 
     def nested(self, states: tuple[Array, ...]) -> tuple[Any, ...]:
         """Flat states in the form that calls take and return."""
-        return tuple([states[part] for part in self._layer_slices])
+        return tuple([states[part] for part in self._spec.state_slices])
 
     def flat(self, states: tuple[Any, ...]) -> tuple[Array, ...]:
         """The opposite of :meth:`nested`."""

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from fusedrnn.op.bfloat16_arrays import is_bfloat16
 from fusedrnn.op.inference_calls import Batch, InferenceCalls, SelectsEngine
 from fusedrnn.op.resets import restarted
 from fusedrnn.op.snapshot import from_bytes, to_bytes
@@ -258,15 +259,15 @@ class Streams:
     def _checked_x(self, x: object, count: int) -> tuple[Array, Any]:
         """The input in the spec's dtype, and the dtype of the output if that differs, else None."""
         spec = self._spec.layers[0]
-        is_bfloat16 = self._spec.takes_bfloat16 and isinstance(x, np.ndarray) and x.dtype.name == "bfloat16"
-        values: Any = x.astype(spec.dtype) if isinstance(x, np.ndarray) and is_bfloat16 else x
+        values, dtype = x, None
+        if self._spec.takes_bfloat16 and is_bfloat16(x):
+            values, dtype = x.astype(spec.dtype), x.dtype
         checked = check_array("x", values, spec)
         if checked.ndim == 3 and checked.shape[1] != count:
             raise ValueError(
                 f"x must have shape (T, {count}, {spec.input_size}), with a sequence for each of the ids; "
                 f"got {checked.shape}"
             )
-        dtype = x.dtype if isinstance(x, np.ndarray) and is_bfloat16 else None
         return check_x(checked, spec), dtype
 
     def _run_with_resets(

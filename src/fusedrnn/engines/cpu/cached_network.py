@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,7 @@ class _CachedNetworkCall:
         by_layer = network.spec.state_shape(batch)
         self._state_shapes = [shape for shapes in by_layer for shape in shapes]
         self._counts = [len(shapes) for shapes in by_layer]
-        self._layer_slices = [slice(begin, end) for begin, end in pairwise(accumulate(self._counts, initial=0))]
+        self._layer_slices = network.spec.state_slices
         self._no_states = (None,) * sum(self._counts)
         self._dtype = np.dtype(network.spec.dtype)
 
