@@ -20,6 +20,7 @@ _OTHER_RATES: ContextVar[Mapping[str, float] | None] = ContextVar("other_rates",
 """The rates that replace those written in the equations that run, by the names of masks."""
 _ARITHMETIC = "add", "sub", "mul", "div"
 
+
 def mask(name: str, keep: float, per: str = "step") -> Expr:
     """1 with probability ``keep``, else 0, for each unit of each sequence; in inference ``keep``, its expectation.
 

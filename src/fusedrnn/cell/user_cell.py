@@ -202,7 +202,7 @@ def _derived(base: UserCell, heads: int, rates: Mapping[str, float]) -> UserCell
         return base
     rates, equations = dict(sorted(rates.items())), base.recorded_equations
     if rates:
-        if place(base, record(base)) != base.traced:
+        if record(base) != base._recording:
             raise ValueError(
                 f"the equations of cell {base.name} are no longer those of its definition, since a name that they read "
                 "has another value: define the cell again"
