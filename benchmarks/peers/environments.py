@@ -58,6 +58,11 @@ class Environment:
     alone: tuple[str, ...] = ()
 
     @property
+    def packages(self) -> tuple[str, ...]:
+        """All packages that pip installs by name."""
+        return *self.requirements, *self.alone
+
+    @property
     def folder(self) -> Path:
         """Its path, whether it is built or not."""
         return peers_directory() / self.name
@@ -71,7 +76,7 @@ class Environment:
     def marker_text(self) -> str:
         """The content of its marker. With another Python or other requirements, it must be built again."""
         python = f"# Python {sys.version_info.major}.{sys.version_info.minor}"
-        return "\n".join((python, *self.requirements, *self.alone, ""))
+        return "\n".join((python, *self.packages, ""))
 
     def is_built(self) -> bool:
         """Whether it is built from these requirements."""
@@ -164,7 +169,7 @@ def build(chosen: Sequence[Environment], say: Callable[[str], None]) -> list[str
         if environment.is_built():
             say(f"{environment.name}: already built")
             continue
-        say(f"{environment.name}: installing {', '.join(environment.requirements)}")
+        say(f"{environment.name}: installing {', '.join(environment.packages)}")
         try:
             environment.build()
         except RuntimeError as error:

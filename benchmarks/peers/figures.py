@@ -29,8 +29,7 @@ def printed_figures(
         RuntimeError: If the process fails, or if the environment cannot be built.
     """
     if not environment.is_built():
-        packages = *environment.requirements, *environment.alone
-        print(f"{environment.name}: installing {', '.join(packages)}", flush=True)
+        print(f"{environment.name}: installing {', '.join(environment.packages)}", flush=True)
         environment.build()
     path = f"{environment.python.parent}{os.pathsep}{os.environ.get('PATH', '')}"
     paths = {"PATH": path, "PYTHONPATH": f"{_ROOT / 'src'}{os.pathsep}{_ROOT}"}

@@ -41,7 +41,6 @@ class Workload:
         batch: N.
         features: I.
         hidden: H.
-        trains: Whether the package's kernel has a backward pass.
     """
 
     cell: str
@@ -49,12 +48,11 @@ class Workload:
     batch: int
     features: int
     hidden: int
-    trains: bool = True
 
 
 WORKLOADS = (
-    Workload("sru", 128, 32, 256, 256, trains=False),
-    Workload("sru", 128, 32, 512, 512, trains=False),
+    Workload("sru", 128, 32, 256, 256),
+    Workload("sru", 128, 32, 512, 512),
     Workload("slstm", 512, 16, 32, 512),
     Workload("slstm", 512, 16, 512, 512),
     Workload("min_gru_log", 512, 16, 256, 256),
@@ -118,6 +116,10 @@ def min_gru_log(layer: Layer) -> tuple[Forward, Sequence[Tensor]]:
 PACKAGES: Mapping[str, Callable[[Layer], tuple[Forward, Sequence[Tensor]]]] = {
     "sru": sru, "slstm": slstm, "min_gru_log": min_gru_log
 }  # fmt: skip
+"""By the name of the cell, what gives the package's function and its parameters, of the same values as a layer's.
+
+A package without a backward pass has no parameters.
+"""
 
 
 def infer(forward: Forward, x: Tensor) -> Tensor:
@@ -142,10 +144,10 @@ def figures_of(workload: Workload, seconds: float) -> Iterator[dict[str, Any]]:
     layer = Layer(cell.with_heads(_HEADS) if workload.cell == "slstm" else cell, workload.features, workload.hidden)
     forward, parameters = PACKAGES[workload.cell](layer)
     x, dy = (torch.randn(workload.steps, workload.batch, size) for size in (workload.features, workload.hidden))
-    x.requires_grad_(workload.trains)
+    x.requires_grad_(bool(parameters))
     fused: Forward = lambda x: layer(x)[0]  # noqa: E731
     calls = {"inference": (partial(infer, forward, x), partial(infer, fused, x))}
-    if workload.trains:
+    if parameters:
         own = list(layer.parameters())
         calls["training"] = (partial(train, forward, parameters, x, dy), partial(train, fused, own, x, dy))
     relative, absolute = tolerance("float32", longest_sum(layer.spec) * workload.steps)

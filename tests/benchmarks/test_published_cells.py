@@ -23,7 +23,7 @@ FIGURES = [
 
 def this_python(**changes):
     """An environment that stands for the running Python."""
-    environment = {"name": "own", "requirements": (), "alone": (), "python": Path(sys.executable)}
+    environment = {"name": "own", "packages": (), "python": Path(sys.executable)}
     return SimpleNamespace(**{**environment, "is_built": lambda: True, **changes})
 
 
@@ -54,7 +54,7 @@ def test_environment_is_built_at_the_first_use(capsys):
     def build():
         raise RuntimeError("no network")
 
-    environment = this_python(is_built=lambda: False, build=build, requirements=("numpy",), alone=("sru",))
+    environment = this_python(is_built=lambda: False, build=build, packages=("numpy", "sru"))
     with pytest.raises(RuntimeError, match="no network"):
         next(printed_figures(environment, "json.tool", {}))
     assert "own: installing numpy, sru" in capsys.readouterr().out
