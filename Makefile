@@ -8,6 +8,7 @@ TEST := .venv-test
 OLDEST := .venv-oldest
 CORE := .venv-core
 PEERS := .peers
+SPREAD = --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -36,16 +37,16 @@ figures: $(RUN)/.installed-figures
 	$(RUN)/bin/python -m benchmarks.figures $(ARGS)
 
 test: $(TEST)/.installed-test
-	$(TEST)/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(TEST)/bin/python -m pytest $(SPREAD) $(ARGS)
 
 # Layers for flax need a newer JAX.
 oldest: $(OLDEST)/.installed-test
-	$(OLDEST)/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --ignore tests/jax/test_nnx.py \
+	$(OLDEST)/bin/python -m pytest $(SPREAD) --ignore tests/jax/test_nnx.py \
 		tests/jax tests/keras tests/onnx $(ARGS)
 
 # What a Python for which PyTorch has no build can run, such as the oldest one.
 core: $(CORE)/.installed-test
-	$(CORE)/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder \
+	$(CORE)/bin/python -m pytest $(SPREAD) \
 		tests/cell/test_expr.py tests/cell/test_language.py tests/jit tests/op tests/runtime $(ARGS)
 
 check: $(TEST)/.installed-dev
