@@ -135,13 +135,13 @@ def gradient_parts(spec, gradients):
 FEW = 16
 
 
-def assert_gradients_close(actual, expected, dtype, spec, steps, batch, few=FEW):
+def assert_gradients_close(actual, expected, dtype, spec, steps, batch):
     """Check gradients with their tolerance: each array on its own scale, on its neighbours' if it has few elements."""
     for one, other in zip(gradient_parts(spec, actual), gradient_parts(spec, expected), strict=True):
         largest = max(float(np.abs(array).max(initial=0)) for array in other.values())
         for name, exact in other.items():
             assert one[name].dtype == np.dtype(dtype)
-            scale = float(np.abs(exact).max()) if exact.size >= few else largest
+            scale = float(np.abs(exact).max()) if exact.size >= FEW else largest
             found = difference(one[name], exact, *gradient_tolerance(dtype, spec, steps, batch, scale))
             assert found is None, f"{name}{found}"
 
