@@ -122,6 +122,9 @@ class Tuning:
     # Chooses one of the grids for a problem size, in place of the cost model.
     choose_grid: Callable[[Any, Sequence[Any]], Any] | None = None
 
+    # Larger outputs bypass the caches, in cells without GEMMs at each step.
+    max_cached_output_bytes: int = field(default_factory=_l3_bytes)
+
     # Weights. Those of a layer-direction that take more bytes as float32 are packed narrow and widened in registers.
     wide_weight_bytes: int = field(default_factory=lambda: _l2_bytes() // 2)
     # But int8 weights are packed narrow only for so many rows, by the bytes that they would take as float32.

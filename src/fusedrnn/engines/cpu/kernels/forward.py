@@ -21,6 +21,7 @@ from fusedrnn.engines.cpu.kernels.initial_accumulators import InitialAccumulator
 from fusedrnn.engines.cpu.kernels.layer_rows import INPUT_FIELDS
 from fusedrnn.engines.cpu.kernels.loop import COMMON_FIELDS, UNPACKED_PARAMS, CellPosition, rows_of_time
 from fusedrnn.engines.cpu.kernels.operand_rows import RANGE_BYTES
+from fusedrnn.engines.cpu.kernels.output_stores import OutputStores
 from fusedrnn.engines.cpu.kernels.panel_matrix import ColVecs, LeftOperand, Matrix, Rows, UnpackedMatrix, WeightMatrix
 from fusedrnn.engines.cpu.kernels.reductions import Reductions
 from fusedrnn.engines.cpu.kernels.scratch import FORWARD
@@ -32,7 +33,7 @@ from fusedrnn.jit.sync import flush_denormals
 from fusedrnn.jit.target import Target
 from fusedrnn.jit.tiles import released_tiles
 
-CALL = Struct(*COMMON_FIELDS, *FORWARD.fields)
+CALL = Struct(*COMMON_FIELDS, *FORWARD.fields, "streams_output")
 LAYER_DIR = Struct(
     "x", "x_step", "x_row", "x_row_offsets", "k", "y", "y_step", "y_row", "y_row_offsets", "reverse",
     "x_weights", "h_weights", "projection", "parameters", "x_bias", "h_bias", *UNPACKED_PARAMS,
@@ -92,7 +93,7 @@ def build_job(program: Program, direction_loop: Function) -> Module:
     return program.module
 
 
-class Inference(InitialAccumulators, BetweenSteps, Reductions):
+class Inference(InitialAccumulators, BetweenSteps, Reductions, OutputStores):
     """Emits a thread's share of one layer-direction in inference."""
 
     _result_kinds: tuple[type[Result], ...] = (NewState, Output, StageOperand, ReducedRow, KeptProduct)
@@ -104,6 +105,8 @@ class Inference(InitialAccumulators, BetweenSteps, Reductions):
         scratch, c = self.scratch, self.c
         self.x_rows, self.gate_rows = scratch, scratch + c.gates_offset
         self.recurrent = scratch + c.recurrent_offset
+        if self.can_stream:
+            self.streams_output = self.is_streamed()
 
     def emit(self) -> Function:
         """Emit the function."""
@@ -136,6 +139,8 @@ class Inference(InitialAccumulators, BetweenSteps, Reductions):
                 if self.stages:
                     with f.if_((step < c.steps - 1) | (self.layer < c.layers - 1)):
                         self.barrier()
+        if self.can_stream:
+            self.complete_output()
         if not self.stages:
             # A pipelined layer above reads the units of all threads.
             with f.if_(is_pipelined(c)):

@@ -1,4 +1,4 @@
-"""How a layer reads the rows of its input, and stores those of its output: dropout, residual connections, row ends."""
+"""How a layer reads the rows of its input and stores rows of its units: dropout, residual connections, row ends."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from fusedrnn.engines.cpu.kernels.dropout import DROP_ROW
 from fusedrnn.engines.cpu.kernels.stages import STATE_LETTERS, Result
 from fusedrnn.engines.cpu.kernels.thread_share import ThreadShare
 from fusedrnn.jit.builder import Declared, Value
-
-# Of a cell without GEMMs at each step, stores of the output take the most time if it does not fit into caches.
-_PREFETCHED_BYTES = 1 << 10
 
 INPUT_FIELDS = "threshold", "scale", "stream", "residual"
 """Fields of a layer-direction: the dropout of its input, and whether the output is the sum of h and this input.
@@ -74,14 +71,3 @@ class LayerRows(ThreadShare):
         if not self.is_residual:
             return {}
         return {"x": self.f.load(table + index * 8) + self.direction * self.c.out * self.v.item}
-
-    def store_output(self, value: Value, unit_vec: Value, y: Value, x: Value | None) -> None:
-        """Store a vector of a row of the output, plus that of the row ``x`` if the layer has a residual connection."""
-        f, v, offset, size = self.f, self.v, unit_vec * self.v.bytes, self.c.out
-        output = f.var(value)
-        if x is not None:
-            with f.if_(self.p.residual.is_set):
-                output.set(value + self.load_tail(x + offset, size - unit_vec * v.lanes))
-        if not self.stages:
-            f.prefetch(y + offset + _PREFETCHED_BYTES)
-        self.store_tail(output.get(), unit_vec, y + offset, size)

@@ -202,6 +202,10 @@ class _ForwardFields(_PlanFields):
         """The symbols of a forward call."""
         return [*forward_symbols(self.letters), *super().symbols()]
 
+    def call(self) -> Fields:
+        """The fields of a call."""
+        return {**super().call(), "streams_output": int(self.plan.streams_output)}
+
     def layer_dir(self, index: int, weights: PackedWeightsOffsets) -> Fields:
         """The fields of a layer-direction."""
         layer, direction = divmod(index, self.spec.num_directions)
