@@ -82,7 +82,7 @@ def _print_partitions(console: Console, config: PlanConfig, case: Case, mode: st
     spec = case.spec(mode, config.dtype)
     thresholds = tuning.current()
     target = weight_target(spec, max_narrow_rows(spec, case.T, thresholds) >= case.N)
-    problem = ProblemSize(spec, target, case.T, case.N, pass_name, thresholds)
+    problem = ProblemSize(spec, target, case.T, case.N, pass_name, thresholds, packed=True)
     assumed, machine = MachineModel.of(target), thresholds.machine_of(target)
     grids = possible_grids(problem, config.threads, thresholds)
     shares = [LargestShare.of(problem, grid, thresholds) for grid in grids]

@@ -56,8 +56,9 @@ class ShortBackward:
         constants = {}
         for name, tensor in (("dy", dy), ("dx", grads[0])):
             _, constants[f"{name}_step"], constants[f"{name}_row"] = tensor_calls.strided_pointer(network, tensor)
+        problem = network.engine.problem("backward", shape.steps, shape.batch, info.layout)
         self._call = TensorCall(
-            network.engine, ("backward", shape.steps, shape.batch, info.layout), team(), shape.varlen,
+            network.engine, problem, team(), shape.varlen,
             guards, constants, DESCRIBE,
         )  # fmt: skip
         self.is_possible = self._call.is_possible

@@ -76,10 +76,10 @@ class ShortCall:
             "x_step": x_step, "x_row": x_row, **dict(zip(("y_step", "y_row"), shape.output_strides, strict=True)),
         }  # fmt: skip
         layout = None if self._info is None else self._info.layout
+        problem = engine.problem("training" if is_recorded else "forward", shape.steps, shape.batch, layout)
         self._call = TensorCall(
-            engine, ("training" if is_recorded else "forward", shape.steps, shape.batch, layout), team(),
-            shape.varlen, self._guards(module, data, states or ()), constants, DESCRIBE,
-        )  # fmt: skip
+            engine, problem, team(), shape.varlen, self._guards(module, data, states or ()), constants, DESCRIBE
+        )
         self.is_possible = self._call.is_possible
 
     def _guards(self, module: Any, x: Tensor, states: tuple[Tensor, ...]) -> list[TensorGuard]:

@@ -61,7 +61,8 @@ class Forward:
         self.names = ["x", "params", *initial, *self.options, "y", *final]
         self.layout = ReserveLayout.of(self.executor.tiling, shape.T, shape.N, "gates", resets)
         self.problem_size = shape.T, shape.N
-        self.call = BufferCall(self.executor, ("forward", *self.problem_size, None), threads, self.names)
+        problem = self.executor.problem("forward", *self.problem_size, None)
+        self.call = BufferCall(self.executor, problem, threads, self.names)
 
     @property
     def optional(self):
@@ -112,9 +113,10 @@ def test_training_and_inference(spec, lengths, resets, threads):
     gradients = forward.op.backward(problem.dy, problem.dstates, reserve)
     flat = [gradients[0], gradients[1], *gradients[2]]
     size = forward.problem_size
-    train = BufferCall(executor, ("training", *size, forward.layout), threads, [*forward.names, "reserve"])
+    names = [*forward.names, "reserve"]
+    train = BufferCall(executor, executor.problem("training", *size, forward.layout), threads, names)
     names = ["reserve", "params", "dy", *forward.doutputs, *forward.options, "dx", "dparams", *forward.dinitial]
-    backward = BufferCall(executor, ("backward", *size, forward.layout), threads, names)
+    backward = BufferCall(executor, executor.problem("backward", *size, forward.layout), threads, names)
     for _ in range(2):
         saved = aligned_empty((forward.layout.size,), np.uint8)
         saved[:] = 255
@@ -225,7 +227,8 @@ def test_a_length_out_of_range(length, threads):
 
 def test_a_reserve_that_is_not_aligned():
     forward = Forward(SPECS[2], SMALL, 1)
-    train = BufferCall(forward.executor, ("training", 9, 7, forward.layout), 1, [*forward.names, "reserve"])
+    problem = forward.executor.problem("training", 9, 7, forward.layout)
+    train = BufferCall(forward.executor, problem, 1, [*forward.names, "reserve"])
     saved = aligned_empty((forward.layout.size + 64,), np.uint8)[4:]
     arrays = [*forward.operands, np.zeros((9, 7, 40), np.float32), np.zeros((1, 7, 40), np.float32), saved]
     assert train.run([array.ctypes.data for array in arrays]) == NOT_ALIGNED

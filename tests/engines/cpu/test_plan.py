@@ -242,6 +242,25 @@ def test_steps_read_unpacked_weights(training):
     assert not reads_unpacked(tiling, 5, 64, training, tuning)
 
 
+def test_frozen_parameters_are_planned_as_packed(target):
+    """Also those of a short call, in the first call and in the cached ones, inference and training."""
+    spec, rng = RNNSpec("gru", 8, 16), np.random.default_rng(0)
+    params, x = fusedrnn.init_params(spec, rng), rng.standard_normal((1, 2, 8), np.float32)
+    for given, packed in ((params, False), (fusedrnn.frozen(params), True)):
+        op = RNNOp(spec)
+        executor = op.by_address()
+        for _ in range(3):
+            y, _, reserve = op.forward(x, given, training=True)
+            op.backward(np.ones_like(y), None, reserve)
+            op.forward(x, given)
+            for job in ("forward", "training", "backward"):
+                problem = executor._planned[job].problem
+                assert problem.packed is packed, (job, packed)
+    case = replace(CASES["stream1"], N=16, I=512, H=512)
+    unpacked, packed = (make_plan("training", "lstm", target, case, 1, packed=packed) for packed in (False, True))
+    assert packed.scratch.size < unpacked.scratch.size
+
+
 @pytest.mark.parametrize("phase", PHASES)
 def test_threads_divide_the_units_of_a_step(phase, target):
     """Each thread packs parts of the weights of its own units; threads that divide the rows would all pack all."""

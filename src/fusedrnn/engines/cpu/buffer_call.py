@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedrnn.engines.cpu import tuning as tunings
-from fusedrnn.engines.cpu.executor import Executor, Problem
+from fusedrnn.engines.cpu.executor import Executor
 from fusedrnn.engines.cpu.kernels.scratch import round_up_to_cache_line
 from fusedrnn.engines.cpu.launch.buffer_kernel import BUFFER_ARGS, BUFFER_CALL, CLOCK, build_run_buffers
 from fusedrnn.engines.cpu.launch.kernel_args import KernelArgs
 from fusedrnn.engines.cpu.launch.native_weights import FORWARD, MAX_ARRAYS, TRAINING, WEIGHTS, WEIGHTS_SLOT
+from fusedrnn.engines.cpu.planned_call import Problem
 from fusedrnn.engines.cpu.varlen import round_robin, table_offsets
 from fusedrnn.engines.cpu.weights.cache import WeightCache
 from fusedrnn.engines.cpu.weights.pack_kernel import load_pack
@@ -75,6 +76,8 @@ class BufferCall:
         self, executor: Executor, problem: Problem, threads: int, buffers: Sequence[str], batch_first: bool = False,
         arrays: GatheredParams | None = None,
     ) -> None:  # fmt: skip
+        # A flat vector that is made from arrays is kept with its packed weights, which short calls then use too.
+        problem = problem._replace(packed=problem.packed or arrays is not None)
         self._executor, self._problem, self._buffers = executor, problem, list(buffers)
         self._batch_first = batch_first
         self._planned = planned = executor.planned(problem, threads)
@@ -82,11 +85,9 @@ class BufferCall:
         plans = {"single": single, "sleeping": single, "spinning": single}
         if not planned.is_single:
             plans |= {"sleeping": planned.args, "spinning": planned.spinning_args}
-        name, steps, batch, _ = problem
+        name, steps, batch, *_ = problem
         self._cache = executor.weight_cache_for(steps, batch)
-        # A flat vector that is made from arrays is kept with its packed weights, which short calls then use too.
-        is_packed = arrays is not None or not executor.is_short(steps, batch, name != "forward")
-        self._weights = _native_weights(self._cache, arrays) if is_packed else None
+        self._weights = _native_weights(self._cache, arrays) if problem.packed else None
         self._values = self._constant_values(single.symbol_index, threads)
         self._operands = self._symbols_of_buffers(single.symbol_index)
         self._param_offsets = np.array(self._cache.offsets, np.int64)
@@ -108,7 +109,7 @@ class BufferCall:
 
     def _sizes(self, plans: Mapping[str, KernelArgs]) -> dict[str, int]:
         """The sizes of the call and of its scratch: the kernel arguments and the workspace, then the tables."""
-        name, steps, batch, _ = self._problem
+        name, steps, batch, *_ = self._problem
         scratch = round_up_to_cache_line(max(args.size for args in plans.values()))
         num_groups = max(len(args.plan.row_starts) for args in plans.values()) - 1
         tables = table_offsets(steps, batch)["active_rows"] + 8 * (num_groups * steps + steps + 1)
@@ -121,7 +122,7 @@ class BufferCall:
 
     def _buffer_numbers(self) -> dict[str, int]:
         """The numbers of the buffers that get a special treatment in the machine code."""
-        padded = "dx" if self._problem[0] == "backward" else "y"
+        padded = "dx" if self._problem.job == "backward" else "y"
         return {
             **{name: self._number(name) for name in ("params", "dparams", "lengths", "seed")},
             "zeroed": self._number(padded) if "lengths" in self._buffers else _NONE, "aligned": self._number("reserve"),
@@ -148,7 +149,7 @@ class BufferCall:
     def _constant_values(self, symbols: Mapping[str, int], threads: int) -> Array:
         """The values of symbols that are the same at every call."""
         values = np.zeros(len(symbols), np.int64)
-        spec, (_, steps, batch, _) = self._executor.spec, self._problem
+        spec, (_, steps, batch, *_) = self._executor.spec, self._problem
         for name, features in (
             ("x", spec.input_size), ("dx", spec.input_size), ("y", spec.output_size), ("dy", spec.output_size),
         ):  # fmt: skip

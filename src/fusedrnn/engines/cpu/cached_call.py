@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedrnn.engines.cpu.executor import Executor, Problem
+from fusedrnn.engines.cpu.executor import Executor
 from fusedrnn.engines.cpu.guarded_call import GuardedCall
+from fusedrnn.engines.cpu.jobs import JobName
 from fusedrnn.engines.cpu.kernels.stages import state_letters
 from fusedrnn.engines.cpu.launch.kernel_args import signed
+from fusedrnn.engines.cpu.planned_call import Problem
 from fusedrnn.engines.cpu.reserve_layout import CpuResiduals
 from fusedrnn.engines.cpu.weights.cache import PackedWeights
 from fusedrnn.engines.operands import (
@@ -94,7 +96,8 @@ class CachedForward(_CachedCall):
         # a copy.
         self._params_in_place = self._unpacked and self._layout is None
         symbol = "weights" if not self._unpacked else "nothing" if self._params_in_place else "params"
-        problem: Problem = "forward" if self._layout is None else "training", steps, batch, self._layout
+        job: JobName = "forward" if self._layout is None else "training"
+        problem = Problem(job, steps, batch, self._layout, not self._unpacked)
         names, arrays = forward_operands(self._letters), (x, params, *initial, y, *final)
         self._has_resets = operands.resets is not None
         if self._has_resets:
@@ -177,7 +180,7 @@ class CachedBackward(_CachedCall):
         if residuals.info.resets is not None:
             names, arrays = names | RESETS, (*arrays, residuals.info.resets)
         self._guarded = GuardedCall(
-            executor, ("backward", steps, batch, self._layout), names, arrays,
+            executor, Problem("backward", steps, batch, self._layout, self._packed), names, arrays,
             "weights" if self._packed else "params",
             {"add_x": grads.add_x, "add_params": grads.add_params, "add_states": grads.add_states},
         )  # fmt: skip

@@ -12,15 +12,13 @@ from fusedrnn.engines.cpu import tuning as tunings
 from fusedrnn.engines.cpu.jobs import JobName, load_for_calls
 from fusedrnn.engines.cpu.kernels.stages import derivative_of, state_letters
 from fusedrnn.engines.cpu.launch.kernel_args import Args, Bind, KernelArgs, PlannedJob, signed
-from fusedrnn.engines.cpu.launch.struct_fields import lay_out_args
-from fusedrnn.engines.cpu.plan.plans import make_plan
 from fusedrnn.engines.cpu.plan.sizes import reads_unpacked
 from fusedrnn.engines.cpu.plan.thread_trials import ThreadChoices
 from fusedrnn.engines.cpu.plan.weight_format import ANY_ROWS, max_narrow_rows, weight_target
+from fusedrnn.engines.cpu.planned_call import PlannedCall, Problem
 from fusedrnn.engines.cpu.reserve_layout import ReserveLayout, ResidualInfo
 from fusedrnn.engines.cpu.state_options import StateOptions
 from fusedrnn.engines.cpu.tiling import Tiling
-from fusedrnn.engines.cpu.tuning import Tuning
 from fusedrnn.engines.cpu.varlen import VarLen
 from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightCache, WeightPointers
 from fusedrnn.engines.interface import GradPointers, SavePolicy, StatePtrs, StridedPtr
@@ -35,32 +33,6 @@ from fusedrnn.spec import Array, RNNSpec
 logger = logging.getLogger(__name__)
 
 Weights = PackedWeights | WeightPointers
-Problem = tuple[JobName, int, int, ReserveLayout | None]
-"""A job, T, N, and the layout of a training call's reserve: what a plan depends on besides the spec and the threads."""
-
-
-class PlannedCall(PlannedJob[KernelArgs]):
-    """The kernel arguments for a problem, and the panels of the weights that it reads.
-
-    With ``directions_apart`` the output of inference is (T, D, N, S), not (T, N, D·S).
-    """
-
-    def __init__(
-        self, weights: WeightCache, tuning: Tuning, problem: Problem, job: Job, threads: int,
-        directions_apart: bool = False,
-    ) -> None:  # fmt: skip
-        self.tiling, self.problem, self._directions_apart = weights.tiling, problem, directions_apart
-        self._weights, self._tuning = weights.layout.layer_dirs, tuning
-        super().__init__(problem[0], job, threads)
-
-    def _plan(self, threads: int, spinning: bool = False) -> KernelArgs:
-        name, steps, batch, layout = self.problem
-        spec = self.tiling.spec
-        plan = make_plan(
-            spec, self.tiling.target, steps, batch, threads, "inference" if name == "forward" else name,
-            recompute=layout is not None and layout.save == "states", spinning=spinning, tuning=self._tuning,
-        )  # fmt: skip
-        return lay_out_args(spec, plan, self._weights, layout, self._directions_apart)
 
 
 class Executor:
@@ -122,6 +94,10 @@ class Executor:
     def is_short(self, steps: int, batch: int, training: bool) -> bool:
         """Whether a call of this size uses unpacked weights."""
         return reads_unpacked(self.tiling, steps, batch, training, self.tuning)
+
+    def problem(self, job: JobName, steps: int, batch: int, layout: ReserveLayout | None) -> Problem:
+        """What a job is planned for, on parameters that are not frozen."""
+        return Problem(job, steps, batch, layout, not self.is_short(steps, batch, job != "forward"))
 
     def weights(
         self, steps: int, batch: int, addresses: tuple[int, ...], training: bool, team: ThreadTeam, owner: object
@@ -197,12 +173,13 @@ class Executor:
     ) -> None:  # fmt: skip
         """Run a forward call; with ``residuals`` a training call, which fills the reserve. Skips the padding of y."""
         layout, seed = (None, 0) if residuals is None else (residuals.layout, residuals.seed)
-        problem: Problem = "forward" if layout is None else "training", steps, batch, layout
+        job: JobName = "forward" if layout is None else "training"
         values = (
             *x, *y, *initial, *final, weights.address, reserve,
             0 if varlen is None else varlen.row_offsets_address, signed(seed),
             *(self._no_options if options is None else options.values(self._num_letters)),
         )  # fmt: skip
+        problem = Problem(job, steps, batch, layout, bool(weights.address))
         self._run_job(problem, values, weights.matrices, varlen, team)
 
     def run_backward(
@@ -219,7 +196,7 @@ class Executor:
             grads.add_x, grads.add_params, grads.add_states,
             *(self._no_options if options is None else options.values(self._num_letters)),
         )  # fmt: skip
-        problem: Problem = "backward", layout.steps, layout.batch, layout
+        problem = Problem("backward", layout.steps, layout.batch, layout, bool(weights.address))
         self._run_job(problem, values, (*weights.matrices, *grads.params), varlen, team, bool(grads.x[0]))
 
     def _run_job(
@@ -255,21 +232,21 @@ class Executor:
 
     def planned(self, problem: Problem, threads: int) -> PlannedCall:
         """The planned call for a problem on so many threads; the last one of each job is cached."""
-        last = self._planned.get(problem[0])
+        last = self._planned.get(problem.job)
         if last is not None and last.threads == threads and last.problem == problem:
             return last
         planned = self.plan(problem, threads)
-        self._planned[problem[0]] = planned
+        self._planned[problem.job] = planned
         self.debug = env.debug()
         if self.debug >= 1:
-            derivative = "" if problem[0] == "forward" else f"; {derivative_of(self.spec.variant)}"
+            derivative = "" if problem.job == "forward" else f"; {derivative_of(self.spec.variant)}"
             logger.info(f"{self.spec} on {planned.tiling.target.name}: {planned.args.plan}{derivative}")
         return planned
 
     def plan(self, problem: Problem, threads: int, directions_apart: bool = False) -> PlannedCall:
         """A new planned call for a problem on at most so many threads."""
-        weights = self.weight_cache_for(*problem[1:3])
-        job = self.job(problem[0], weights.tiling.target)
+        weights = self.weight_cache_for(problem.steps, problem.batch)
+        job = self.job(problem.job, weights.tiling.target)
         return PlannedCall(weights, self.tuning, problem, job, threads, directions_apart)
 
     def _execute(self, job: Job, args: Args, team: ThreadTeam, bind: Bind[Args]) -> bool:

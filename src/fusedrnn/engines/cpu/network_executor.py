@@ -12,6 +12,7 @@ from fusedrnn.engines.cpu.launch.chain_args import ChainArgs, ChainedJob
 from fusedrnn.engines.cpu.launch.kernel_args import PlannedJob, signed, state_symbols
 from fusedrnn.engines.cpu.launch.network_links import NetworkLinks
 from fusedrnn.engines.cpu.network_reserve import NetworkReserveLayout, weights_addresses
+from fusedrnn.engines.cpu.planned_call import Problem
 from fusedrnn.engines.cpu.varlen import VarLen
 from fusedrnn.engines.interface import SavePolicy
 from fusedrnn.frozen_array import is_frozen
@@ -32,8 +33,8 @@ class PlannedNetwork(PlannedJob[ChainArgs]):
         self.problem = name, steps, batch, layout, packed = problem
         layouts = (None,) * len(layers) if layout is None else layout.layers
         self._layers = [
-            executor.planned((name, steps, batch, own), threads)
-            for executor, own in zip(layers, layouts, strict=True)
+            executor.planned(Problem(name, steps, batch, own, is_packed), threads)
+            for executor, own, is_packed in zip(layers, layouts, packed, strict=True)
         ]
         offsets = () if layout is None else layout.offsets
         self.links = NetworkLinks(spec, steps, batch, name == "backward", packed, layout is None, offsets)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fusedrnn.engines.cpu.executor import Executor, Problem
+from fusedrnn.engines.cpu.executor import Executor
 from fusedrnn.engines.cpu.launch.kernel_args import KernelArgs
 from fusedrnn.engines.cpu.launch.tensor_kernel import (
     ANY_STRIDE,
@@ -21,6 +21,7 @@ from fusedrnn.engines.cpu.launch.tensor_kernel import (
     TENSOR_GUARD,
     load_tensor_call,
 )
+from fusedrnn.engines.cpu.planned_call import Problem
 from fusedrnn.engines.cpu.varlen import VarLen
 from fusedrnn.jit import ndarray_abi
 from fusedrnn.jit.loader import address
@@ -93,7 +94,7 @@ class TensorCall:
         self, executor: Executor, problem: Problem, team: ThreadTeam, varlen: VarLen | None,
         guards: Sequence[TensorGuard], constants: Mapping[str, int], describe: int,
     ) -> None:  # fmt: skip
-        name, steps, batch, _ = problem
+        name, steps, batch, *_ = problem
         planned = executor.planned(problem, team.threads)
         self.is_possible = executor.is_short(steps, batch, name != "forward") and not executor.debug
         if not self.is_possible:

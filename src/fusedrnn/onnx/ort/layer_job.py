@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedrnn.engines.cpu.executor import PlannedCall, Problem, Weights
+from fusedrnn.engines.cpu.executor import Weights
 from fusedrnn.engines.cpu.launch.kernel_args import KernelArgs
+from fusedrnn.engines.cpu.planned_call import PlannedCall, Problem
 from fusedrnn.jit.loader import address
 from fusedrnn.onnx.ort.op_kernel import MAX_INPUTS, MAX_OUTPUTS, OPERATOR
 from fusedrnn.op.rnn_op import RNNOp
@@ -46,7 +47,7 @@ class LayerJob:
 
     def plan(self, steps: int, batch: int) -> PlannedCall:
         """The planned call of T steps of N sequences; the most recent one is kept."""
-        problem: Problem = "forward", steps, batch, None
+        problem = _problem(steps, batch)
         planned = self._planned
         if planned is None or planned.problem != problem:
             planned = self._executor.plan(problem, self._team.threads, directions_apart=True)
@@ -76,7 +77,7 @@ class LayerJob:
             return None
         # A plan is for one T. With one thread, T only affects the size of a chunk of steps, and the weights if T is 1.
         longest = max(steps, _LONG) if is_single and steps > 1 else steps
-        planned = self._executor.plan(("forward", longest, batch, None), 1, directions_apart=True)
+        planned = self._executor.plan(_problem(longest, batch), 1, directions_apart=True)
         args = planned.args
         if is_single and args.plan.share.chunk < longest:
             longest = _ANY_STEPS
@@ -114,3 +115,8 @@ class LayerJob:
         ctypes.memset(into, 0, 8 * count)
         for symbol, value in values.items():
             into[args.symbol_index[symbol]] = value
+
+
+def _problem(steps: int, batch: int) -> Problem:
+    """An inference call; frozen parameters are always packed."""
+    return Problem("forward", steps, batch, None, packed=True)

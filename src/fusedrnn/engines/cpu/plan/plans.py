@@ -91,14 +91,16 @@ def make_plan(
     *,
     recompute: bool = False,
     spinning: bool = False,
+    packed: bool = False,
     tuning: Tuning | None = None,
 ) -> Plan:
     """Plan T steps of N sequences on at most so many threads, which are asleep when the call comes, or ``spinning``.
 
-    ``recompute`` is for backward with a reserve that holds the states alone.
+    ``recompute`` is for backward with a reserve that holds the states alone. ``packed`` says that the weights are
+    packed, even if the call is short.
     """
     tuning = tuning or tunings.current()
-    problem = ProblemSize(spec, target, steps, batch, phase, tuning)
+    problem = ProblemSize(spec, target, steps, batch, phase, tuning, packed=packed)
     share, forecast = partition.choose_share(problem, threads, spinning, tuning)
     grid = share.grid
     bounds = {

@@ -67,11 +67,11 @@ class ProblemSize(Tiling):
 
     def __init__(
         self, spec: RNNSpec, target: Target, steps: int, batch: int, phase: Phase = "inference",
-        tuning: Tuning | None = None,
+        tuning: Tuning | None = None, *, packed: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(spec, target)
         training = phase != "inference"
-        self.unpacked = tuning is not None and reads_unpacked(self, steps, batch, training, tuning)
+        self.unpacked = tuning is not None and not packed and reads_unpacked(self, steps, batch, training, tuning)
         self.steps, self.batch, self.phase = steps, batch, phase
         self.inputs = tuple(spec.layer_input_size(layer) for layer in range(spec.num_layers))
         self.rows_per_tile = target.tile[0]
