@@ -56,7 +56,7 @@ def build(contender: str, symbols: int, settings: Settings) -> CharacterModel:
     model = CharacterModel(symbols, settings)
     if contender == FUSED:
         report = accelerate(model)
-        if report.left:
+        if report.unchanged:
             raise RuntimeError(f"the fused model still has layers of torch.nn: {report}")
     return model
 

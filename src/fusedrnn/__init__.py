@@ -54,7 +54,7 @@ _LAZY = {"init_params": "fusedrnn.initial_params", **_MXNET}
 
 def __getattr__(name: str) -> Any:
     """Import adapters, the catalogue of cells, and names that few programs need, at first use."""
-    if name in ("cells", "mxnet", "onnx", "torch"):
+    if name in ("cells", "jax", "keras", "mxnet", "onnx", "torch"):
         return importlib.import_module(f"{__name__}.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

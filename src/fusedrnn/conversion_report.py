@@ -13,7 +13,7 @@ class LayerReport:
     Attributes:
         name: Its name in the model; empty for the model itself.
         kind: The name of its class.
-        reason: Why it was left unchanged; empty if it was replaced.
+        reason: Why it is unchanged; empty if it was replaced.
         note: If it was replaced, which of its calls the framework still runs; empty for none.
     """
 
@@ -32,7 +32,7 @@ class Report:
     """Which recurrent layers were replaced. Its length is the number of replaced layers; it is true if there is one."""
 
     replaced: tuple[LayerReport, ...] = ()
-    left: tuple[LayerReport, ...] = ()
+    unchanged: tuple[LayerReport, ...] = ()
 
     @classmethod
     def of(cls, layers: Iterable[LayerReport | None]) -> Report:
@@ -46,7 +46,9 @@ class Report:
         return len(self.replaced)
 
     def __str__(self) -> str:
-        lines = [f"{len(self.replaced)} replaced, {len(self.left)} left as they were"]
-        lines += [f"  replaced  {layer}" for layer in self.replaced]
-        lines += [f"  left      {layer}" for layer in self.left]
+        if not (self.replaced or self.unchanged):
+            return "the model has no recurrent layer"
+        lines = [f"{len(self.replaced)} replaced, {len(self.unchanged)} unchanged"]
+        lines += [f"  replaced   {layer}" for layer in self.replaced]
+        lines += [f"  unchanged  {layer}" for layer in self.unchanged]
         return "\n".join(lines)

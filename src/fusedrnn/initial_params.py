@@ -88,7 +88,7 @@ def init_params(
         The vector, of the spec's dtype, (spec.layout.size,).
 
     Raises:
-        TypeError: If a value is neither a number nor a pair of numbers.
+        TypeError: If ``rng`` is no generator, or a value is neither a number nor a pair of numbers.
         ValueError: If there is no parameter with a name, or bounds are in the wrong order.
 
     Example:
@@ -97,6 +97,8 @@ def init_params(
         (144,)
     """
     rng = np.random.default_rng() if rng is None else rng
+    if not isinstance(rng, np.random.Generator):
+        raise TypeError(f"rng must be a numpy.random.Generator or None; got {type(rng).__name__}")
     if isinstance(spec, NetworkSpec):
         return np.concatenate([init_params(layer, rng, initial) for layer in spec.layers])
     params = np.empty(spec.layout.size, spec.dtype)

@@ -86,6 +86,10 @@ class FlatLayout:
     def __iter__(self) -> Iterator[Parameter]:
         raise NotImplementedError
 
+    def __repr__(self) -> str:
+        parameters = ", ".join(f"{entry.name} {entry.shape}" for entry in self)
+        return f"<{type(self).__name__} of {self.size} elements in {self.dtype}: {parameters}>"
+
     def _check_flat(self, params: Array) -> None:
         if not isinstance(params, np.ndarray):
             raise TypeError(f"params must be a NumPy array; got {type(params).__name__}")

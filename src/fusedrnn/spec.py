@@ -143,6 +143,10 @@ class RNNSpec:
             raise ValueError("state_clip_nan needs state_clip_min and state_clip_max; got neither")
         check_sizes(self)
 
+    def __repr__(self) -> str:
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return f"RNNSpec({', '.join(f'{k}={v!r}' for k, v in values.items() if v != self._default(k))})"
+
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
 

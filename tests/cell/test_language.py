@@ -273,7 +273,7 @@ def test_errors_name_the_states_of_the_cell():
     op = RNNOp(RNNSpec(cells.slstm, 3, 4))
     x, params = np.zeros((2, 1, 3), np.float32), np.zeros(op.spec.layout.size, np.float32)
     states = [np.zeros((1, 1, 4), np.float32) for _ in range(3)]
-    with pytest.raises(ValueError, match=r"states must be .*h0 \(1, 1, 4\), c0 .*, n0 .*, m0 .*; got 3"):
+    with pytest.raises(ValueError, match=r"states must be .*h0 \(1, 1, 4\), c0 .*, n0 .*, m0 .*; got a sequence of 3"):
         op.forward(x, params, states)
     with pytest.raises(ValueError, match=r"states: m0 must have shape \(1, 1, 4\); got \(1, 1, 5\)"):
         op.forward(x, params, [*states, np.zeros((1, 1, 5), np.float32)])

@@ -387,6 +387,37 @@ def test_warmup_compiles_the_given_cells():
     assert "'int8'" in result.output and "float64" in result.output
 
 
+def test_warmup_of_formats_and_cells(monkeypatch):
+    """Of cells of one's own, also with heads and with the input itself in the equations; int8 has no training."""
+    compiled = []
+    monkeypatch.setattr(fusedrnn.RNNOp, "compile", lambda op, training: compiled.append((op.spec, training)))
+    names = "fusedrnn.cells:sru,fusedrnn.cells:dreamer_gru"
+    result = run("warmup", "--cell", names, "--dtypes", "float32", "--compute", "bfloat16")
+    assert result.exit_code == 0, result.output
+    assert "sru float32" in result.output and "dreamer_gru bfloat16" in result.output
+    expected = {(mode, compute) for mode in (cells.sru, cells.dreamer_gru) for compute in (None, "bfloat16")}
+    assert {(spec.mode, spec.compute) for spec, _ in compiled} == expected
+    assert {spec.hidden_size // spec.heads for spec, _ in compiled} == {1, 64}
+    assert all(training for _, training in compiled)
+    compiled.clear()
+    run("warmup", "--modes", "gru", "--dtypes", "float32", "--compute", "int8,int8_weights")
+    assert {(spec.compute, training) for spec, training in compiled} == {
+        (None, True), ("int8", False), ("int8_weights", False)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "options, error",
+    [
+        (("--compute", "int4"), "unknown format 'int4'"),
+        (("--cell", "fusedrnn.cells:nothing"), "has no cell 'nothing'"),
+    ],
+)
+def test_warmup_refuses(options, error):
+    result = run("warmup", *options)
+    assert result.exit_code == 2 and error in result.output, result.output
+
+
 @pytest.mark.parametrize("package", ["typer", "rich", "threadpoolctl"])
 def test_a_missing_extra_is_named(package):
     code = f"import sys; sys.modules[{package!r}] = None; from fusedrnn.cli import main; main()"

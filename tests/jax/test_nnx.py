@@ -175,7 +175,7 @@ REFUSED = {
 def test_what_flax_runs(case, runs):
     make, message = REFUSED[case]
     layer = make()
-    (report,) = accelerate(layer).left
+    (report,) = accelerate(layer).unchanged
     assert type(layer) is nnx.RNN and message in str(report)
     own = ours.RNN(layer.cell, broadcast_rngs=layer.broadcast_rngs, state_axes=layer.state_axes)
     assert message in own.refusal
@@ -350,12 +350,12 @@ class Tagger(nnx.Module):
 
 
 REPORT = """\
-4 replaced, 1 left as they were
-  replaced  encoder: Bidirectional
-  replaced  encoder.backward_rnn: RNN
-  replaced  encoder.forward_rnn: RNN
-  replaced  layers.0: RNN
-  left      layers.1: RNN, its cell adds the state within the activation (residual=True)"""
+4 replaced, 1 unchanged
+  replaced   encoder: Bidirectional
+  replaced   encoder.backward_rnn: RNN
+  replaced   encoder.forward_rnn: RNN
+  replaced   layers.0: RNN
+  unchanged  layers.1: RNN, its cell adds the state within the activation (residual=True)"""
 
 
 def test_accelerate_and_restore(runs):
@@ -401,8 +401,8 @@ def test_subclasses_are_left_and_other_objects_refused():
     class Further(ours.RNN):
         pass
 
-    assert accelerate(Mine(make_cell())).left[0].reason == "it is a subclass of RNN"
-    assert restore(Further(make_cell())).left[0].reason == "it is a subclass of RNN"
+    assert accelerate(Mine(make_cell())).unchanged[0].reason == "it is a subclass of RNN"
+    assert restore(Further(make_cell())).unchanged[0].reason == "it is a subclass of RNN"
     with pytest.raises(TypeError, match=r"model must be a flax\.nnx\.Module; got int"):
         accelerate(3)
     with pytest.raises(AttributeError, match="has no attribute 'absent'"):

@@ -109,7 +109,7 @@ def test_report():
     report = accelerate(model)
     names = [re.sub(r"_\d+", "", layer.name) for layer in report.replaced]
     assert names == ["lstm", "time_distributed/gru", "sequential/rnn"]
-    assert not report.left
+    assert not report.unchanged
     assert_within(keras.ops.convert_to_numpy(model(x)), expected, RTOL, ATOL)
     assert len(accelerate(model)) == 0
     assert len(restore(model)) == 3
@@ -146,7 +146,7 @@ def test_layers_that_are_left(what):
     cls = type(layer)
     report = accelerate(keras.Sequential([layer]))
     assert not report
-    (left,) = report.left
+    (left,) = report.unchanged
     assert left.reason.startswith(reason)
     assert (left.name, left.kind) == (layer.name, cls.__name__)
     assert type(layer) is cls

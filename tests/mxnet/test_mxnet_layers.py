@@ -175,7 +175,7 @@ class TestErrors:
             (np.ones((2, 0, 3), "f4"), {}, ValueError, r"inputs must have shape \(N, T, I\)"),
             (np.ones((2, 4, 3)), {}, TypeError, "inputs must have dtype float32; got float64"),
             (None, {"states": 3}, TypeError, "states must be a tuple of 2"),
-            (None, {"states": [np.zeros((1, 2, 5), "f4")]}, ValueError, "states must be a tuple of 2.*got 1"),
+            (None, {"states": [np.zeros((1, 2, 5), "f4")]}, ValueError, "states must be a tuple of 2.* of 1"),
             (None, {"states": [np.zeros((1, 2, 5), "f4"), np.zeros((1, 3, 5), "f4")]}, ValueError,
              r"states\[1\] must have shape \(1, 2, 5\); got \(1, 3, 5\)"),
             (None, {"sequence_length": [1, 2]}, ValueError, "sequence_length must be given if, and only if"),

@@ -131,7 +131,7 @@ def test_arguments_do_not_change():
 def test_other_formats_refuse(compute):
     op = RNNOp(RNNSpec("gru", I, H, compute=compute))
     x, params = np.zeros((T, N, I), BFLOAT16), np.zeros(op.spec.layout.size, np.float32)
-    with pytest.raises(TypeError, match=r"^x must have dtype float32; got bfloat16, which compute='bfloat16' takes$"):
+    with pytest.raises(TypeError, match=r"^x must .*; got bfloat16, which RNNOp takes with compute='bfloat16'$"):
         op.forward(x, params)
     with pytest.raises(TypeError, match=r"^params must have dtype float32; got bfloat16"):
         op.forward(widened(x), params.astype(BFLOAT16))

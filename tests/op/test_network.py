@@ -34,9 +34,11 @@ def test_reference(name, options):
 ERRORS = [
     ({"x": X[..., :1]}, ValueError, "x must have shape (T, N, 2); got (4, 3, 1)"),
     ({"params": PARAMS[1:]}, ValueError, "params must have shape (300,), as the network's layout has it; got (299,)"),
-    ({"params": PARAMS.astype("d")}, TypeError, "params must have dtype float32; got float64"),
+    ({"params": PARAMS.astype("d")}, TypeError,
+     "params must have dtype float32; got float64: convert it with astype, or use a spec of dtype='float64'"),
     ({"states": STATES[0]}, TypeError, "states[0] must be a tuple of 2: h0 (1, 3, 5), c0 (1, 3, 5); got ndarray"),
-    ({"states": STATES[:1]}, ValueError, "states must be None or a tuple of 2: states[0], states[1]; got 1"),
+    ({"states": STATES[:1]}, ValueError,
+     "states must be None or a tuple of 2: states[0], states[1]; got a sequence of 1"),
     ({"states": X}, TypeError, "states must be None or a tuple of 2: states[0], states[1]; got ndarray"),
     ({"states": (None, STATES[0])}, ValueError, "states[1]: h0 must have shape (1, 3, 3); got (1, 3, 5)"),
     ({"lengths": [5, 1, 1]}, ValueError, "lengths must be from 0 to 4, the steps of x; got 1 to 5"),
@@ -89,7 +91,7 @@ BACKWARD_ERRORS = [
     (
         {"out": (None, None, STATES[:1])},
         ValueError,
-        "out: dstates must be a tuple of 2: dstates[0], dstates[1]; got 1",
+        "out: dstates must be a tuple of 2: dstates[0], dstates[1]; got a sequence of 1",
     ),
     (
         {"out": (None, None, dstates_with((X, X)))},
@@ -124,7 +126,7 @@ def test_errors_of_the_op():
     peephole = NetworkSpec([RNNSpec("gru", 2, 5), RNNSpec("lstm", 5, 3, peepholes=True)])
     registry.register("plain", ReferenceEngine, Capabilities(), order=2000, automatic=False)
     try:
-        with pytest.raises(NotImplementedError, match=r"^layers\[1\]: peepholes is not supported yet by engine 'pl"):
+        with pytest.raises(NotImplementedError, match=r"^layers\[1\]: peepholes is not supported by engine 'pl"):
             NetworkOp(peephole, "plain")
     finally:
         registry.unregister("plain")

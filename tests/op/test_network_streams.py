@@ -171,7 +171,8 @@ ERRORS = [
     (lambda streams, a, x: streams.step([a], x.astype("d")), "x must have dtype float32; got float64"),
     (lambda streams, a, x: streams.join(ZEROS[0]), "states[0] must be a tuple of 2: h0 (1, 1, 9), c0 (1, 1, 9); "
      "got ndarray"),
-    (lambda streams, a, x: streams.join(ZEROS[:1]), "states must be None or a tuple of 2: states[0], states[1]; got 1"),
+    (lambda streams, a, x: streams.join(ZEROS[:1]),
+     "states must be None or a tuple of 2: states[0], states[1]; got a sequence of 1"),
     (lambda streams, a, x: streams.reset([a], (None, ZEROS[0][:1])), "states[1]: h0 must have shape (2, 1, 11); "
      "got (1, 1, 9)"),
     (lambda streams, a, x: streams.step([a], x[:, :1], resets=[[False]], reset_states=(None, ZEROS[0][:1])),

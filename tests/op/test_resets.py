@@ -77,5 +77,5 @@ def test_gradients_of_a_state_named_as_the_output():
     assert len(outputs) == 3
     dx, _, _ = op.backward(tuple(map(np.ones_like, outputs)), None, reserve)
     np.testing.assert_array_equal(dx, np.ones_like(x))  # through the residual connection: all weights are zero
-    with pytest.raises(ValueError, match=r"^dy must be None or a tuple of 3: dy, d of state y, dz; got 2$"):
+    with pytest.raises(ValueError, match=r"^dy must be None or a tuple of 3: dy, d of state y, dz; got .* of 2$"):
         op.backward(outputs[:2], None, reserve)

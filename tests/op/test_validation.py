@@ -88,7 +88,7 @@ def test_states_that_are_no_tuple(value):
 
 @pytest.mark.parametrize("value", [(), STATES[:1], STATES * 2], ids=len)
 def test_number_of_states(value):
-    with pytest.raises(ValueError, match=f"^states must be a tuple of 2.*; got {len(value)}"):
+    with pytest.raises(ValueError, match=f"^states must be a tuple of 2.*; got a sequence of {len(value)}"):
         forward(states=value)
 
 

@@ -258,7 +258,7 @@ def test_incomplete_pool_leaves_no_thread(monkeypatch):
     with fusedrnn.thread_limits(7):
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", start)
-            with pytest.warns(RuntimeWarning, match="7 could not be had .*can't start new thread"):
+            with pytest.warns(RuntimeWarning, match="7 threads cannot be started .*can't start new thread"):
                 assert_same_bits(call(problem), expected)
         for thread in started:
             thread.join(10)

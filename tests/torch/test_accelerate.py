@@ -54,7 +54,7 @@ def test_a_whole_model(runs):
     modules, parameters = list(model.modules()), list(model.parameters())
     report = accelerate(model)
     assert [layer.name for layer in report.replaced] == ["encoder.deep", "shared", "again.1", "cell"]
-    assert report and len(report) == 4 and not report.left
+    assert report and len(report) == 4 and not report.unchanged
     assert all(map(lambda a, b: a is b, model.modules(), modules))
     assert all(map(lambda a, b: a is b, model.parameters(), parameters))
     assert type(model.shared) is fusedrnn.torch.GRU and model.again[0] is model.shared
@@ -269,7 +269,7 @@ def test_layers_left_unchanged_are_reported(what):
     before = type(model[1])
     report = accelerate(model)
     assert not report and type(model[1]) is before
-    (left,) = report.left
+    (left,) = report.unchanged
     assert (left.name, left.kind) == ("1", kind)
     assert re.match(reason, left.reason)
 
@@ -280,19 +280,19 @@ def test_scripted_layers_are_left():
     report = accelerate(model)
     assert report.replaced == (LayerReport("1", "GRUCell"),)
     reason = "it is a ScriptModule, whose weights fusedrnn.torch.read reads"
-    assert report.left == (LayerReport("0.0", "RecursiveScriptModule", reason),)
+    assert report.unchanged == (LayerReport("0.0", "RecursiveScriptModule", reason),)
 
 
 def test_text_of_a_report():
     model = torch.nn.ModuleDict({"a": torch.nn.LSTM(3, 4), "b": Own(3, 4), "c": torch.nn.Linear(3, 4)})
     report = accelerate(model)
     assert str(report).splitlines() == [
-        "1 replaced, 1 left as they were",
-        "  replaced  a: LSTM",
-        "  left      b: Own, it is a subclass of LSTM; subclasses=True puts ours beneath its code",
+        "1 replaced, 1 unchanged",
+        "  replaced   a: LSTM",
+        "  unchanged  b: Own, it is a subclass of LSTM; subclasses=True puts ours beneath its code",
     ]
     assert str(accelerate(torch.nn.GRU(3, 4))).endswith("(the model itself): GRU")
-    assert str(accelerate(torch.nn.Linear(3, 4))) == "0 replaced, 0 left as they were"
+    assert str(accelerate(torch.nn.Linear(3, 4))) == "the model has no recurrent layer"
     with pytest.raises(AttributeError):
         report.replaced = ()
 
@@ -311,7 +311,7 @@ def test_a_users_subclass_of_ours_is_left_by_restore():
     model = torch.nn.Sequential(Mine(3, 4), fusedrnn.torch.RNN(4, 4))
     report = restore(model)
     assert report.replaced == (LayerReport("1", "RNN"),)
-    assert report.left == (LayerReport("0", "Mine", "it is a subclass of GRU"),)
+    assert report.unchanged == (LayerReport("0", "Mine", "it is a subclass of GRU"),)
     assert type(model[0]) is Mine and type(model[1]) is torch.nn.RNN
 
 

@@ -250,7 +250,7 @@ def test_accelerate_with_a_format():
     report = accelerate(model, subclasses=True, compute="bfloat16")
     kinds = {"torch": "LSTM", "ours": "GRU", "subclass": "Doubled"}
     assert report.replaced == tuple(LayerReport(*layer) for layer in kinds.items())
-    (left,) = report.left
+    (left,) = report.unchanged
     assert left.name == "float64"
     assert re.match("its parameters are torch.float64, which compute='bfloat16'", left.reason)
     assert [getattr(net, "compute", None) for net in model.values()] == ["bfloat16"] * 2 + [None] + ["bfloat16"] * 2
@@ -265,7 +265,7 @@ def test_accelerate_with_a_format():
 def test_a_module_with_an_attribute_of_that_name_is_left():
     net = torch.nn.GRU(I, H)
     net.compute = "mine"
-    (left,) = accelerate(net).left
+    (left,) = accelerate(net).unchanged
     assert left.reason == "it has an attribute compute, which is one of ours" and net.compute == "mine"
 
 

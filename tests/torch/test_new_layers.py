@@ -278,7 +278,7 @@ def test_ours_beneath_a_subclass(which, runs):
     expected, state = first(net(x)), net.state_dict()
     torch.autograd.backward(expected.sum())
     gradients = [p.grad.clone() for p in net.parameters()]
-    (left,) = accelerate(net).left
+    (left,) = accelerate(net).unchanged
     assert left.reason.endswith("subclasses=True puts ours beneath its code") and type(net) is kind
     net.zero_grad()
     assert accelerate(net, subclasses=True).replaced == (LayerReport("", kind.__name__),)
@@ -314,7 +314,7 @@ def test_subclasses_with_arithmetic_of_their_own_are_left(reason):
     net = LEFT[reason]()
     kind = type(net)
     for options in ({}, {"subclasses": True}):
-        (left,) = accelerate(net, **options).left
+        (left,) = accelerate(net, **options).unchanged
         assert left.reason == reason and type(net) is kind
 
 
@@ -388,7 +388,7 @@ def test_a_class_that_cannot_be_derived_from_is_left():
     model = torch.nn.Sequential(torch.nn.LSTM(3, 3), watched(3, 3), torch.nn.GRU(3, 3))
     report = accelerate(model, subclasses=True)
     assert [layer.name for layer in report.replaced] == ["0", "2"]
-    assert "cannot be derived from: TypeError: it is final" in report.left[0].reason
+    assert "cannot be derived from: TypeError: it is final" in report.unchanged[0].reason
     with accelerated(subclasses=True):
         assert type(watched(3, 3)) is watched
 

@@ -94,7 +94,7 @@ def test_accelerate():
     model = torch.nn.Sequential(torch.nn.LSTM(I, H, proj_size=P))
     report = fusedrnn.torch.accelerate(model)
     assert type(model[0]) is fusedrnn.torch.LSTM
-    assert not report.left
+    assert not report.unchanged
 
 
 def test_compiled_and_exported(runs):

@@ -51,7 +51,7 @@ def test_a_copy_of_the_whole_model(tagger, tokens, runs):
     before = copy.deepcopy(tagger.state_dict())
     model, report = quantize(tagger)
     kinds = {"lstm": "LSTM", "gru": "GRU", "cell": "RNNCell"}
-    assert report.replaced == tuple(LayerReport(*layer) for layer in kinds.items()) and not report.left
+    assert report.replaced == tuple(LayerReport(*layer) for layer in kinds.items()) and not report.unchanged
     assert type(tagger.lstm) is torch.nn.LSTM and tagger.gru.compute is None and tagger.training
     assert all(parameter.requires_grad for parameter in tagger.parameters())
     y = run(model, tokens)
@@ -71,7 +71,7 @@ def test_in_place(tagger, tokens):
     assert model is tagger and len(report) == 3 and tagger.lstm is lstm and lstm.weight_hh_l0 is weight
     assert torch.equal(run(model, tokens), expected)
     again, second = quantize(model)
-    assert not second.replaced and not second.left and torch.equal(run(again, tokens), expected)
+    assert not second.replaced and not second.unchanged and torch.equal(run(again, tokens), expected)
 
 
 def test_copies_and_checkpoints(tagger, tokens):
@@ -150,8 +150,8 @@ def test_what_is_left_is_reported():
     })  # fmt: skip
     quantized, report = quantize(model)
     assert report.replaced == (LayerReport("low", "GRU"),)
-    assert [layer.name for layer in report.left] == ["wide", "named"]
-    wide, named = report.left
+    assert [layer.name for layer in report.unchanged] == ["wide", "named"]
+    wide, named = report.unchanged
     assert re.match("its parameters are torch.float64, which compute='int8'", wide.reason)
     assert named.reason.startswith("it is a subclass of GRU")
     assert all(parameter.requires_grad for parameter in quantized["wide"].parameters())

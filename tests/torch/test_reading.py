@@ -188,7 +188,7 @@ def test_recurrent_operators_outside_layers_are_named(kind):
     with pytest.raises(NotImplementedError, match=words):
         read(model)
     report = fusedrnn.torch.accelerate(model)
-    assert not report and len(report.left) == (kind != "exported ours")
+    assert not report and len(report.unchanged) == (kind != "exported ours")
     both = torch.nn.ModuleDict({"other": model, "layer": torch.nn.GRU(3, 4)})
     with pytest.raises(NotImplementedError, match=rf"{words}.*; name the others to read them alone: 'layer'"):
         read(both)

@@ -109,5 +109,5 @@ def check_activations(
         raise TypeError(f"activations must be a tuple of {expected}; got {activations!r}")
     checked = tuple(a if isinstance(a, Activation) else Activation(a) for a in activations)
     if len(checked) != len(default):
-        raise ValueError(f"activations must be {expected} in mode {mode!r}; got {len(checked)}")
+        raise ValueError(f"activations must be {expected} in mode {mode!r}; got a tuple of {len(checked)}")
     return None if checked == default else checked

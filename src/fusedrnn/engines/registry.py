@@ -41,7 +41,7 @@ class Registration:
         missing = self.capabilities.missing(spec, needs)
         if not missing:
             return None
-        return f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not supported yet by engine {self.name!r}"
+        return f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not supported by engine {self.name!r}"
 
 
 _lock = Lock()
@@ -88,7 +88,7 @@ def register(
     registration = Registration(name, factory, capabilities, order, device, automatic, description)
     with _lock:
         if not name or name in names():
-            raise ValueError(f"name must be new and not empty, apart from {', '.join(names())}; got {name!r}")
+            raise ValueError(f"name must not be empty or one of {', '.join(names())}; got {name!r}")
         _registered = tuple(sorted((*_registered, registration), key=lambda entry: entry.order))
     _forget_ops()  # without the lock: an op that is being created may need it
     return registration
@@ -189,7 +189,7 @@ class EngineSelector:
                 rejections.append(rejection)
         if not self._named:
             others = [e for e in engines() if not e.automatic and e.rejection(self._spec, needs) is None]
-            rejections += [f"backend={entry.name!r} has it, if asked for" for entry in others]
+            rejections += [f"backend={entry.name!r} supports it" for entry in others]
         raise NotImplementedError("; ".join(rejections) or "no engine is registered that is used automatically")
 
     def _create(self, entry: Registration) -> str | None:

@@ -39,8 +39,8 @@ def accelerate(model: Any) -> Report:
         >>> from fusedrnn.jax import accelerate
         >>> rngs = nnx.Rngs(0)
         >>> print(accelerate(nnx.RNN(nnx.OptimizedLSTMCell(8, 16, rngs=rngs))))
-        1 replaced, 0 left as they were
-          replaced  (the model itself): RNN
+        1 replaced, 0 unchanged
+          replaced   (the model itself): RNN
     """
     return _convert_all(model, OURS)
 

@@ -45,8 +45,8 @@ def accelerate(model: Any) -> Report:
     Example:
         >>> model = keras.Sequential([keras.Input((30, 5)), keras.layers.LSTM(16)])
         >>> print(accelerate(model))
-        1 replaced, 0 left as they were
-          replaced  lstm: LSTM
+        1 replaced, 0 unchanged
+          replaced   lstm: LSTM
     """
     return _convert_all(model, OURS)
 

@@ -62,6 +62,9 @@ class Stream:
         self.states: tuple[Any, ...] = ()
         self.reset(states)
 
+    def __repr__(self) -> str:
+        return f"<a stream of {self.batch} sequence(s), {self.op.spec!r}>"
+
     def __call__(
         self,
         x: Array,

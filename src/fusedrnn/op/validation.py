@@ -20,7 +20,7 @@ from fusedrnn.engines.operands import BACKWARD, FORWARD, ForwardOperands, Operan
 from fusedrnn.network_spec import NetworkSpec
 from fusedrnn.quantized_params import QuantizedParams, check_quantized
 from fusedrnn.scalars import shown
-from fusedrnn.spec import Array, RNNSpec
+from fusedrnn.spec import DTYPES, Array, RNNSpec
 
 # The effort to find out whether arrays share memory; arrays whose strides need more count as sharing. (The type is
 # for NumPy's stubs, which know only -1 and 0.)
@@ -46,7 +46,11 @@ def check_array(name: str, array: object, spec: RNNSpec, shape: tuple[int, ...] 
     """``array`` if it is a NumPy array of the spec's dtype, and of that shape if there is one."""
     value = check_is_array(name, array)
     if value.dtype != np.dtype(spec.dtype):
-        hint = ", which compute='bfloat16' takes" if value.dtype.name == "bfloat16" != spec.compute else ""
+        hint = ""
+        if value.dtype.name == "bfloat16" != spec.compute:
+            hint = ", which RNNOp takes with compute='bfloat16'"
+        elif value.dtype.name in DTYPES:
+            hint = f": convert it with astype, or use a spec of dtype={value.dtype.name!r}"
         raise TypeError(f"{name} must have dtype {spec.dtype}; got {value.dtype}{hint}")
     if shape is not None and value.shape != shape:
         raise ValueError(f"{name} must have shape {shape}; got {value.shape}")
@@ -62,7 +66,7 @@ def check_tuple(name: str, value: object, entry_shapes: Mapping[str, object], or
     expected = f"{or_none}a tuple of {len(entry_shapes)}: {listed}"
     if not is_sequence(value):
         raise TypeError(f"{name} must be {expected}; got {type(value).__name__}")
-    raise ValueError(f"{name} must be {expected}; got {len(value)}")
+    raise ValueError(f"{name} must be {expected}; got a sequence of {len(value)}")
 
 
 def readable(operand: Operand, value: Array) -> Array:

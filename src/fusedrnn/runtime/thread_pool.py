@@ -260,7 +260,8 @@ def get_pool(threads: int) -> ThreadPool | None:
             _pool = ThreadPool(threads - 1)
             publish_pool(_pool.control(), _pool.memory)
         except RuntimeError as error:
-            warnings.warn(f"running on one thread: {threads} could not be had ({error})", RuntimeWarning, stacklevel=2)
+            message = f"{threads} threads cannot be started ({error}): calls run on one"
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
     return _pool
 
 

@@ -52,8 +52,8 @@ def accelerate(model: Module, *, subclasses: bool = False, compute: str | None =
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Embedding(50, 8), torch.nn.LSTM(8, 16))
         >>> print(accelerate(model))
-        1 replaced, 0 left as they were
-          replaced  1: LSTM
+        1 replaced, 0 unchanged
+          replaced   1: LSTM
     """
     return convert_all(model, OURS, subclasses, checked_compute(compute))
 

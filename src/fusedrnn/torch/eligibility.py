@@ -105,7 +105,7 @@ def checked_lengths(lengths: Any, x: Any, batch_first: bool) -> Tensor:
     if not torch.compiler.is_compiling() and batch:
         low, high = int(tensor.min()), int(tensor.max())
         if low < 0 or high > steps:
-            raise ValueError(f"lengths must be from 0 to {steps}, the steps of input; got {low if low < 0 else high}")
+            raise ValueError(f"lengths must be from 0 to {steps}, the steps of input; got {low} to {high}")
     return tensor
 
 

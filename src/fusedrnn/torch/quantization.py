@@ -19,7 +19,7 @@ class Quantized(NamedTuple):
     Attributes:
         model: The model, in evaluation mode.
         report: Which recurrent layers now run in the format (``replaced``), and which do not, with the reason
-            (``left``).
+            (``unchanged``).
     """
 
     model: Module
@@ -54,8 +54,8 @@ def quantize(model: Module, compute: str = "int8", *, inplace: bool = False, sub
     Example:
         >>> model, report = quantize(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.GRU(8, 16)))
         >>> print(report)
-        1 replaced, 0 left as they were
-          replaced  1: GRU
+        1 replaced, 0 unchanged
+          replaced   1: GRU
     """
     if not is_inference_only(checked_compute(compute)):
         raise ValueError(f"compute must be a format for inference only, such as 'int8'; got {compute!r}")

@@ -123,7 +123,7 @@ class TestTraining(TrainingConformance):
         x, params = np.ones((5, 2, 3), np.float32), np.ones(spec.layout.size, np.float32)
         op = RNNOp(spec, self.backend)
         op.forward(x, params)  # nothing is dropped
-        with pytest.raises(NotImplementedError, match=r"^dropout is not supported yet by engine "):
+        with pytest.raises(NotImplementedError, match=r"^dropout is not supported by engine "):
             op.forward(x, params, training=True)
 
 
@@ -208,7 +208,7 @@ def test_reverse(name, lengths, backend):
     ],
 )  # fmt: skip
 def test_unsupported_variants(name, unsupported):
-    with pytest.raises(NotImplementedError, match=f"^{unsupported} not supported yet by engine 'cudnn'$"):
+    with pytest.raises(NotImplementedError, match=f"^{unsupported} not supported by engine 'cudnn'$"):
         RNNOp(variant_spec(name, 3, 5), "cudnn")
 
 

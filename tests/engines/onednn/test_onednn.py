@@ -480,7 +480,7 @@ def test_dependencies_are_loaded_first(unloaded, tmp_path):
 )
 def test_unsupported_options_are_refused_without_the_library(unloaded, options, unsupported):
     unloaded.setattr(library, "find", lambda: pytest.fail("the library was looked for"))
-    with pytest.raises(NotImplementedError, match=f"^{unsupported} not supported yet by engine 'onednn'$"):
+    with pytest.raises(NotImplementedError, match=f"^{unsupported} not supported by engine 'onednn'$"):
         RNNOp(replace(SPEC, **options), backend="onednn")
 
 
@@ -489,9 +489,9 @@ def test_unsupported_calls():
     op = RNNOp(replace(SPEC, num_layers=2, dropout=0.5), "onednn")
     x, params = np.ones((2, 2, 3), np.float32), np.ones(op.spec.layout.size, np.float32)
     assert op.forward(x, params)[0].shape == (2, 2, 4)
-    with pytest.raises(NotImplementedError, match=r"^dropout is not supported yet by engine 'onednn'$"):
+    with pytest.raises(NotImplementedError, match=r"^dropout is not supported by engine 'onednn'$"):
         op.forward(x, params, training=True)
-    with pytest.raises(NotImplementedError, match=r"^lengths is not supported yet by engine 'onednn'$"):
+    with pytest.raises(NotImplementedError, match=r"^lengths is not supported by engine 'onednn'$"):
         op.forward(x, params, lengths=[1, 2])
 
 

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from fusedrnn.engines.cpu import tuning as tunings
 from fusedrnn.engines.cpu.executor import Executor
+from fusedrnn.engines.cpu.jobs import Problem
 from fusedrnn.engines.cpu.kernels.scratch import round_up_to_cache_line
 from fusedrnn.engines.cpu.launch.buffer_kernel import BUFFER_ARGS, BUFFER_CALL, CLOCK, build_run_buffers
 from fusedrnn.engines.cpu.launch.kernel_args import KernelArgs
 from fusedrnn.engines.cpu.launch.native_weights import FORWARD, MAX_ARRAYS, TRAINING, WEIGHTS, WEIGHTS_SLOT
-from fusedrnn.engines.cpu.planned_call import Problem
 from fusedrnn.engines.cpu.varlen import round_robin, table_offsets
 from fusedrnn.engines.cpu.weights.cache import WeightCache
 from fusedrnn.engines.cpu.weights.pack_kernel import load_pack

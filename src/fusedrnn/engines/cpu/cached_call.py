@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 from fusedrnn.engines.cpu.executor import Executor
 from fusedrnn.engines.cpu.guarded_call import GuardedCall
-from fusedrnn.engines.cpu.jobs import JobName
+from fusedrnn.engines.cpu.jobs import JobName, Problem
 from fusedrnn.engines.cpu.kernels.stages import state_letters
 from fusedrnn.engines.cpu.launch.kernel_args import signed
-from fusedrnn.engines.cpu.planned_call import Problem
 from fusedrnn.engines.cpu.reserve_layout import CpuResiduals
 from fusedrnn.engines.cpu.weights.cache import PackedWeights
 from fusedrnn.engines.operands import (

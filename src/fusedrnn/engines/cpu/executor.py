@@ -9,16 +9,18 @@ from typing import Any
 
 from fusedrnn import env
 from fusedrnn.engines.cpu import tuning as tunings
-from fusedrnn.engines.cpu.jobs import JobName, load_for_calls
+from fusedrnn.engines.cpu.jobs import JobName, Problem, load_for_calls
 from fusedrnn.engines.cpu.kernels.stages import derivative_of, state_letters
 from fusedrnn.engines.cpu.launch.kernel_args import Args, Bind, KernelArgs, PlannedJob, signed
+from fusedrnn.engines.cpu.launch.struct_fields import lay_out_args
+from fusedrnn.engines.cpu.plan.plans import make_plan
 from fusedrnn.engines.cpu.plan.sizes import reads_unpacked
 from fusedrnn.engines.cpu.plan.thread_trials import ThreadChoices
 from fusedrnn.engines.cpu.plan.weight_format import ANY_ROWS, max_narrow_rows, weight_target
-from fusedrnn.engines.cpu.planned_call import PlannedCall, Problem
 from fusedrnn.engines.cpu.reserve_layout import ReserveLayout, ResidualInfo
 from fusedrnn.engines.cpu.state_options import StateOptions
 from fusedrnn.engines.cpu.tiling import Tiling
+from fusedrnn.engines.cpu.tuning import Tuning
 from fusedrnn.engines.cpu.varlen import VarLen
 from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightCache, WeightPointers
 from fusedrnn.engines.interface import GradPointers, SavePolicy, StatePtrs, StridedPtr
@@ -33,6 +35,31 @@ from fusedrnn.spec import Array, RNNSpec
 logger = logging.getLogger(__name__)
 
 Weights = PackedWeights | WeightPointers
+
+
+class PlannedCall(PlannedJob[KernelArgs]):
+    """The kernel arguments for a problem, and the panels of the weights that it reads.
+
+    With ``directions_apart`` the output of inference is (T, D, N, S), not (T, N, D·S).
+    """
+
+    def __init__(
+        self, weights: WeightCache, tuning: Tuning, problem: Problem, job: Job, threads: int,
+        directions_apart: bool = False,
+    ) -> None:  # fmt: skip
+        self.tiling, self.problem, self._directions_apart = weights.tiling, problem, directions_apart
+        self._weights, self._tuning = weights.layout.layer_dirs, tuning
+        super().__init__(problem.job, job, threads)
+
+    def _plan(self, threads: int, spinning: bool = False) -> KernelArgs:
+        name, steps, batch, layout, packed = self.problem
+        spec = self.tiling.spec
+        plan = make_plan(
+            spec, self.tiling.target, steps, batch, threads, "inference" if name == "forward" else name,
+            recompute=layout is not None and layout.save == "states", spinning=spinning, packed=packed,
+            tuning=self._tuning,
+        )  # fmt: skip
+        return lay_out_args(spec, plan, self._weights, layout, self._directions_apart)
 
 
 class Executor:

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedrnn.engines.cpu.executor import Executor
+from fusedrnn.engines.cpu.jobs import Problem
 from fusedrnn.engines.cpu.launch.call_kernel import CALL_CACHE, GUARD, load_guarded_call
 from fusedrnn.engines.cpu.launch.kernel_args import JobArgs, PlannedJob
-from fusedrnn.engines.cpu.planned_call import Problem
 from fusedrnn.engines.operands import Operand
 from fusedrnn.jit import ndarray_abi
 from fusedrnn.jit.loader import address

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from fusedrnn.cell.cells import Variant
 from fusedrnn.engines.cpu.kernels.backward import build_backward
@@ -11,6 +11,7 @@ from fusedrnn.engines.cpu.kernels.common import build_common, build_common_train
 from fusedrnn.engines.cpu.kernels.forward import build_forward
 from fusedrnn.engines.cpu.kernels.training import build_training
 from fusedrnn.engines.cpu.launch.call_kernel import load_bind, load_guarded_call
+from fusedrnn.engines.cpu.reserve_layout import ReserveLayout
 from fusedrnn.engines.cpu.weights.pack_kernel import load_pack
 from fusedrnn.jit.builder import Module
 from fusedrnn.jit.loader import Job, fetch, function, load, load_once
@@ -20,6 +21,25 @@ from fusedrnn.runtime.thread_pool import load_pool
 from fusedrnn.spec import RNNSpec
 
 JobName = Literal["forward", "training", "backward"]
+
+
+class Problem(NamedTuple):
+    """What a plan depends on besides the spec and the threads.
+
+    Attributes:
+        job: What the call computes.
+        steps, batch: T and N.
+        layout: The layout of a training call's reserve.
+        packed: Whether the weights are packed, as those of a short call need not be.
+    """
+
+    job: JobName
+    steps: int
+    batch: int
+    layout: ReserveLayout | None
+    packed: bool
+
+
 _SHARED = {"common": build_common, "common_training": build_common_training}
 # What emits each job, the function to call, and the shared modules whose functions it calls.
 _JOBS: dict[JobName, tuple[Callable[..., Module], str, tuple[str, ...]]] = {

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from functools import partial
 
 from fusedrnn.engines.cpu.executor import Executor, Weights
-from fusedrnn.engines.cpu.jobs import JobName
+from fusedrnn.engines.cpu.jobs import JobName, Problem
 from fusedrnn.engines.cpu.kernels.stages import state_letters
 from fusedrnn.engines.cpu.launch.chain_args import ChainArgs, ChainedJob
 from fusedrnn.engines.cpu.launch.kernel_args import PlannedJob, signed, state_symbols
 from fusedrnn.engines.cpu.launch.network_links import NetworkLinks
 from fusedrnn.engines.cpu.network_reserve import NetworkReserveLayout, weights_addresses
-from fusedrnn.engines.cpu.planned_call import Problem
 from fusedrnn.engines.cpu.varlen import VarLen
 from fusedrnn.engines.interface import SavePolicy
 from fusedrnn.frozen_array import is_frozen

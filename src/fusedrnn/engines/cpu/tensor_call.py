@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fusedrnn.engines.cpu.executor import Executor
+from fusedrnn.engines.cpu.jobs import Problem
 from fusedrnn.engines.cpu.launch.kernel_args import KernelArgs
 from fusedrnn.engines.cpu.launch.tensor_kernel import (
     ANY_STRIDE,
@@ -21,7 +22,6 @@ from fusedrnn.engines.cpu.launch.tensor_kernel import (
     TENSOR_GUARD,
     load_tensor_call,
 )
-from fusedrnn.engines.cpu.planned_call import Problem
 from fusedrnn.engines.cpu.varlen import VarLen
 from fusedrnn.jit import ndarray_abi
 from fusedrnn.jit.loader import address

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedrnn.engines.cpu.executor import Weights
+from fusedrnn.engines.cpu.executor import PlannedCall, Weights
+from fusedrnn.engines.cpu.jobs import Problem
 from fusedrnn.engines.cpu.launch.kernel_args import KernelArgs
-from fusedrnn.engines.cpu.planned_call import PlannedCall, Problem
 from fusedrnn.jit.loader import address
 from fusedrnn.onnx.ort.op_kernel import MAX_INPUTS, MAX_OUTPUTS, OPERATOR
 from fusedrnn.op.rnn_op import RNNOp
