@@ -72,14 +72,13 @@ class RNNSpec:
         bias: ``"double"`` for biases of the input and of the recurrent product, ``"single"`` for those of the input
             only, ``"none"`` for no biases.
         reverse: Whether a network of one direction runs from the end of each sequence to its beginning.
-        compute: The format of the operands of GEMMs. None is for ``dtype``. With dtype float32, it may be
+        compute: The format of the operands of GEMMs. None means ``dtype``. With dtype float32, it may be
             ``"bfloat16"``, rounded to nearest even; or, in inference, ``"int8"``, with a scale for each row of an
             operand, or ``"int8_weights"``, with weights alone in int8. Sums, the cell's maths and the arrays of callers
             are float32; with ``"bfloat16"`` the arrays may be ``ml_dtypes.bfloat16`` too.
-        residual: What each layer adds to its output. None is for nothing. ``"identity"`` is for its input, after
-            dropout, in the layers whose input and output have the same size D·S. ``"projection"`` is for W x + b of its
-            input x, after dropout, in all layers; W and b are rows of the input weights and biases, after those of the
-            gates.
+        residual: What each layer adds to its output. None: nothing. ``"identity"``: its input, after dropout, in the
+            layers whose input and output have the same size D·S. ``"projection"``: W x + b of its input x, after
+            dropout, in all layers; W and b are rows of the input weights and biases, after those of the gates.
         input_dropout: Probability in [0, 1) with which training drops elements of the input of the first layer.
 
     Raises:

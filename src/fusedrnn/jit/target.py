@@ -69,9 +69,10 @@ class Target:
     def for_compute(self, compute: str, narrow_weights: bool = True) -> Target:
         """The target for GEMM operands of that format, with the tile for them.
 
-        Without a dot product for the format it is the base, so that code for other formats is compiled only once. Then
-        narrow weights that multiply float32 are widened in registers. That pays only where it saves traffic, and never
-        on a target without a fused multiply-add: SSE2 has no instruction that widens. The bits are the same.
+        If the target has no dot product for the format, this is its base target, so that code for other formats is
+        compiled only once. There, narrow weights are widened to float32 in registers. That pays only where it saves
+        traffic, and never on a target without a fused multiply-add: SSE2 has no instruction that widens. The bits are
+        the same.
         """
         if compute in self.dot_products:
             return self

@@ -101,7 +101,7 @@ class InferenceCalls:
         return -(-count // unit) * unit
 
     def run(self, batch: Batch, x: Array, states: tuple[Array, ...]) -> tuple[Array, tuple[Array, ...], None]:
-        """The output, the final states, flat and contiguous, and None.
+        """(output, final states, None): the form of a cached call's result. The states are flat and contiguous.
 
         The operands have the batch's shapes and strides; ``states`` are flat.
         """

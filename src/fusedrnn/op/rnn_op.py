@@ -37,8 +37,9 @@ class RNNOp(Operator, QuantizesParams, MakesStreams):
 
     Args:
         spec: The network.
-        backend: The engine, one of :func:`fusedrnn.engines.registry.names`; None for the first that can run the spec;
-            then each call uses the first that supports what it needs.
+        backend: The engine, one of :func:`fusedrnn.engines.registry.names`; None for the first automatic one that can
+            run the spec (``cpu``, unless others are registered). Then each call uses the first automatic one that
+            supports what it needs.
 
     Attributes:
         spec: The network.

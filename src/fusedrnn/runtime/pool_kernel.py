@@ -22,7 +22,7 @@ they need not be kept apart. ``busy`` is not 0 while a job runs and after the po
 threads there are beside the caller's. Such a thread waits for ``spins`` iterations before it sleeps, the caller for
 ``caller_spins``."""
 SPINNING = 2e-4
-"""Seconds after a job for which its threads still spin."""
+"""Seconds after a job for which a call counts on its threads still spinning. They do so a little longer."""
 CLOSE, MANY_CLOSE = 1e-4, 3
 """Calls are close if less than CLOSE seconds lie between them. After MANY_CLOSE in a row it pays to wake threads."""
 # Whether a thread can tell on which processor it runs, and choose another.

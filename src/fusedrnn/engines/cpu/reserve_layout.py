@@ -21,10 +21,10 @@ class ReserveLayout:
     """The regions of a reserve; offsets and strides in bytes.
 
     1. A copy of the input (T, N, I).
-    2. For each layer its states (T + 2, N, D·H), directions side by side: h, then c, then the operands of the cell's
-       later stages. Steps 0 and T + 1 hold the initial states of the two directions. In a shorter sequence, the initial
-       state of the reverse direction follows the last step. With resets there is also a step T + 2, which holds what
-       replaces the states.
+    2. For each layer its states (T + 2, N, D·H) of the times -1 to T, directions side by side: h, then c, then the
+       operands of the cell's later stages. Times -1 and T hold the initial states of the two directions. In a shorter
+       sequence, the initial state of the reverse direction follows the last step. With resets, time T + 1 holds the
+       states after a reset.
     3. If the output is no state, the output (T, N, D·S) of each layer but the last, in rows like those of the states.
     4. For each layer and direction the saved values (T, N, units, values). Those of a row take ``values_size`` bytes,
        and the means and variances of the row's reductions follow them.
@@ -68,7 +68,7 @@ class ReserveLayout:
         )  # fmt: skip
 
     def state_offset(self, layer: int, state: int) -> int:
-        """The offset of a layer's state at step 0: h, c, then the operands of later stages."""
+        """The offset of a layer's state at time 0: h, c, then the operands of later stages."""
         return self.states_offset + (layer * self.num_states + state) * self.state_size + self.state_step
 
     def output_offset(self, layer: int) -> int:

@@ -147,7 +147,7 @@ class Tuning:
 
     # Trials of one thread.
     max_trial_call: float = 20e-3  # calls with a longer forecast are not tried: a trial would cost too much
-    late_calls: int = 4  # this many more late calls than calls in time start a trial
+    late_calls: int = 4  # a trial starts when late calls exceed calls in time by this many
     recent_calls: int = 8  # calls that a trial is compared with
     min_recent_calls: int = 3  # calls before the first trial: the first call of an op always takes long
     trial_calls: int = 5  # calls of a trial

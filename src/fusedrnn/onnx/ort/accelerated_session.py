@@ -117,7 +117,7 @@ def accelerate(
         model: The model, its bytes, or its file.
         feeds: Inputs to measure with, by name, similar to those of later calls; a list of several if sizes vary. None
             for inputs that are made from the model's shapes: normal numbers, ones for integers. There an unknown batch
-            size is 1, and other unknown sizes are about 100.
+            size is 1, and other unknown sizes are 100, or 512 or 4096 if the model needs that.
         replace: ``"auto"`` to replace nodes where that is faster, ``"always"`` to replace all possible nodes without
             measuring.
         num_threads: The most threads of a call, in ONNX Runtime and in the fused operator. None for the number in

@@ -1,9 +1,10 @@
 """The GEMM micro-kernel: a few rows of A times a few vectors of a panel of packed B, accumulated in registers.
 
-C[rows, cols] = C_in[rows, cols] + Σₖ A[rows, k]·B[k, cols]. Each element is one chain of fused multiply-adds over
-rising k. The chain does not depend on the tile, so the bits of a result do not depend on which rows and columns are
-computed together. Nor does it depend on parts: a long panel is cut in K so that a part stays in a fraction of L2 while
-all rows use it. Sums are stored after each part and loaded again by the next.
+C[rows, cols] = C_in[rows, cols] + Σₖ A[rows, k]·B[k, cols]. Each element is one chain of multiply-adds over rising k,
+fused where the target has FMA; tiles of AMX have an order of their own. The chain does not depend on the tile, so the
+bits of a result do not depend on which rows and columns are computed together. Nor does it depend on parts: a long
+panel is cut in K so that a part stays in a fraction of L2 while all rows use it. Sums are stored after each part and
+loaded again by the next.
 
 ``gemm`` takes A by the addresses of its rows. ``gemm_tn`` takes A transposed: for each k, one vector with the elements
 of its rows. Backward stores gradients that way for the weights' gradients, which sum over the rows of the batch.

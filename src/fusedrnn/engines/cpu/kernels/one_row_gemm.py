@@ -41,7 +41,7 @@ class _TileOrderMicrokernel(Microkernel):
                 total.set(total.get() + ((low + zero) + (high + zero)))
 
     def _step_sums(self, first: Value, last: Value) -> list[tuple[Value, Value]]:
-        """For each vector of columns the sums of the low and of the high halves of a step's groups."""
+        """For each vector of columns the sums of the low and of the high halves of a K-block's k-groups."""
         f, v = self.f, self.v
         sums = [[f.var(v.const(0.0)) for _ in range(self.col_vecs)] for _ in range(2)]
         # More than one group in an iteration would take more registers than there are.

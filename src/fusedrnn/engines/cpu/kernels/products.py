@@ -1,8 +1,8 @@
 """The innermost step of a GEMM in each number format: load operands, multiply, add to the accumulators.
 
-The unit of k is a *group*: the adjacent elements that one step multiplies. For each group, a panel of B holds a slot of
-``b_bytes`` for each vector of columns, and a row of A holds ``a_bytes``. The order of additions within a group is
-fixed, so that every element of C is one chain whatever the tile.
+The unit of k is a *k-group*, here a group for short: the adjacent elements that one step multiplies. For each group, a
+panel of B holds a slot of ``b_bytes`` for each vector of columns, and a row of A holds ``a_bytes``. The order of
+additions within a group is fixed, so that every element of C is one chain whatever the tile.
 
 - float32, float64: a group is one element. A, B and sums have that format.
 - bfloat16: a group is two elements; a slot of B holds both of each column. Sums are float32, over rising k. A is

@@ -277,14 +277,14 @@ def _new_state_stages(cell: TracedCell) -> list[int]:
             max([index, *(reader for reader, expr in readers if State(name) in walk([expr]))])
             for index, name in zip(stages, cell.states, strict=True)
         ]
-        # The output has two buffers: a new value does not overwrite the old one.
+        # The first state has two buffers: a new value does not overwrite the old one.
         if last[1:] == stages[1:]:
             return stages
         stages[1:] = last[1:]
 
 
 def _check_order(cell: TracedCell, stages: Sequence[StageKernel]) -> None:
-    """Refuse a cell that needs a state after it has been replaced; every state but h is replaced in its stage."""
+    """Refuse a cell that needs a state after its stage has replaced it, as stages do with all states but the first."""
     replaced: set[str] = set()
     for stage in stages:
         used = {node.name for node in walk([expr for _, expr in stage.results]) if isinstance(node, State)}

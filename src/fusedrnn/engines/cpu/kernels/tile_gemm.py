@@ -1,9 +1,9 @@
-"""The GEMM on tiles: AMX multiplies 16 rows of A by a vector of columns of B in one instruction, over 16 groups of k.
+"""The GEMM on tiles: AMX multiplies 16 rows of A by a vector of columns of B in one instruction, over 16 k-groups.
 
 What it computes, and its arguments, are those of :mod:`fusedrnn.engines.cpu.kernels.gemm`. Rows of A must be evenly
-spaced in memory. A *step* is the 16 groups of k that an instruction multiplies. The instruction for bfloat16 sums a
-step from zero and adds the result to C. So the steps of an element, and the order within a step, do not depend on the
-rows and columns that are computed together. A last step of fewer groups is copied and filled up with zeros.
+spaced in memory. A *K-block* is the 16 k-groups that an instruction multiplies. The instruction for bfloat16 sums a
+K-block from zero and adds the result to C. So the K-blocks of an element, and the order within a K-block, do not depend
+on the rows and columns that are computed together. A last K-block of fewer k-groups is copied and filled up with zeros.
 
 Rows are cut into tiles of the same height: the lowest one with which there are no more tiles than with 16 rows. The
 last tile ends with the last row, so it may overlap the tile before it. One kernel computes both tiles, and loads all
@@ -28,7 +28,7 @@ from fusedrnn.jit.tiles import RIGHT_TILES, ROW_BYTES, TILE_BYTES, TILE_ROWS, Ti
 from fusedrnn.jit.vector import Vectors
 
 GROUPS = TILE_ROWS
-"""Groups of k in a step."""
+"""K-groups in a K-block."""
 ROWS_PER_KERNEL = 2 * TILE_ROWS
 """Rows that read a panel together."""
 # Bytes of the part of a panel that all rows use before the next part. Processors with tiles prefetch by themselves:
@@ -51,7 +51,7 @@ def emit_tile_gemm(module: Module, target: Target, compute: str, part_bytes: int
 
 
 class _Part(NamedTuple):
-    """A part of K: its first group, the number of groups, and the initial accumulators, with the bytes between rows."""
+    """A part of K: its first k-group, how many it has, and the initial accumulators, with the bytes between rows."""
 
     first_k: Value
     size: Value
@@ -124,19 +124,19 @@ class _ManyRows:
         self.f.call(kernel, self.rows, second, *left, *right, *c_in, *c, *quantized)
 
     def _copy_left_tail(self, part: _Part, first_rows: Sequence[Value]) -> None:
-        """Copy the last groups of the rows of some tiles, and add zeros: the memory after a row may hold anything."""
+        """Copy the last k-groups of the rows of some tiles, and add zeros: the memory after a row may hold anything."""
         f, v = self.f, self.v
         num_groups = part.size % GROUPS
         source = self.a + (part.first_k + part.size - num_groups) * self.products.a_bytes
         with f.if_(num_groups > 0), f.loop(0, self.rows) as in_tile:
             for number, first_row in enumerate(first_rows):
-                # A group of a row has the size of a float32.
+                # A k-group of a row has the size of a float32.
                 groups = v.load_masked(source + (first_row + in_tile) * self.a_stride, num_groups)
                 v.store(groups, self.a_tail + number * TILE_BYTES + in_tile * ROW_BYTES)
 
 
 def _copy_tail(v: Vectors, b: Value, group_bytes: int, num_col_vecs: Value, width: int, k: Value) -> Value:
-    """A copy of B's groups after the last whole step, with zeros: a tile for each vector of columns."""
+    """A copy of B's k-groups after the last whole K-block, with zeros: a tile for each vector of columns."""
     f = v.function
     tail = aligned_alloca(f, width * TILE_BYTES)
     num_groups = k % GROUPS
@@ -213,7 +213,7 @@ class _TileKernel:
             self.tiles.store(tile, into + first_row * stride + vec * self.v.bytes, stride)
 
     def _multiply(self, left: Sequence[Value], left_stride: Value, right: Sequence[Value], right_stride: Value) -> None:
-        """Add the products of a step, by the addresses of its tiles; 2 x 2 tiles need one load for each product."""
+        """Add the products of a K-block, by the addresses of its tiles; 2 x 2 tiles need one load for each product."""
         tiles = self.tiles
         for number, address in enumerate(left):
             tiles.load(_FIRST_LEFT_TILE + number, address, left_stride)
