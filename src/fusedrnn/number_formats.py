@@ -61,7 +61,7 @@ def quantize_rows(array: Array, largest: float | None = None) -> tuple[Array, Ar
     own_largest: Array = np.max(np.abs(array), axis=-1, initial=np.float32(0.0))  # NaN if the row holds one
     is_finite = np.isfinite(own_largest)
     reached = own_largest if largest is None else np.full_like(own_largest, largest)
-    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         inverse = np.float32(INT8_MAX) / reached
         is_usable = np.isfinite(inverse) & is_finite
         scale = np.where(is_usable, reached / np.float32(INT8_MAX), np.float32(0.0))

@@ -1,11 +1,14 @@
 """A stream gives the bits of one call on the joined chunks."""
 
+import copy
+import pickle
 import re
 
 import numpy as np
 import pytest
 
 from fusedrnn import RNNOp, RNNSpec, frozen
+from fusedrnn.frozen_array import is_frozen
 from problems import assert_same_bits
 
 MODES = "lstm", "gru", "rnn_relu", "rnn_tanh"
@@ -117,3 +120,15 @@ def test_errors():
         backwards = RNNSpec("gru", 3, 4, **{name: True})
         with pytest.raises(ValueError, match=f"runs forward alone; got {name}=True"):
             RNNOp(backwards).stream(np.zeros(backwards.layout.size, np.float32))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda stream: pickle.loads(pickle.dumps(stream))])
+def test_a_copy_has_frozen_parameters(copied):
+    """It would else look for changes of the parameters at each call."""
+    op = RNNOp(RNNSpec("gru", 3, 5))
+    stream = op.stream(np.full(op.spec.layout.size, 0.1, np.float32))
+    x = np.ones((2, 1, 3), np.float32)
+    stream(x)
+    other = copied(stream)
+    assert is_frozen(other._params)
+    assert_same_bits(other(x), stream(x))

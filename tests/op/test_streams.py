@@ -250,6 +250,98 @@ def test_interrupt_between_two_calls_of_machine_code(name, action, monkeypatch):
     streams.step(ids, x)
 
 
+CHANGES = {
+    "step": lambda streams, ids: streams.step(ids, inputs(len(ids))),
+    "step, resets": lambda streams, ids: streams.step(ids, inputs(len(ids), 2), resets=np.ones((2, len(ids)), bool)),
+    "reset": lambda streams, ids: streams.reset(ids),
+    "reset to states": lambda streams, ids: streams.reset(ids, streams.states(ids[::-1])),
+    "restore": lambda streams, ids: streams.restore(streams.snapshot(ids[1]), ids[0]),
+    "leave": lambda streams, ids: streams.leave(ids[0]),
+}
+
+
+def interrupted(streams, change, ids, meanwhile=lambda: None):
+    """Make a change, interrupted right after the machine code that ends its claim; first something else happens."""
+    use, slots, interrupts = streams._slots.use, streams._slots, []
+    changing = slot_kernel.SCATTER | slot_kernel.CLEAR | slot_kernel.FREE
+
+    def use_and_raise(*arguments):
+        result = use(*arguments)
+        if arguments[1] & slot_kernel.RELEASE and arguments[1] & changing and not interrupts:
+            slots.use = use
+            interrupts.append(True)
+            meanwhile()
+            raise KeyboardInterrupt
+        return result
+
+    slots.use = use_and_raise
+    with pytest.raises(KeyboardInterrupt):
+        change(streams, ids)
+
+
+@BOTH_OPS
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_an_interrupted_change_is_undone(name, change):
+    _, streams = network(SPECS[name])
+    ids = [streams.join() for _ in range(3)]
+    streams.step(ids, inputs(3))
+    before = streams.states(ids)
+    interrupted(streams, change, ids)
+    assert streams.ids == ids
+    assert_same_bits(streams.states(ids), before)
+    streams.step(ids, inputs(3))
+
+
+@BOTH_OPS
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_what_others_did_is_not_undone(name, change):
+    """Another thread may use a stream between the end of an interrupted call and its handler."""
+    _, streams = network(SPECS[name])
+    ids = [streams.join() for _ in range(3)]
+    streams.step(ids, inputs(3))
+    others = []
+
+    def meanwhile():
+        if ids[0] not in streams.ids:
+            others.append(streams.join())  # in the slot that is free
+            streams.step(others, inputs(1))
+        else:
+            streams.reset(ids[:1])
+        others.append(streams.states(others or ids[:1]))
+
+    interrupted(streams, change, ids, meanwhile)
+    *other, states = others
+    assert streams.ids == ([*other, *ids[1:]] if other else ids)
+    assert_same_bits(streams.states(other or ids[:1]), states)
+
+
+@BOTH_OPS
+def test_a_failed_step_keeps_its_claim_until_the_end(name, monkeypatch):
+    """No other call can come between the release of a claim and the states that the failed call writes back."""
+    _, streams = network(SPECS[name])
+    ids, actions = [streams.join() for _ in range(3)], []
+    use = streams._slots.use
+    monkeypatch.setattr(streams._slots, "use", lambda *arguments: actions.append(arguments[1]) or use(*arguments))
+    with pytest.raises(ValueError, match="resets"):
+        streams.step(ids, inputs(3, 2), resets=np.zeros((3, 3), bool))
+    assert [bool(action & slot_kernel.CLAIM) for action in actions] == [True, False]
+
+
+def test_join_takes_the_first_free_slot():
+    _, streams = network(capacity=9)
+    ids = [streams.join() for _ in range(9)]
+    for left in ([7, 2, 4], [0], [8, 0]):
+        for slot in left:
+            (id,) = (id for id in ids if id % 9 == slot)
+            streams.leave(id)
+            ids.remove(id)
+        for slot in sorted(left):
+            ids.append(streams.join())
+            assert ids[-1] % 9 == slot
+        with pytest.raises(RuntimeError, match="all 9 slots are taken"):
+            streams.join()
+
+
 @BOTH_OPS
 def test_an_interrupted_join_takes_no_slot(name, monkeypatch):
     _, streams = network(SPECS[name], capacity=2)
@@ -481,6 +573,21 @@ def test_a_snapshot_of_another_spec(change, words):
     with pytest.raises(ValueError, match=words):
         streams.restore(others.snapshot(others.join()))
     assert len(streams) == 0
+
+
+@pytest.mark.parametrize("name", ["lstm", "network"])
+def test_a_snapshot_of_an_earlier_version(name):
+    """An option that did not exist yet has its default; one without a default must be there."""
+    _, streams = network(SPECS[name])
+    id = streams.join()
+    streams.step([id], inputs(1))
+    content = streams.snapshot(id)
+    spec = snapshot._split(content)[0]["spec"]
+    old = edited(content, spec={field: text for field, text in spec.items() if "input_dropout" not in field})
+    assert_same_bits(streams.states([streams.restore(old)]), streams.states([id]))
+    damaged = edited(content, spec={field: text for field, text in spec.items() if "hidden_size" not in field})
+    with pytest.raises(ValueError, match="hidden_size is missing in the snapshot"):
+        streams.restore(damaged)
 
 
 def test_snapshots_that_are_none():

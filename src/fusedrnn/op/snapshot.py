@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any
 
 import numpy as np
@@ -83,6 +83,12 @@ def _described_layer(spec: RNNSpec) -> dict[str, str]:
     return texts
 
 
+def _default(name: str) -> str:
+    """The default of a field as text; "missing" if it has none."""
+    default = RNNSpec.__dataclass_fields__[name.rpartition(".")[2]].default
+    return "missing" if default is MISSING else repr(default)
+
+
 def _kind(described_spec: dict[str, Any]) -> str:
     """Whether it describes an RNNSpec or a NetworkSpec, and how many layers that has."""
     prefixes = {name.rpartition(".")[0] for name in described_spec}
@@ -119,6 +125,8 @@ def _check_spec(spec: StreamedSpec, header: dict[str, Any]) -> None:
     saved, own = header["spec"], described(spec)
     if _kind(saved) != _kind(own):
         raise ValueError(f"snapshot must be of a spec of this kind: {_kind(own)}; got one of {_kind(saved)}")
+    # An option that is newer than the version which wrote the snapshot had the effect of its default.
+    saved = {name: _default(name) for name in own} | saved
     differences = [
         f"{name} is {saved.get(name, 'missing')} in the snapshot and {own.get(name, 'missing')} here"
         for name in {**own, **saved}

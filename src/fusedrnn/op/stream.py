@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from fusedrnn.frozen_array import frozen
 from fusedrnn.op.resets import restarted
 from fusedrnn.op.streamed_spec import States, streamed
 from fusedrnn.spec import Array
@@ -61,6 +62,10 @@ class Stream:
         self._params = params
         self.states: tuple[Any, ...] = ()
         self.reset(states)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy freezes its own parameters."""
+        self.__dict__.update(state, _params=frozen(state["_params"]))
 
     def __repr__(self) -> str:
         return f"<a stream of {self.batch} sequence(s), {self.op.spec!r}>"

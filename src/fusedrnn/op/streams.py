@@ -11,13 +11,13 @@ from fusedrnn.op.bfloat16_arrays import is_bfloat16
 from fusedrnn.op.inference_calls import Batch, InferenceCalls, SelectsEngine
 from fusedrnn.op.resets import restarted
 from fusedrnn.op.snapshot import from_bytes, to_bytes
-from fusedrnn.op.stream_ids import UNKNOWN_ID, check_id, check_ids
+from fusedrnn.op.stream_ids import check_id, check_ids
+from fusedrnn.op.stream_slots import StreamSlots, refuse
 from fusedrnn.op.streamed_spec import States, streamed
 from fusedrnn.op.validation import check_array, check_x
 from fusedrnn.quantized_params import Params
-from fusedrnn.runtime import slot_kernel
-from fusedrnn.runtime.slot_kernel import CLAIM, CLEAR, FREE, GATHER, JOIN, NOBODY, RELEASE, SCATTER
-from fusedrnn.runtime.slots import Slots
+from fusedrnn.runtime.slot_kernel import CLAIM, CLEAR, GATHER, JOIN, NOBODY, RELEASE, SCATTER
+from fusedrnn.scalars import as_int
 from fusedrnn.spec import Array
 
 
@@ -55,7 +55,7 @@ class Streams:
         self.op, self.capacity = op, capacity
         self.params = params
         self._spec, self._dtype = streamed(op.spec), np.dtype(op.spec.dtype)
-        self._slots = Slots(capacity, self._spec.state_shapes(1), self._dtype)
+        self._slots = StreamSlots(capacity, self._spec.state_shapes, self._dtype)
         self._calls = InferenceCalls(op, params)
 
     def __len__(self) -> int:
@@ -111,7 +111,7 @@ class Streams:
             ValueError: If there is no such stream.
             RuntimeError: If a call of the stream is running.
         """
-        self._access(FREE, check_id(id), ())
+        self._slots.free(check_id(id))
 
     def step(
         self,
@@ -151,13 +151,13 @@ class Streams:
             states = batch.new_states()
         use, address, claim = slots.use, slots.address, next(slots.claims)
         # An interrupt is raised between two calls of machine code: by then this call has claimed all its slots, or
-        # none. The first thing that the handler does is to end the claim. Then it writes the old states, since the
-        # call that wrote the new ones may have been the last before the interrupt.
+        # none. The handler writes the old states, since the call that wrote the new ones may have been the last before
+        # the interrupt. Where another call has claimed the stream since, machine code leaves the states as they are.
         has_states = False
         try:
             error = use(address, CLAIM | GATHER, claim, owners, count, rows, states)
             if error:
-                self._refuse(error, owners)
+                refuse(error, owners)
             has_states = True
             if resets is None and reset_states is None:
                 y, final, _ = calls.run(batch, x, states)
@@ -169,9 +169,7 @@ class Streams:
                 y = y.astype(result_dtype)
             use(address, SCATTER | RELEASE, claim, owners, count, rows, final)
         except BaseException:
-            use(address, RELEASE, claim, owners, count, rows, ())
-            if has_states:
-                use(address, CLAIM | SCATTER | RELEASE, next(slots.claims), owners, count, rows, states)
+            use(address, SCATTER | RELEASE if has_states else RELEASE, claim, owners, count, rows, states)
             raise
         if batch.is_small:
             idle += [states]  # no call, so that no signal's handler runs after it
@@ -189,7 +187,7 @@ class Streams:
         """
         owners = check_ids(ids)
         arrays = self._spec.check_states(states, len(owners))
-        self._access(CLEAR if arrays is None else SCATTER, owners, arrays or ())
+        self._slots.replace(CLEAR if arrays is None else SCATTER, owners, arrays or ())
 
     def states(self, ids: Sequence[int] | Array) -> tuple[Any, ...]:
         """Copies of the current states of n streams, each (L, n, H); of a network, a tuple of these for each layer.
@@ -197,7 +195,7 @@ class Streams:
         Raises:
             TypeError, ValueError, RuntimeError: As :meth:`step` does.
         """
-        return self._spec.nested(self._gathered(check_ids(ids)))
+        return self._spec.nested(self._slots.gathered(check_ids(ids)))
 
     def snapshot(self, id: int) -> bytes:
         """The states of a stream as bytes, for :meth:`restore` in this or another process, on any machine.
@@ -208,7 +206,7 @@ class Streams:
         Raises:
             TypeError, ValueError, RuntimeError: As :meth:`leave` does.
         """
-        return to_bytes(self._spec, self._gathered(check_id(id)))
+        return to_bytes(self._spec, self._slots.gathered(check_id(id)))
 
     def restore(self, snapshot: bytes, id: int | None = None) -> int:
         """Continue a stream from its snapshot.
@@ -229,32 +227,9 @@ class Streams:
         states = from_bytes(self._spec, snapshot)
         if id is None:
             return self.join(self._spec.nested(states))
-        self._access(SCATTER, check_id(id), states)
-        return int(id)
-
-    def _gathered(self, owners: Array) -> tuple[Array, ...]:
-        """Copies of the states of some streams, flat."""
-        arrays = tuple([np.empty(shape, self._dtype) for shape in self._spec.state_shapes(len(owners))])
-        self._access(GATHER, owners, arrays)
-        return arrays
-
-    def _access(self, action: int, owners: Array, arrays: tuple[Array, ...]) -> None:
-        """Run actions on the slots of some streams, in one call of machine code."""
-        slots, count = self._slots, len(owners)
-        actions = CLAIM | action | RELEASE
-        error = slots.use(slots.address, actions, next(slots.claims), owners, count, count, arrays)
-        if error:
-            self._refuse(error, owners)
-
-    def _refuse(self, error: int, owners: Array) -> None:
-        """Raise the error that a call of machine code has returned."""
-        index, kind = divmod(error, slot_kernel.KINDS)
-        id = int(owners[index])
-        if kind == slot_kernel.UNKNOWN:
-            raise ValueError(UNKNOWN_ID.format(id))
-        if kind == slot_kernel.REPEATED:
-            raise ValueError(f"ids must have each stream once; got {id} twice")
-        raise RuntimeError(f"stream {id} is in another call that is running")
+        own_id = as_int("id", id)
+        self._slots.replace(SCATTER, check_ids([own_id]), states)
+        return own_id
 
     def _checked_x(self, x: object, count: int) -> tuple[Array, Any]:
         """The input in the spec's dtype, and the dtype of the output if that differs, else None."""

@@ -34,7 +34,7 @@ class Slots:
         use: The function ``use(address, actions, claim, owners, count, rows, arrays)`` of machine code.
         address: The first argument of ``use``.
         claims: Numbers for claims, all of them different.
-        claimed: The claim on each slot, int64 (capacity,), 0 if there is none.
+        claimed: The claim on each slot, int64 (capacity,); not above 0 if there is none.
     """
 
     def __init__(self, capacity: int, shapes: Sequence[tuple[int, int, int]], dtype: DTypeLike) -> None:
@@ -49,8 +49,8 @@ class Slots:
         self.owners, self.claimed = np.full(capacity, NOBODY, np.int64), np.zeros(capacity, np.int64)
         layout = object_layout()
         fields = {
-            "owners": self.owners.ctypes.data, "claims": self.claimed.ctypes.data, "capacity": capacity,
-            "rows": self._rows.ctypes.data, "row_bytes": stride, "parts": self._parts.ctypes.data,
+            "owners": self.owners.ctypes.data, "claims": self.claimed.ctypes.data, "first_free": 0,
+            "capacity": capacity, "rows": self._rows.ctypes.data, "row_bytes": stride, "parts": self._parts.ctypes.data,
             "num_parts": len(parts), "num_owners": 0, "items_offset": layout.items_offset if layout else 0,
             "data_offset": layout.data_offset if layout else 0,
         }  # fmt: skip
@@ -73,6 +73,7 @@ class Slots:
         slots = self.claimed == claim
         self.owners[slots] = NOBODY
         self.claimed[slots] = 0
+        self._struct[SLOTS.index["first_free"]] = 0
 
     def forget_claims(self) -> None:
         """End all claims. For a forked child: the calls that have the claims do not run there."""

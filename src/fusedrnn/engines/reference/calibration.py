@@ -29,6 +29,6 @@ def operand_ranges(spec: RNNSpec, params: Array, inputs: Iterable[Array]) -> Arr
 
     rounding = OperandRounding(weights=lambda weight: weight, rows=note)
     for x in inputs:
-        with np.errstate(invalid="ignore", over="ignore"):  # values that are not finite show in the range
+        with np.errstate(all="ignore"):  # values that are not finite show in the range
             forward(replace(spec, compute=None), x, params, rounding=rounding)
     return ranges
