@@ -15,8 +15,13 @@ from jax import export
 
 import fusedrnn
 from fusedrnn import RNNOp, RNNSpec, cells
+from fusedrnn.engines.cpu.reserve_layout import ReserveLayout
+from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.jax import composed, rnn
+from fusedrnn.jax.call_table import reserve_size
+from fusedrnn.jax.calls import Call
 from fusedrnn.jax.primitives import rnn_p
+from fusedrnn.jit import target as target_module
 from jax_versions import enable_x64
 from problems import Shape, assert_close, assert_gradients_close, assert_same_bits, make_problem, problem_of
 
@@ -310,6 +315,18 @@ def exported(function, *shapes):
 
     checks = [export.DisabledSafetyCheck.custom_call(TARGET_NAME)]
     return export.export(jax.jit(function), disabled_checks=checks)(*(jax.ShapeDtypeStruct(*own) for own in shapes))
+
+
+@pytest.mark.parametrize("spec", [
+    RNNSpec("lstm", 8, 5), RNNSpec("gru", 8, 40, 2, bidirectional=True), RNNSpec(cells.layer_norm_lstm, 3, 17),
+    RNNSpec(cells.slstm, 3, 33, dtype="float64"), RNNSpec("lstm", 3, 70, projection_size=9, compute="bfloat16"),
+], ids=lambda spec: spec.mode_name)  # fmt: skip
+def test_an_exported_gradient_has_a_reserve_for_any_processor(spec):
+    """The size in the program is that of the widest target, and the processor that runs it may be any."""
+    for steps, batch in ((1, 1), (7, 3), (100, 16)):
+        size = reserve_size(Call(spec), steps, batch)
+        for target in (*target_module._X86, *target_module._ARM):
+            assert ReserveLayout.of(Tiling(spec, target), steps, batch, "gates").size <= size, target
 
 
 def test_export_of_gradients_with_symbolic_sizes():

@@ -16,6 +16,8 @@ import numpy as np
 from fusedrnn.engines.cpu.buffer_call import BufferCall, GatheredParams, load_run_buffers
 from fusedrnn.engines.cpu.executor import Executor
 from fusedrnn.engines.cpu.launch.buffer_kernel import BAD_LENGTH, NO_MEMORY, NOT_ALIGNED
+from fusedrnn.engines.cpu.reserve_layout import ReserveLayout
+from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.engines.cpu.weights.transpose_kernel import TransposeCall, load_transpose
 from fusedrnn.jax import ffi_layout as ffi
 from fusedrnn.jax.array_layout import ArrayLayout
@@ -23,6 +25,7 @@ from fusedrnn.jax.calls import Call, Job, NetworkJob, restore
 from fusedrnn.jax.handler_kernel import ENTRY, MAX_BUFFERS, NOT_PREPARED, OTHER_VERSION, TABLE, build_handler
 from fusedrnn.jit.host import current_target
 from fusedrnn.jit.loader import address, function, load
+from fusedrnn.jit.target import widest_target
 from fusedrnn.locks import Lock
 from fusedrnn.runtime.buffers import aligned_empty
 from fusedrnn.runtime.native_state import num_threads_cell, publish_num_threads
@@ -147,8 +150,9 @@ def executor_of(spec: RNNSpec) -> Executor:
 
 
 def reserve_size(call: Call, steps: int, batch: int) -> int:
-    """Bytes of the reserve of a training call."""
-    return executor_of(call.spec).reserve_bytes(steps, batch, "gates", "resets" in call.options)
+    """Bytes that suffice for a training call's reserve on any processor: an exported program may run on another."""
+    tiling = Tiling(call.spec, widest_target())
+    return ReserveLayout.of(tiling, steps, batch, "gates", "resets" in call.options).size
 
 
 def _description(frame: int) -> str:

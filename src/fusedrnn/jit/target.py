@@ -168,3 +168,8 @@ def is_x86() -> bool:
 def known_targets() -> tuple[Target, ...]:
     """Every target of this processor's family, widest first."""
     return _X86 if is_x86() else _ARM
+
+
+def widest_target() -> Target:
+    """The target with the longest vectors, of all families: memory that is large enough for it suffices for all."""
+    return max(_X86 + _ARM, key=lambda target: target.vector_bits)

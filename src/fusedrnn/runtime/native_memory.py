@@ -1,16 +1,21 @@
 """Memory for machine code that runs without the interpreter: slots of scratch, taken and returned with atomics.
 
-Calls at the same time take different slots, successive calls the same one. A slot's memory grows and is never freed:
-as many slots have memory as calls have run at once.
+Calls at the same time take different slots, successive calls the same one. A slot's memory grows. That of the scratch
+slots is never freed: as many of them have memory as calls have run at once.
 """
 
 from __future__ import annotations
 
 import sys
+import weakref
+from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fusedrnn.jit.builder import I32, I64, POINTER, VOID, Function, Module, Value
+from fusedrnn.jit.host import current_target
+from fusedrnn.jit.loader import function, load, load_once
 from fusedrnn.jit.struct import Struct
 from fusedrnn.jit.sync import try_lock, yield_processor
 from fusedrnn.runtime.buffers import aligned_empty
@@ -79,6 +84,39 @@ def emit_grow(module: Module) -> Function:
         fits.set(address.is_set.zext(I64))
     f.ret(fits.get())
     return f
+
+
+def free_with(owner: object, slots: NDArray[np.int64]) -> None:
+    """Free the memory of slots, (slots, fields), with their owner, to which every call that uses them refers.
+
+    The fields begin with those of :data:`SLOT`. At the interpreter's exit nothing is freed: a call may still run, in a
+    thread that the interpreter does not know.
+    """
+    # Loaded now: the garbage collector may run the function anywhere, also in a thread that holds a lock of the loader.
+    weakref.finalize(owner, _free_slots, _load_free_slots(), slots).atexit = False
+
+
+def _free_slots(free: Callable[[int, int, int], None], slots: NDArray[np.int64]) -> None:
+    free(slots.ctypes.data, len(slots), slots.strides[0])
+
+
+@load_once()
+def _load_free_slots() -> Callable[[int, int, int], None]:
+    return function(load("free_slots", current_target(), _build_free_slots), "free_slots", 3)
+
+
+def _build_free_slots() -> Module:
+    """The module of ``free_slots(slots, num_slots, slot_bytes)``."""
+    module = Module("free_slots")
+    f = Function(module, "free_slots", ["slots", "num_slots", "slot_bytes"], exported=True)
+    slots, num_slots, slot_bytes = f.arguments
+    with f.loop(0, num_slots) as number:
+        slot = slots + number * slot_bytes
+        _free(f, SLOT.read(f, slot).address)
+        for name in ("address", "size"):
+            f.store(0, slot + SLOT.offset(name))
+    f.ret()
+    return module
 
 
 def _allocate(f: Function, alignment: Value, size: Value) -> Value:

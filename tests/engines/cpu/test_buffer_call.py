@@ -1,6 +1,7 @@
 """Calls on buffers that machine code runs without the interpreter: the bits of the operator, from any thread."""
 
 import ctypes
+import gc
 import sys
 import threading
 from dataclasses import replace
@@ -10,7 +11,7 @@ import pytest
 
 import fusedrnn
 from fusedrnn import RNNOp, RNNSpec
-from fusedrnn.engines.cpu import tuning
+from fusedrnn.engines.cpu import buffer_call, tuning
 from fusedrnn.engines.cpu.buffer_call import BufferCall
 from fusedrnn.engines.cpu.executor import Executor
 from fusedrnn.engines.cpu.kernels.stages import state_letters
@@ -243,3 +244,20 @@ def test_number_of_threads_is_published():
         assert ctypes.c_int64.from_address(native_state.num_threads_cell()).value == 3
     finally:
         set_num_threads(before or thread_pool.get_num_threads())
+
+
+def test_packed_weights_are_freed():
+    """With the last call that uses them and the cache's entry, and with the memory of every slot."""
+    with tuning.tuned(max_unpacked_floats=0):
+        forward = Forward(SPECS[2], SMALL, 1)
+        problem = forward.executor.problem("forward", 9, 7, None)
+        shared = BufferCall(forward.executor, problem, 1, forward.names)
+    forward.check()
+    slots = forward.call._weights._slots
+    assert slots[:, 1].any() and shared._weights is forward.call._weights
+    buffer_call._native_weights.cache_clear()
+    forward.call = None
+    assert slots[:, 1].any()
+    del shared
+    gc.collect()
+    assert not slots[:, 1:3].any()

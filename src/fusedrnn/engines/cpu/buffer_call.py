@@ -29,7 +29,7 @@ from fusedrnn.jit.loader import address, function, load, load_once
 from fusedrnn.jit.struct import Struct
 from fusedrnn.runtime.buffers import aligned_empty
 from fusedrnn.runtime.fingerprint import load_fingerprint
-from fusedrnn.runtime.native_memory import scratch_slots
+from fusedrnn.runtime.native_memory import free_with, scratch_slots
 from fusedrnn.runtime.native_state import control_cell
 from fusedrnn.runtime.thread_pool import get_pool, load_pool, pool_team, release_pool, try_acquire_pool
 
@@ -224,6 +224,7 @@ class _NativeWeights:
             "fingerprint": address(load_fingerprint()), "dispatch": address(load_pool().dispatch),
         })  # fmt: skip
         self.address: int = self._struct.ctypes.data
+        free_with(self, self._slots)
 
 
 @lru_cache(maxsize=256)
