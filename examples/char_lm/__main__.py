@@ -26,7 +26,9 @@ def main(
     length: Annotated[int, typer.Option(min=1, help="Characters of each stream in a step.")] = Settings.length,
     lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = Settings.lr,
     dropout: Annotated[float, typer.Option(help="Between layers; the two curves then differ.")] = Settings.dropout,
-    seed: Annotated[int, typer.Option(min=0, help="Of the initial parameters and of the sample.")] = Settings.seed,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Of the initial parameters and of the sample.")
+    ] = Settings.seed,
     threads: Annotated[
         int | None, typer.Option(min=1, max=MAX_THREADS, help="For both models. [default: fusedrnn's own default]")
     ] = None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,7 @@ from examples.char_lm.results import Results, Run, report
 from examples.char_lm.settings import Settings
 from examples.char_lm.text import Corpus, load
 from fusedrnn.bench.report import environment_report
-from fusedrnn.cli.console import output
+from fusedrnn.cli.console import output, write_json
 
 _REDRAWS_PER_SECOND = 4
 """A low rate, since drawing takes time from the training."""
@@ -71,7 +70,7 @@ def run(settings: Settings, corpus: Corpus, json_path: Path | None, plot_path: P
         torch.set_num_threads(threads_before)
     _show(console, results)
     if json_path:
-        json_path.write_text(json.dumps(report(results, corpus), indent=2) + "\n", encoding="utf-8")
+        write_json(json_path, report(results, corpus))
     if plot_path:
         plots.plot(results.measured, plot_path)
     return results

@@ -21,7 +21,7 @@ Hidden = Annotated[int, typer.Option(min=1, help="Hidden units of each layer.")]
 Layers = Annotated[int, typer.Option(min=1, help="Recurrent layers.")]
 Capacity = Annotated[int, typer.Option("--capacity", "--streams", min=1, help="Streams at a time.")]
 Period = Annotated[
-    float, typer.Option(min=0.1, callback=finite, help="Milliseconds from one frame of a stream to the next.")
+    float, typer.Option(min=0.1, max=1e6, callback=finite, help="Milliseconds from one frame of a stream to the next.")
 ]
 Seconds = Annotated[float, typer.Option(min=0.1, callback=finite, help="How long to send frames.")]
 Window = Annotated[
@@ -118,7 +118,7 @@ def schedule(
         _check_picture(plot)
         settings = Settings(cell, features, hidden, layers, streams)
         commands.run_schedule(settings, period / 1e3, seconds, threads, plot)
-    except ValueError as error:
+    except (ValueError, MemoryError) as error:
         fail(str(error))
 
 

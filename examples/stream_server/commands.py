@@ -117,7 +117,7 @@ def test(
     """Start a server in its own process, load it with as many streams as it has, and print the figures of both sides.
 
     Raises:
-        RuntimeError: If the server does not start.
+        RuntimeError: If the server does not start, or dies.
         ValueError: If ``pin`` is not possible.
     """
     allowed = limits.processors()
@@ -144,6 +144,8 @@ def test(
             finally:
                 server.send_signal(signal.SIGINT)
                 server.wait()
+        if not file.exists():
+            raise RuntimeError(f"the server has died: it ended with status {server.returncode}")
         measured = json.loads(file.read_text(encoding="utf-8"))
     show_steps(measured["batches"], measured["seconds"])
     show(result, array("d", measured["latencies"]), picture)

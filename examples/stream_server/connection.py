@@ -11,6 +11,7 @@ import fusedrnn
 from examples.stream_server import protocol
 from examples.stream_server.protocol import ProtocolError
 
+CLOSING_SECONDS = 1.0
 MAX_QUEUED = 8
 """The most frames of a connection that wait. Then the server stops reading from it until one has been taken, and TCP
 makes the client send less."""
@@ -138,12 +139,15 @@ class Connection(asyncio.BufferedProtocol):
         self._regulate()
 
     def refuse(self, words: str) -> None:
-        """Send an error and close."""
+        """Send an error, end the stream, and close; the client has :data:`CLOSING_SECONDS` to read what was sent."""
         if not self.is_closed:
             self.is_closed = True
             self._server.refused += 1
+            if not self._is_stepped:
+                self._leave()
             self._transport.write(protocol.message(protocol.ERROR, words.encode()))
             self._transport.close()
+            asyncio.get_running_loop().call_later(CLOSING_SECONDS, self._transport.abort)
 
     def abort(self) -> None:
         """Close without sending what is still in the transport's buffer."""

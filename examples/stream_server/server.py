@@ -12,10 +12,9 @@ import numpy as np
 
 import fusedrnn
 from examples.stream_server import protocol
-from examples.stream_server.connection import Connection, Frame
+from examples.stream_server.connection import CLOSING_SECONDS, Connection, Frame
 from fusedrnn.spec import Array
 
-_CLOSING_SECONDS = 1.0
 """How many seconds clients may take to read the last messages."""
 _NUM_KEPT = 1_000_000
 """Of how many frames and steps a server keeps figures, however long it runs."""
@@ -82,7 +81,7 @@ class Server:
         self._executor.shutdown()
         for connection in list(self.connections):
             connection.refuse("the server shuts down")
-        deadline = time.monotonic() + _CLOSING_SECONDS
+        deadline = time.monotonic() + CLOSING_SECONDS
         while self.connections and time.monotonic() < deadline:
             await asyncio.sleep(0.005)
         for connection in list(self.connections):

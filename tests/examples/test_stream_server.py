@@ -161,6 +161,23 @@ def test_bad_messages(content, words):
     serve(work)
 
 
+def test_a_refused_client_that_does_not_read_frees_its_stream():
+    """At once; its outputs wait in the transport, which is closed some time later."""
+
+    def work(server, port):
+        client = Client(HOST, port)
+        wait_until(lambda: len(server.streams) == 1)
+        (connection,) = server.connections
+        connection._transport.set_write_buffer_limits(1 << 30)
+        connection._transport.write(bytes(64 << 20))  # more than the socket takes
+        client.socket.sendall(protocol.HEADER.pack(1 << 30, protocol.FRAME))
+        wait_until(lambda: len(server.streams) == 0)
+        wait_until(lambda: not server.connections)
+        client.socket.close()
+
+    serve(work)
+
+
 def test_a_full_server_and_a_shutdown():
     clients = []
 
@@ -259,6 +276,8 @@ def test_errors_of_commands(tmp_path, monkeypatch):
             (["serve", "--port", port, "--capacity", 2, "--hidden", 7], "address already in use"),
             (["serve", "--cell", "transformer"], "--cell must be one of gru, lstm, rnn_tanh, rnn_relu"),
             (["serve", "--processor", 4000], "--processor must be one of 0; got 4000"),
+            (["schedule", "--period", 1e300], "1000000"),
+            (["schedule", "--streams", 10**9, "--hidden", 2048], "Unable to allocate"),
             (["schedule", "--plot", tmp_path / "a.txt"], "its ending must be one of"),
             (["test", "--pin"], "--pin needs two processors; this process may run on 1"),
         ):
