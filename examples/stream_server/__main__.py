@@ -14,14 +14,24 @@ from fusedrnn.cli.console import check_writable, fail, finite
 from fusedrnn.env import MAX_THREADS
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+_MAX_PERIOD = 1e6
 
 Cell = Annotated[str, typer.Option(help=f"{', '.join(CELLS)}.")]
 Features = Annotated[int, typer.Option(min=1, help="Features of a frame.")]
 Hidden = Annotated[int, typer.Option(min=1, help="Hidden units of each layer.")]
 Layers = Annotated[int, typer.Option(min=1, help="Recurrent layers.")]
 Capacity = Annotated[int, typer.Option("--capacity", "--streams", min=1, help="Streams at a time.")]
+
+
+def _sleepable(period: float) -> float:
+    """A period that a process can sleep for."""
+    if finite(period) > _MAX_PERIOD:
+        raise typer.BadParameter(f"{period} is more than {_MAX_PERIOD:.0f}")
+    return period
+
+
 Period = Annotated[
-    float, typer.Option(min=0.1, max=1e6, callback=finite, help="Milliseconds from one frame of a stream to the next.")
+    float, typer.Option(min=0.1, callback=_sleepable, help="Milliseconds from one frame of a stream to the next.")
 ]
 Seconds = Annotated[float, typer.Option(min=0.1, callback=finite, help="How long to send frames.")]
 Window = Annotated[
