@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 from fusedrnn.cell.expr import Leaf
@@ -59,6 +60,55 @@ class GradRows:
     operands: dict[int, Value]  # the gradients of later stages' operands
 
 
+class _Leaves:
+    """Loads the leaves of a stage's derivative, for one vector of units of one row.
+
+    With ``adds_dy`` the cotangent of the output includes the gradient that the caller gives.
+    """
+
+    def __init__(
+        self, emitter: CellGradient, rows: GradRows, unit_vec: Value, units_left: Value, adds_dy: bool
+    ) -> None:
+        self._emitter, self._rows, self._unit_vec, self._units_left = emitter, rows, unit_vec, units_left
+        self._offset = unit_vec * emitter.v.bytes
+        self._cotangents: dict[str, Value] = {}
+        self._dy_state = emitter.cell.first_state if adds_dy else None
+        if adds_dy:
+            self.cotangent(emitter.cell.first_state)
+
+    def cotangent(self, name: str) -> Value:
+        """The gradient of a state after the step."""
+        if name not in self._cotangents:
+            value = self._emitter.v.load(self._rows.carried[name] + self._offset)
+            self._cotangents[name] = value + self._output_grad() if name == self._dy_state else value
+        return self._cotangents[name]
+
+    def _output_grad(self) -> Value:
+        rows = self._rows
+        return self._emitter.output_grad(rows.dy + self._offset, rows.dy_second + self._offset, self._units_left)
+
+    def load(self, leaf: Leaf) -> Value:
+        """The value of a leaf."""
+        emitter, rows, unit_vec, offset = self._emitter, self._rows, self._unit_vec, self._offset
+        v = emitter.v
+        match leaf:
+            case StateCotangent(name):
+                return self.cotangent(name)
+            case OutputCotangent():
+                return self._output_grad()
+            case OperandCotangent(index):
+                return v.load(rows.operands[index] + offset)
+            case Saved(index):
+                return v.load(rows.saved + (unit_vec * emitter.num_saved + index) * v.bytes)
+            case ParamVector() | ParamScalar():
+                return emitter.parameter(leaf, unit_vec)
+            case RowMean() | RowVariance():
+                return emitter.load_moment(leaf, rows.moments)
+            case MeanCotangent() | VarianceCotangent():
+                return emitter.load_moment_grad(leaf, rows.row)
+        return v.load(rows.states[leaf] + offset, v.item)
+
+
 class CellGradient(MomentGradients):
     """A function of backward that runs the derivative of the cell."""
 
@@ -105,68 +155,33 @@ class CellGradient(MomentGradients):
 
     def cell_gradient(self, stage: StageKernel, rows: GradRows, unit_vec: Value) -> None:
         """The gradients of one stage, for one vector of units of one row."""
-        v, derivative, output = self.v, self.derivative, self.cell.first_state
-        offset = unit_vec * v.bytes
+        v, derivative = self.v, self.derivative
         units_left = self.units_of(stage).size - unit_vec * v.lanes
         adds_dy = stage is self.maths_stages[-1] and self.cell.output is None
-        cotangents: dict[str, Value] = {}
-
-        def output_grad() -> Value:
-            return self.output_grad(rows.dy + offset, rows.dy_second + offset, units_left)
-
-        def cotangent(name: str) -> Value:
-            if name not in cotangents:
-                cotangents[name] = v.load(rows.carried[name] + offset)
-                if name == output and adds_dy:
-                    cotangents[name] = cotangents[name] + output_grad()
-            return cotangents[name]
-
-        def load(leaf: Leaf) -> Value:
-            match leaf:
-                case StateCotangent(name):
-                    return cotangent(name)
-                case OutputCotangent():
-                    return output_grad()
-                case OperandCotangent(index):
-                    return v.load(rows.operands[index] + offset)
-                case Saved(index):
-                    return v.load(rows.saved + (unit_vec * self.num_saved + index) * v.bytes)
-                case ParamVector() | ParamScalar():
-                    return self.parameter(leaf, unit_vec)
-                case RowMean() | RowVariance():
-                    return self.load_moment(leaf, rows.moments)
-                case MeanCotangent() | VarianceCotangent():
-                    return self.load_moment_grad(leaf, rows.row)
-            return v.load(rows.states[leaf] + offset, v.item)
-
-        if adds_dy:
-            cotangent(output)
+        leaves = _Leaves(self, rows, unit_vec, units_left, adds_dy)
         names = [name for name in self.cell.states if derivative.final_stage(name) == stage.index]
         state_grads = {name: grad for name, grad in derivative.state_grads.items() if name in names}
         has_inputs = derivative.inputs_stage == stage.index
-        inputs = [group for group in self.input_stages if has_inputs and group is not stage]
+        groups = [stage, *(group for group in self.input_stages if has_inputs and group is not stage)]
         raw = [derivative.raw_input] if has_inputs and derivative.raw_input is not None else []
-        groups = [group.derivative.distinct_grads for group in (stage, *inputs)]
-        gate_grads = [grad for group in groups for grad in group]
-        moment_grads = stage.derivative.moment_grads
-        values = evaluate([*gate_grads, *moment_grads, *state_grads.values(), *raw], load, v)
-        of_moments = slice(len(gate_grads), len(gate_grads) + len(moment_grads))
-        self.store_moment_grads(stage, rows.row, unit_vec, values[of_moments])
-        del values[of_moments]
-        new = dict(zip(state_grads, values[len(gate_grads) :], strict=False))
-        for value in values[len(gate_grads) + len(state_grads) :]:
+        gate_grads = [grad for group in groups for grad in group.derivative.distinct_grads]
+        kinds = gate_grads, stage.derivative.moment_grads, [*state_grads.values()], raw
+        values = iter(evaluate([grad for kind in kinds for grad in kind], leaves.load, v))
+        of_gates, of_moments, of_states, of_raw = [[*islice(values, len(kind))] for kind in kinds]
+        self.store_moment_grads(stage, rows.row, unit_vec, of_moments)
+        for value in of_raw:
             is_whole = units_left >= v.lanes
-            v.store(is_whole.select(value, v.zero_tail(value, units_left)), rows.raw + offset)
-        if adds_dy and output not in names:
+            v.store(is_whole.select(value, v.zero_tail(value, units_left)), rows.raw + unit_vec * v.bytes)
+        if adds_dy and self.cell.first_state not in names:
             # Earlier stages need it with the gradient of the output included.
-            v.store(cotangents[output], rows.carried[output] + offset)
+            output = self.cell.first_state
+            v.store(leaves.cotangent(output), rows.carried[output] + unit_vec * v.bytes)
+        new = dict(zip(state_grads, of_states, strict=True))
         for name in names:
-            v.store(new.get(name, v.const(0.0)), rows.carried[name] + offset)
-        self._store_gate_grads(stage, rows, unit_vec, units_left, values[: len(groups[0])])
-        first = len(groups[0])
-        for group in inputs:
-            self._store_gate_grads(group, rows, unit_vec, units_left, values[first : first + group.num_grads])
-            first += group.num_grads
+            v.store(new.get(name, v.const(0.0)), rows.carried[name] + unit_vec * v.bytes)
+        by_group = iter(of_gates)
+        for group in groups:
+            self._store_gate_grads(group, rows, unit_vec, units_left, [*islice(by_group, group.num_grads)])
 
     def _store_gate_grads(
         self, stage: StageKernel, rows: GradRows, unit_vec: Value, units_left: Value, values: Sequence[Value]
