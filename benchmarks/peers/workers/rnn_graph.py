@@ -31,16 +31,17 @@ def build(work: Workload) -> bytes:
         constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
 
-    constant("y_shape", np.array([steps, batch, directions * hidden], np.int64))
+    if directions == 1:
+        constant("directions", np.array([1], np.int64))
+    else:
+        constant("y_shape", np.array([steps, batch, directions * hidden], np.int64))
     for layer in range(work.layers):
         inputs = [current, *(constant(f"{name}{layer}", value) for name, value in _weights(work, layer).items())]
         final = [f"{name}{layer}" for name in work.state_names]
         kind = _KINDS.get(work.mode, "RNN")
         nodes.append(helper.make_node(kind, inputs, [f"all{layer}", *final], **_options(work)))
-        # (T, D, N, H) to (T, N, D*H)
-        nodes.append(helper.make_node("Transpose", [f"all{layer}"], [f"time_batch{layer}"], perm=[0, 2, 1, 3]))
         current = "y" if layer == work.layers - 1 else f"y{layer}"
-        nodes.append(helper.make_node("Reshape", [f"time_batch{layer}", "y_shape"], [current]))
+        nodes += _joined_directions(layer, directions, current)
         outputs += [helper.make_tensor_value_info(name, float_type, [directions, batch, hidden]) for name in final]
     x_info = helper.make_tensor_value_info("x", float_type, [steps, batch, features])
     y_info = helper.make_tensor_value_info("y", float_type, [steps, batch, directions * hidden])
@@ -49,6 +50,17 @@ def build(work: Workload) -> bytes:
     onnx.checker.check_model(model)
     serialized: bytes = model.SerializeToString()
     return serialized
+
+
+def _joined_directions(layer: int, directions: int, output: str) -> list[onnx.NodeProto]:
+    """The nodes that make (T, N, D*H) of a layer's (T, D, N, H), the same as exporters write."""
+    every = f"all{layer}"
+    if directions == 1:
+        return [helper.make_node("Squeeze", [every, "directions"], [output])]
+    return [
+        helper.make_node("Transpose", [every], [f"time_batch{layer}"], perm=[0, 2, 1, 3]),
+        helper.make_node("Reshape", [f"time_batch{layer}", "y_shape"], [output]),
+    ]
 
 
 def output_names(work: Workload) -> list[str]:
