@@ -14,7 +14,8 @@
     compiled, 4 also assembly. The messages go to the logger ``fusedrnn``, and with this variable set to stderr.
 ``FUSEDRNN_NUM_THREADS``, ``OMP_NUM_THREADS``
     Threads to use until :func:`fusedrnn.set_num_threads` is called; the first variable takes precedence. They are read
-    once, when first needed. Default: one thread for each processor that this process may run on.
+    once, when first needed. Default: one thread for each processor that this process may run on, or as many whole
+    processors as its control groups (those of a container) give it the time of.
 ``FUSEDRNN_ONEDNN``
     Path of oneDNN's ``libdnnl.so.3``, for ``backend="onednn"``. Default: the library of the installed package.
 """
@@ -27,6 +28,8 @@ import sys
 import warnings
 from functools import lru_cache
 from pathlib import Path
+
+from fusedrnn.cpu_quota import cpu_quota
 
 MAX_THREADS = 1024
 
@@ -91,8 +94,10 @@ def debug() -> int:
 
 
 def processors() -> int:
-    """The number of processors on which this process may run."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The number of processors on which this process may run, or whose time it may use, if that is less."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota()
+    return count if quota is None else max(1, min(count, int(quota)))
 
 
 def num_threads() -> int:
