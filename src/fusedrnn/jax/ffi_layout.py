@@ -11,8 +11,8 @@ STRUCT_SIZE, EXTENSION = 0, 8
 
 # XLA_FFI_CallFrame, with XLA_FFI_Args, _Rets and _Attrs inside; each holds a count and the address of an array of
 # addresses.
-FRAME_API, FRAME_STAGE = 16, 32
-NUM_ARGS, ARGS, NUM_RETS, RETS, NUM_ATTRS, ATTR_TYPES, ATTR_NAMES, ATTRS = 56, 72, 96, 112, 136, 144, 152, 160
+FRAME_API = 16
+NUM_ARGS, ARGS, NUM_RETS, RETS, NUM_ATTRS, ATTR_NAMES, ATTRS = 56, 72, 96, 112, 136, 152, 160
 MIN_FRAME_SIZE = 168
 
 # XLA_FFI_Extension_Base and XLA_FFI_Metadata_Extension, in a call that asks for the version of the handler.
@@ -29,4 +29,4 @@ SPAN_ADDRESS, SPAN_SIZE = 0, 8
 # XLA_FFI_Api and XLA_FFI_Error_Create_Args.
 API_ERROR_CREATE = 48
 ERROR_ARGS_SIZE, ERROR_MESSAGE, ERROR_CODE = 28, 16, 24
-INVALID_ARGUMENT, RESOURCE_EXHAUSTED, INTERNAL = 3, 8, 13
+INVALID_ARGUMENT, RESOURCE_EXHAUSTED = 3, 8
