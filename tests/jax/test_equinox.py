@@ -133,6 +133,35 @@ def test_an_ensemble_is_mapped():
     np.testing.assert_array_equal(y[1], pair[1](xs[1])[0])
 
 
+WRONG_ARRAYS = {
+    "ensemble": (ours.LSTM, "weight_ih", lambda w: w[None], r"weight_ih must have .*; got \(1, 20, 3\): map over"),
+    "transposed": (ours.LSTM, "weight_ih", lambda w: w.T, r"weight_ih must have shape \(20, 3\); got \(3, 20\)"),
+    "gates": (ours.LSTM, "weight_ih", lambda w: w.reshape(4, H, I), r"weight_ih must have .*; got \(4, 5, 3\)"),
+    "truncated": (ours.GRU, "weight_hh", lambda w: w[:-1], r"weight_hh must have shape \(15, 5\); got \(14, 5\)"),
+    "bias": (ours.LSTM, "bias", lambda b: b[:H], r"bias must have shape \(20,\); got \(5,\)"),
+    "bias_n": (ours.GRU, "bias_n", lambda b: b[:1], r"bias_n must have shape \(5,\); got \(1,\)"),
+    "no LSTM bias": (ours.LSTM, "bias", lambda b: None, r"bias must have shape \(20,\); got None"),
+    "no GRU bias": (ours.GRU, "bias", lambda b: None, r"bias must have shape \(15,\); got None"),
+    "no bias_n": (ours.GRU, "bias_n", lambda b: None, r"bias_n must have shape \(5,\); got None"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG_ARRAYS)
+def test_arrays_of_a_wrong_shape(case):
+    layer_class, field, change, message = WRONG_ARRAYS[case]
+    layer = eqx.tree_at(lambda layer: getattr(layer, field), make(layer_class), replace_fn=change)
+    with pytest.raises(ValueError, match=message):
+        layer(X)
+
+
+@each_layer
+def test_biases_without_use_bias_are_not_read(layer_class):
+    """As the cell does not read them."""
+    layer = make(layer_class, False)
+    biased = eqx.tree_at(lambda layer: layer.bias, layer, jnp.ones(3), is_leaf=lambda leaf: leaf is None)
+    np.testing.assert_array_equal(biased(X)[0], layer(X)[0])
+
+
 LAYER = make(ours.LSTM)
 X = jnp.ones((T, I))
 ERRORS = {

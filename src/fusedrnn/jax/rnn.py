@@ -76,8 +76,7 @@ def rnn(
     if not isinstance(spec, RNNSpec):
         raise TypeError(f"spec must be an RNNSpec; got {type(spec).__name__}")
     dtype = np.dtype(spec.dtype)
-    if not isinstance(params, ParamArrays):
-        params = ParamArrays((_array("params", params, dtype, (spec.layout.size,)),), None)
+    params = _params(spec, params, dtype)
     x = _array("x", x, dtype, (None, None, spec.input_size))
     steps, batch = (x.shape[1], x.shape[0]) if batch_first else x.shape[:2]
     options = {
@@ -138,6 +137,23 @@ def uncut(value: Any) -> Array:
     entries = value if isinstance(value, (list, tuple)) else [value]
     is_known = all(isinstance(entry, (np.ndarray, np.generic, int)) for entry in entries)
     return np.asarray(value) if is_known else jnp.asarray(value)
+
+
+def _params(spec: RNNSpec, params: Any, dtype: np.dtype[Any]) -> ParamArrays:
+    """The parameters as arrays that make up a vector of the network's size and dtype."""
+    arrays, layout = params if isinstance(params, ParamArrays) else ((params,), None)
+    if layout is None:
+        return ParamArrays((_array("params", arrays[0], dtype, (spec.layout.size,)),), None)
+    # The kernels read as many elements as the network has, so a smaller array would be read beyond its end.
+    shapes = tuple(tuple(array.shape) for array in arrays)
+    if shapes != layout.shapes:
+        raise ValueError(f"the arrays of params must have the shapes {layout.shapes}; got {shapes}")
+    if layout.size != spec.layout.size:
+        raise ValueError(f"the arrays of params must have {spec.layout.size} elements; got {layout.size}")
+    dtypes = {array.dtype.name for array in arrays}
+    if dtypes != {dtype.name}:
+        raise TypeError(f"the arrays of params must have dtype {dtype.name}; got {', '.join(sorted(dtypes))}")
+    return ParamArrays(arrays, layout)
 
 
 def _states(spec: RNNSpec, states: Any, batch: Any, dtype: np.dtype[Any]) -> list[Array]:
