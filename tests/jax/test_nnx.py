@@ -251,6 +251,27 @@ def test_ends_of_sequences(steps, is_refused, runs):
     assert bool(runs) != is_refused
 
 
+@pytest.mark.parametrize("cls", [nnx.LSTMCell, nnx.GRUCell])
+@pytest.mark.parametrize("arguments", [{}, {"reverse": True, "keep_order": True}, {"time_major": True}], ids=str)
+def test_batch_axes_and_lengths_of_calls_that_flax_runs(cls, arguments, runs):
+    cell = make_cell(cls, activation_fn=nnx.gelu)
+    x, carry, lengths = random(2, 2, T, I), random_carry(cls, 2, 2), np.array([[6, 0], [1, 4]])
+    rows = jax.tree.map(lambda leaf: leaf.reshape(4, *leaf.shape[2:]), (x, carry))
+    expected = by_cell(cell, *rows, lengths.ravel(), "reverse" in arguments)
+    if "time_major" in arguments:
+        x = jnp.moveaxis(x, 2, 0)
+    layer = ours.RNN(cell, return_carry=True)
+    final, y = run(layer, x, initial_carry=carry, seq_lengths=jnp.asarray(lengths), **arguments)
+    assert y.shape == (*x.shape[:-1], H) and not runs
+    if "time_major" in arguments:
+        y = jnp.moveaxis(y, 0, 2)
+    actual = jax.tree.map(lambda leaf: leaf.reshape(4, *leaf.shape[2:]), (final, y))
+    assert_close(actual, expected, nnx_cells.spec_of(make_cell(cls), "float32"))
+    for batch in ((2, 2), (0, 2)):
+        one_for_all, _ = layer(random(*batch, T, I), seq_lengths=4)
+        assert jax.tree.leaves(one_for_all)[0].shape == (*batch, H)
+
+
 def test_one_length_for_all_sequences():
     """As flax broadcasts it."""
     layer, x = ours.RNN(make_cell(), return_carry=True), random(N, T, I)
