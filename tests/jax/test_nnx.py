@@ -415,6 +415,23 @@ def test_a_model_without_numbers_is_accelerated():
     assert len(accelerate(model)) == 1
 
 
+@pytest.mark.parametrize("as_array", [jnp.asarray, np.asarray])
+def test_a_model_whose_parameters_are_arrays(as_array, runs):
+    as_pure = getattr(nnx, "as_pure", None) or nnx.pure  # the former name
+    layer = nnx.RNN(make_cell(nnx.LSTMCell), rngs=False, return_carry=True)
+    x, carry = random(N, T, I), random_carry(nnx.LSTMCell, N)
+    expected = layer(x, initial_carry=carry)
+    pure, converted = as_pure(layer), nnx.clone(layer)
+    accelerate(converted)
+    accelerated_before, accelerated_after = as_pure(converted), jax.tree.map(as_array, pure)
+    assert len(accelerate(accelerated_after)) == 1
+    for own in (accelerated_before, accelerated_after):
+        assert_close(own(x, initial_carry=carry), expected, nnx_cells.spec_of(own.cell, "float32"))
+        actual = jax.jit(lambda own: own(x, initial_carry=carry))(own)
+        assert_close(actual, expected, nnx_cells.spec_of(own.cell, "float32"))
+    assert len(runs) == 4
+
+
 def test_subclasses_are_left_and_other_objects_refused():
     class Mine(nnx.RNN):
         pass

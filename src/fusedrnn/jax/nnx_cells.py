@@ -91,7 +91,8 @@ def _refused_linear(form: CellForm, cell: Any) -> str:
         if not unchanged or has_bias != (linear.bias is not None):
             return f"its cell's {name} is not the linear layer that flax makes there by default"
         # This also works for a model from nnx.eval_shape, whose parameters have no values.
-        dtype = jnp.dtype(linear.kernel.get_value().dtype if linear.dtype is None else linear.dtype).name
+        kernel = linear.kernel.get_value() if isinstance(linear.kernel, nnx.Variable) else linear.kernel
+        dtype = jnp.dtype(kernel.dtype if linear.dtype is None else linear.dtype).name
         if dtype not in DTYPES:
             return f"its cell computes in {dtype}, with sums rounded to it; the operator has {' and '.join(DTYPES)}"
     return ""
@@ -166,6 +167,7 @@ def _num_gates(form: CellForm) -> int:
 
 
 def _arrays_of(linear: Any) -> list[Array]:
+    """The kernel and the bias, which are variables or, in a model of pure values, arrays."""
     return [variable[...] for variable in (linear.kernel, linear.bias) if variable is not None]
 
 
