@@ -316,6 +316,18 @@ def test_both_directions_are_one_call(runs):
     np.testing.assert_array_equal(own(random(N, T, I), **arguments)[1], forward - backward)
 
 
+@pytest.mark.parametrize("as_array", [jnp.asarray, np.asarray])
+@pytest.mark.parametrize("function", [nnx.tanh, nnx.gelu], ids=["operator", "flax"])
+def test_the_carries_of_both_directions_in_one_array(function, as_array):
+    pair = [make_cell(seed=seed, activation_fn=function) for seed in (0, 1)]
+    carries, x = as_array(random(2, N, H, seed=2)), random(N, T, I)
+    layer = ours.Bidirectional(*map(nnx.RNN, pair), return_carry=True)
+    for arguments in ({}, {"seq_lengths": LENGTHS}):
+        expected = layer(x, initial_carry=tuple(carries), **arguments)
+        actual = layer(x, initial_carry=carries, **arguments)
+        jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
 def test_directions_that_differ_run_one_by_one(runs):
     pair = ours.RNN(make_cell()), ours.RNN(make_cell(nnx.SimpleCell))
     own, theirs = (cls(*pair) for cls in (ours.Bidirectional, nnx.Bidirectional))

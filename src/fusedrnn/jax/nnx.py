@@ -128,7 +128,7 @@ class Bidirectional(nnx.Bidirectional):
 
         Args:
             inputs: (..., T, I), or (T, ..., I) if time-major.
-            initial_carry: The initial carry of each direction.
+            initial_carry: The initial carry of each direction; one array may have both, along its first axis.
             rngs: Random numbers for the initial carries.
             seq_lengths: The valid steps of each sequence.
             return_carry: Whether to return the final carries too.
@@ -147,7 +147,7 @@ class Bidirectional(nnx.Bidirectional):
             layers = self.forward_rnn, self.backward_rnn
             carries = [
                 _initial_carry(layer, inputs, time_major, rngs) if carry is None else carry
-                for layer, carry in zip(layers, initial_carry or (None, None), strict=True)
+                for layer, carry in zip(layers, _carry_of_each(initial_carry), strict=True)
             ]
             initial_carry = carries[0], carries[1]
             call = fused_call([layer.cell for layer in layers], inputs, carries, seq_lengths, time_major, False)
@@ -168,7 +168,7 @@ class Bidirectional(nnx.Bidirectional):
         rngs = rngs.carry if isinstance(rngs, nnx.Rngs) else rngs
         layers = self.forward_rnn, self.backward_rnn
         results = []
-        for layer, carry, reverse in zip(layers, initial_carry or (None, None), (False, True), strict=True):
+        for layer, carry, reverse in zip(layers, _carry_of_each(initial_carry), (False, True), strict=True):
             call = RNN.__call__ if type(layer) is nnx.RNN else type(layer).__call__
             results.append(call(
                 layer, inputs, initial_carry=carry, rngs=rngs, seq_lengths=seq_lengths, return_carry=True,
@@ -182,6 +182,14 @@ class Bidirectional(nnx.Bidirectional):
         if self.merge_fn is nnx.Bidirectional.merge_fn:  # the operator has concatenated them
             return outputs
         return jax.tree.map(self.merge_fn, *jnp.split(outputs, 2, axis=-1))
+
+
+def _carry_of_each(initial_carry: Any) -> tuple[Carry | None, Carry | None]:
+    """The initial carry of each direction; None for the default."""
+    if initial_carry is None:
+        return None, None
+    forward, backward = initial_carry  # also of an array, which has no truth value
+    return forward, backward
 
 
 def refusal_of_pair(layer: Any) -> str:
