@@ -108,6 +108,20 @@ def test_vmap_is_one_call(layer_class):
 
 
 @each_layer
+@pytest.mark.parametrize("wide", ["x", "state", "parameters"])
+def test_dtypes_promote_as_in_the_cell(layer_class, wide):
+    dtypes = dict.fromkeys(["x", "state", "parameters"], jnp.float32) | {wide: jnp.float64}
+    with enable_x64():
+        layer = jax.tree.map(lambda leaf: leaf.astype(dtypes["parameters"]), make(layer_class))
+        x = random(T, I).astype(dtypes["x"])
+        state = jax.tree.map(lambda leaf: leaf.astype(dtypes["state"]), random_state(layer_class))
+        actual = layer(x, state)
+        operands = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (layer.to_cell(), x, state))
+        expected = final_of_scan(*operands)
+    assert_close(actual, expected, lambda scale: tolerance("float64", longest_sum(spec_of(layer_class, "float64"))))
+
+
+@each_layer
 def test_reverse(layer_class):
     layer, x = make(layer_class), random(T, I)
     y, final = layer(x, reverse=True)
@@ -171,6 +185,9 @@ ERRORS = {
     "length": (lambda: LAYER(X, length=jnp.array([3])), ValueError, r"length must have shape \(\); got \(1,\)"),
     "long": (lambda: LAYER(X, length=7), ValueError, "lengths must be from 0 to 6"),
     "dtype": (lambda: LAYER(X.astype(complex)), TypeError, "x and the parameters must give float32 or float64"),
+    "complex": (
+        lambda: LAYER(X, (jnp.ones(H), jnp.ones(H, complex))), TypeError, "the parameters and the state .* complex64"
+    ),
     "cell": (lambda: ours.GRU.from_cell(LAYER), TypeError, r"cell must be an equinox\.nn\.GRUCell; got LSTM"),
 }  # fmt: skip
 

@@ -90,8 +90,8 @@ class LSTM(eqx.Module):
             The output (T, H), and the final (h, c).
 
         Raises:
-            TypeError: If the common dtype of parameters and input is not float32 or float64, or ``state`` is not a
-                pair.
+            TypeError: If the common dtype of parameters, input and state is not float32 or float64, or ``state`` is not
+                a pair.
             ValueError: If an operand or an array of the layer has the wrong shape.
         """
         if state is not None and not (isinstance(state, (tuple, list)) and len(state) == 2):
@@ -161,7 +161,7 @@ class GRU(eqx.Module):
             The output (T, H), and the final h.
 
         Raises:
-            TypeError: If the common dtype of parameters and input is not float32 or float64.
+            TypeError: If the common dtype of parameters, input and state is not float32 or float64.
             ValueError: If an operand or an array of the layer has the wrong shape.
         """
         y, (h,) = _run(self, "gru", x, None if state is None else (state,), length, reverse)
@@ -188,13 +188,16 @@ def _run(
     if x.ndim != 2 or x.shape[1] != layer.input_size:
         raise ValueError(f"x must have shape (T, {layer.input_size}); got {x.shape}: map over more axes with jax.vmap")
     arrays = _arrays_of(layer, mode)
-    dtype = jnp.result_type(x, *arrays.values()).name
+    if states is not None:
+        states = [_row("state", state, (layer.hidden_size,))[None] for state in states]
+    dtype = jnp.result_type(x, *arrays.values(), *(states or ())).name
     if dtype not in DTYPES:
-        raise TypeError(f"x and the parameters must give {' or '.join(DTYPES)}; they give {dtype}")
+        operands = "x and the parameters" if states is None else "x, the parameters and the state"
+        raise TypeError(f"{operands} must give {' or '.join(DTYPES)}; they give {dtype}")
     bias = "double" if "bias_n" in arrays else "single" if layer.use_bias else "none"
     spec = RNNSpec(mode, layer.input_size, layer.hidden_size, dtype=dtype, bias=bias, reverse=reverse)
     if states is not None:
-        states = [_row("state", state, (layer.hidden_size,)).astype(dtype)[None] for state in states]
+        states = [state.astype(dtype) for state in states]
     lengths = None if length is None else _row("length", length, ())
     y, final = rnn(spec, _params(spec, arrays), x.astype(dtype)[None], states, lengths, batch_first=True)
     return y[0], [state[0, 0] for state in final]
