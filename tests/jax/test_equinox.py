@@ -122,6 +122,14 @@ def test_dtypes_promote_as_in_the_cell(layer_class, wide):
 
 
 @each_layer
+def test_no_promotion_of_ranks(layer_class):
+    state = random_state(layer_class)
+    with jax.numpy_rank_promotion("raise"):
+        mapped = jax.vmap(lambda x, length: make(layer_class)(x, state, length=length)[0])
+        assert mapped(random(N, T, I), jnp.array([6, 0, 4, 1])).shape == (N, T, H)
+
+
+@each_layer
 def test_reverse(layer_class):
     layer, x = make(layer_class), random(T, I)
     y, final = layer(x, reverse=True)

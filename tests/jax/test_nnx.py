@@ -272,6 +272,17 @@ def test_batch_axes_and_lengths_of_calls_that_flax_runs(cls, arguments, runs):
         assert jax.tree.leaves(one_for_all)[0].shape == (*batch, H)
 
 
+@pytest.mark.parametrize("function", [nnx.tanh, nnx.gelu], ids=["operator", "flax"])
+def test_no_promotion_of_ranks(function):
+    pair = [make_cell(seed=seed, activation_fn=function) for seed in (0, 1)]
+    both = ours.Bidirectional(*map(ours.RNN, pair), return_carry=True)
+    with jax.numpy_rank_promotion("raise"):
+        for x, lengths in ((random(N, T, I), LENGTHS), (random(N, 1, T, I), LENGTHS[:, None])):
+            assert run(both, x)[1].shape == run(both, x, seq_lengths=lengths)[1].shape == (*x.shape[:-1], 2 * H)
+            layer = ours.RNN(pair[0], reverse=True, keep_order=True)
+            assert nnx.grad(lambda layer, x=x, lengths=lengths: layer(x, seq_lengths=lengths).sum())(layer)
+
+
 def test_one_length_for_all_sequences():
     """As flax broadcasts it."""
     layer, x = ours.RNN(make_cell(), return_carry=True), random(N, T, I)

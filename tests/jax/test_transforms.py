@@ -98,6 +98,37 @@ def test_derivatives_of_derivatives(mode):
         np.testing.assert_allclose(array, other, rtol=1e-9, atol=1e-9 * np.abs(other).max())
 
 
+RANKS = {
+    "lstm": replace(SPEC, residual="projection", dropout=0.5, input_dropout=0.2),
+    "peepholes": RNNSpec("lstm", 5, 9, peepholes=True, projection_size=4, compute="bfloat16"),
+    "parameters": RNNSpec(cells.fast_grnn, 5, 9),
+    "means": RNNSpec(cells.layer_norm_gru, 5, 9),
+    "masks": RNNSpec(cells.zoneout_lstm, 5, 9),
+    "heads": RNNSpec(cells.flash_lstm.with_heads(2), 5, 32),
+}
+
+
+@pytest.mark.parametrize("name", RANKS)
+def test_no_promotion_of_ranks(name):
+    """Traced alone, as JAX refuses such operations there."""
+    spec = RANKS[name]
+    x, params, lengths = jnp.ones((7, 4, 5)), jnp.zeros(spec.layout.size), jnp.array([7, 0, 3, 1])
+    resets, states = jnp.zeros((7, 4), bool), [jnp.zeros(shape) for shape in spec.state_shape(4)]
+
+    def total(x, params, states, key=None):
+        return sum(leaf.sum() for leaf in jax.tree.leaves(rnn(spec, params, x, states, lengths, resets, key=key)))
+
+    def curvature(params, key):
+        return sum((leaf**2).sum() for leaf in jax.tree.leaves(jax.grad(total, (0, 1))(x, params, states, key)))
+
+    with jax.numpy_rank_promotion("raise"):
+        for key in (None, jax.random.key(0)):
+            jax.eval_shape(partial(total, key=key), x, params, states)
+            jax.eval_shape(jax.grad(curvature), params, key)
+        mapped = jax.vmap(lambda params, x: rnn(spec, params, x, None, lengths, resets.T, batch_first=True)[0])
+        assert jax.eval_shape(mapped, params[None], x.swapaxes(0, 1)[None]).shape == (1, 4, 7, spec.output_size)
+
+
 def test_vmap_over_the_batch_is_one_call(problem):
     xs = np.random.default_rng(2).standard_normal((3, *problem.x.shape)).astype(np.float32)
     mapped = jax.vmap(lambda x: rnn(SPEC, problem.params, x, problem.states, problem.lengths))

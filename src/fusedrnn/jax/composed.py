@@ -69,7 +69,7 @@ def forward(
     if not spec.is_trainable:
         raise NotImplementedError(f"compute={spec.compute!r} runs on the CPU alone, and has no gradients")
     steps, batch = x.shape[:2]
-    valid = None if lengths is None else jnp.arange(steps)[:, None] < lengths
+    valid = None if lengths is None else jnp.arange(steps)[:, None] < lengths[None]
     if valid is not None:
         # NaN in the padding would turn the padding's zero derivative into NaN.
         x = jnp.where(valid[:, :, None], x, 0)
@@ -112,7 +112,7 @@ def _weights(spec: RNNSpec, params: Array, layer: int, direction: int) -> dict[s
 def _full(blocks: Array, heads: int) -> Array:
     """Block-diagonal weights (rows, H / heads) as a full matrix (rows, H)."""
     size = blocks.shape[1]
-    diagonal = jnp.eye(heads, dtype=blocks.dtype).reshape(heads, 1, heads, 1)
+    diagonal = jnp.eye(heads, dtype=blocks.dtype).reshape(1, heads, 1, heads, 1)
     return (blocks.reshape(-1, heads, size, 1, size) * diagonal).reshape(-1, heads * size)
 
 
@@ -165,7 +165,7 @@ def _scan(
 
 def _linear(x: Array, weight: Array, bias: Array | None) -> Array:
     product = jnp.matmul(x, weight.T, precision="highest")
-    return product if bias is None else product + bias
+    return product if bias is None else product + jnp.expand_dims(bias, range(product.ndim - 1))
 
 
 def _rounding(spec: RNNSpec) -> Callable[[Array], Array]:
@@ -207,7 +207,7 @@ def _step(
     values: dict[Leaf, Array] = {State(name): state for name, state in zip(cell.states, states, strict=True)}
     values.update(zip(cell.masks, step.masks, strict=True))
     values.update({PreX(gate): step.x_gates[:, own] for gate, own in x_rows.items()})
-    values.update(parameter_leaves(cell, weights))
+    values.update({leaf: weight[None] for leaf, weight in parameter_leaves(cell, weights).items()})
     if cell.reads_raw_input:
         values[RawInput()] = step.x
     for stage in cell.stages:

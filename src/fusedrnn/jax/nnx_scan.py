@@ -35,7 +35,7 @@ def run_scan(
 
     def end(y: Array) -> Array:
         steps = jnp.arange(y.shape[time_axis])
-        valid = jnp.expand_dims(steps, range(1, 1 + lengths.ndim)) < lengths
+        valid = jnp.expand_dims(steps, range(1, 1 + lengths.ndim)) < lengths[None]
         return _select(jnp.moveaxis(valid, 0, time_axis), y, 0)
 
     if not return_carry:

@@ -87,7 +87,7 @@ def rnn(
     }
     if options["resets"] and options["lengths"]:
         # Kernels take marks in the padding for marks of the sequence.
-        valid = jnp.arange(steps)[:, None] < options["lengths"][0]
+        valid = jnp.arange(steps)[:, None] < options["lengths"][0][None]
         options["resets"] = [options["resets"][0] & valid]
     own_spec = spec if options["seed"] else _without_masks(spec)
     call = Call(own_spec, tuple(name for name in OPTIONAL if options[name]), batch_first, params.layout)
