@@ -272,6 +272,16 @@ def test_batch_axes_and_lengths_of_calls_that_flax_runs(cls, arguments, runs):
         assert jax.tree.leaves(one_for_all)[0].shape == (*batch, H)
 
 
+@pytest.mark.parametrize("arguments", [{}, {"reverse": True}, {"reverse": True, "keep_order": True}], ids=str)
+@pytest.mark.parametrize("function", [nnx.tanh, nnx.gelu], ids=["operator", "flax"])
+def test_lengths_in_a_list(function, arguments):
+    pair, x = [make_cell(seed=seed, activation_fn=function) for seed in (0, 1)], random(N, T, I)
+    layer, both = ours.RNN(pair[0], return_carry=True), ours.Bidirectional(*map(nnx.RNN, pair), return_carry=True)
+    for each in (layer, both):
+        actual = each(x, seq_lengths=LENGTHS.tolist(), **arguments)
+        jax.tree.map(np.testing.assert_array_equal, actual, each(x, seq_lengths=LENGTHS, **arguments))
+
+
 @pytest.mark.parametrize("function", [nnx.tanh, nnx.gelu], ids=["operator", "flax"])
 def test_no_promotion_of_ranks(function):
     pair = [make_cell(seed=seed, activation_fn=function) for seed in (0, 1)]

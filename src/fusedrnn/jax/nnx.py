@@ -65,7 +65,8 @@ class RNN(nnx.RNN):
         Args:
             inputs: (..., T, I), or (T, ..., I) if time-major; the dots stand for any number of axes.
             initial_carry: A carry such as the cell's ``initialize_carry`` returns, which is the default.
-            seq_lengths: The valid steps of each sequence, integers from 0 to T of the shape of the batch axes.
+            seq_lengths: The valid steps of each sequence, integers from 0 to T of the shape of the batch axes; a list
+                of them, too.
             return_carry: Whether to return the final carry too.
             time_major: Whether the first axis is the time.
             reverse: Whether to run from the end of each sequence to its beginning.
@@ -80,6 +81,7 @@ class RNN(nnx.RNN):
         time_major = self.time_major if time_major is None else time_major
         reverse = self.reverse if reverse is None else reverse
         keep_order = self.keep_order if keep_order is None else keep_order
+        seq_lengths = None if seq_lengths is None else uncut(seq_lengths)
         runs_operator = not refusal(self)
         if runs_operator:
             inputs = jnp.asarray(inputs)
@@ -141,6 +143,7 @@ class Bidirectional(nnx.Bidirectional):
         """
         time_major = self.time_major if time_major is None else time_major
         return_carry = self.return_carry if return_carry is None else return_carry
+        seq_lengths = None if seq_lengths is None else uncut(seq_lengths)
         if not refusal_of_pair(self):
             inputs, rngs = jnp.asarray(inputs), self.rngs if rngs is None else rngs
             rngs = rngs.carry if isinstance(rngs, nnx.Rngs) else rngs
@@ -253,7 +256,6 @@ def fused_call(
     if any(state.shape != shape for own in states for state in own):
         return None
     if lengths is not None:
-        lengths = uncut(lengths)
         if lengths.shape != batch_dims or not jnp.issubdtype(lengths.dtype, jnp.integer):
             return None
         lengths = lengths.reshape(-1)
