@@ -304,9 +304,14 @@ def test_one_length_for_all_sequences():
         assert not np.any(y[:, 3:])
 
 
-def test_lengths_of_64_bits_are_not_cut():
-    with pytest.raises(ValueError, match="lengths must be from 0 to 6; got"):
-        ours.RNN(make_cell())(random(N, T, I), seq_lengths=np.full(N, 2**32 + 1))
+@pytest.mark.parametrize("function", [nnx.tanh, nnx.gelu], ids=["operator", "flax"])
+def test_lengths_out_of_range(function):
+    """Those of 64 bits are not cut."""
+    pair = [make_cell(seed=seed, activation_fn=function) for seed in (0, 1)]
+    for lengths in (np.full(N, 2**32 + 1), [9, 1, 1, 1], jnp.array([1, -1, 1, 1]), 7):
+        for layer in (ours.RNN(pair[0]), ours.Bidirectional(*map(nnx.RNN, pair))):
+            with pytest.raises(ValueError, match="lengths must be from 0 to 6; got"):
+                layer(random(N, T, I), seq_lengths=lengths)
 
 
 def test_random_state_of_calls_that_flax_runs():

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from fusedrnn.jax.rnn import check_range
+
 Array = Any
 Carry = Any
 
@@ -21,11 +23,15 @@ def run_scan(
 
     Outputs after the end of a sequence are zero, and the final carry of a length of 0 is the initial carry, which these
     rules need. ``options`` are the other arguments of the layer's call.
+
+    Raises:
+        ValueError: If a length is known and not from 0 to T.
     """
     options |= {"return_carry": return_carry, "time_major": time_major}
     if seq_lengths is None:
         return _flax_call(layer, inputs, initial_carry, None, **options)
     time_axis, shape = without_time(layer, inputs, time_major)
+    check_range(seq_lengths, inputs.shape[time_axis])
     batch = shape[: -layer.cell.num_feature_axes]
     lengths = jnp.broadcast_to(seq_lengths, batch)
     if return_carry and len(batch) > 1:

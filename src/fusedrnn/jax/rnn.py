@@ -181,15 +181,21 @@ def _lengths(lengths: Any, batch: Any, steps: Any) -> list[Array]:
         raise TypeError(f"lengths must be integers; got {array.dtype.name}")
     if array.shape != (batch,):
         raise ValueError(f"lengths must have shape ({batch},); got {array.shape}")
-    if not isinstance(array, jax.core.Tracer):
-        values = np.asarray(array)  # with NumPy, because inside of jit, JAX traces operations even on a constant
-        is_too_long = isinstance(steps, int) and (values > steps).any()  # an exported call checks a symbolic T
-        if (values < 0).any() or is_too_long:
-            raise ValueError(f"each of lengths must be from 0 to {steps}; got {values}")
+    check_range(array, steps)
     own, limit = np.iinfo(array.dtype), np.iinfo(np.int32).max
     if own.max > limit:  # a length that is out of range stays so in 32 bits, and the call refuses it
         array = (np if isinstance(array, np.ndarray) else jnp).clip(array, max(own.min, -1), limit)
     return [jnp.asarray(array, jnp.int32)]
+
+
+def check_range(lengths: Array, steps: Any) -> None:
+    """Refuse lengths that are not from 0 to ``steps``, if their values are known."""
+    if isinstance(lengths, jax.core.Tracer):
+        return
+    values = np.asarray(lengths)  # with NumPy, because inside of jit, JAX traces operations even on a constant
+    is_too_long = isinstance(steps, int) and (values > steps).any()  # an exported call checks a symbolic T
+    if (values < 0).any() or is_too_long:
+        raise ValueError(f"each of lengths must be from 0 to {steps}; got {values}")
 
 
 def _resets(resets: Any, shape: Sequence[int], batch_first: bool) -> Array:
