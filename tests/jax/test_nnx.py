@@ -143,6 +143,18 @@ def test_activations(function, runs):
     assert len(runs) == 2
 
 
+@pytest.mark.parametrize("function", nnx_cells.ACTIVATIONS, ids=lambda function: function.__name__)
+def test_derivatives_at_kinks(function, runs):
+    """Zeros, as those of a padded input or of a new state, are among the kinks."""
+    cell = nnx.SimpleCell(1, 1, activation_fn=function, rngs=nnx.Rngs(0))
+    cell.dense_i.kernel[...], cell.dense_h.kernel[...] = jnp.ones((1, 1)), jnp.zeros((1, 1))
+    x = jnp.array([[-6.0, -3.0, -1.0, 0.0], [1.0, 3.0, 6.0, 0.0]])[:, :, None]
+    gradient = nnx.grad(lambda layer, x: layer(x).sum(), argnums=1)
+    actual, expected = (gradient(layer(cell), x).ravel() for layer in (ours.RNN, nnx.RNN))
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
+    assert len(runs) == 1
+
+
 class Own(nnx.GRUCell):
     """A cell of a user's."""
 
@@ -162,6 +174,11 @@ def with_precision():
 REFUSED = {
     "cell": (lambda: nnx.RNN(make_cell(Own)), "Own, a subclass of GRUCell"),
     "activation": (lambda: nnx.RNN(make_cell(gate_fn=jnp.sin)), "its gate_fn is sin, which the operator does not have"),
+    "leaky_relu": (
+        lambda: nnx.RNN(make_cell(nnx.SimpleCell, activation_fn=nnx.leaky_relu)),
+        "its activation_fn is leaky_relu, whose derivative at 0 differs from the operator's",
+    ),
+    "hard_sigmoid": (lambda: nnx.RNN(make_cell(gate_fn=nnx.hard_sigmoid)), "whose derivative at -3 and 3 differs"),
     "residual": (lambda: nnx.RNN(make_cell(nnx.SimpleCell, residual=True)), r"residual=True"),
     "linear": (with_lora, "its cell's dense_i is LoRALinear, not nnx.Linear"),
     "precision": (with_precision, "its cell's dense_h is not the linear layer that flax makes there by default"),

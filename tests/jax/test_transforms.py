@@ -14,7 +14,9 @@ import pytest
 from jax import export
 
 import fusedrnn
-from fusedrnn import RNNOp, RNNSpec, cells
+from fusedrnn import Activation, RNNOp, RNNSpec, cells
+from fusedrnn.cell import absolute, cell, clip, maximum, minimum
+from fusedrnn.cell.activations import ACTIVATIONS
 from fusedrnn.jax import composed, rnn
 from fusedrnn.jax.primitives import rnn_p
 from jax_versions import enable_x64
@@ -127,6 +129,49 @@ def test_no_promotion_of_ranks(name):
             jax.eval_shape(jax.grad(curvature), params, key)
         mapped = jax.vmap(lambda params, x: rnn(spec, params, x, None, lengths, resets.T, batch_first=True)[0])
         assert jax.eval_shape(mapped, params[None], x.swapaxes(0, 1)[None]).shape == (1, 4, 7, spec.output_size)
+
+
+@cell(gates="a")
+def bounded(x, recurrent, s):
+    return clip(minimum(maximum(x.a, -1.0), 2.0 * x.a), -0.5, 2.0) + absolute(x.a) + 0.0 * recurrent(s.h).a
+
+
+def affine(mode, count, **options):
+    return RNNSpec(mode, 1, 1, bias="none", activations=(Activation("affine"),) * count, **options)
+
+
+KINKS = {
+    **{
+        name: RNNSpec("rnn_tanh", 1, 1, bias="none", activations=(activation,))
+        for name, activation in {
+            **{name: Activation(name) for name, function in ACTIVATIONS.items() if function.kink},
+            "hard_sigmoid": Activation("hard_sigmoid", 0.5, 0.5),
+        }.items()
+    },
+    "gates": affine("rnn_tanh", 1, gate_clip=1.0),
+    "state": affine("lstm", 3, state_clip_min=-1.0, state_clip_max=1.0),
+    "state and NaN": affine("lstm", 3, state_clip_min=-1.0, state_clip_max=1.0, state_clip_nan=True),
+    "cell": RNNSpec(bounded, 1, 1, bias="none"),
+}
+
+
+@pytest.mark.parametrize("name", KINKS)
+def test_derivatives_at_kinks_are_those_of_the_kernels(name):
+    """So that second derivatives, and gradients on other devices, fit to the gradients of the kernels."""
+    spec, x = KINKS[name], jnp.array([-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0])[None, :, None]
+    kinds = spec.layout.kinds
+    params = jnp.concatenate([
+        jnp.full(spec.layout.entry(0, 0, kind).size, float(kind == "i2h_weight")) for kind in kinds
+    ])  # fmt: skip
+    kernels, scan = (jax.grad(lambda x, run=run: run(spec, params, x)[0].sum())(x) for run in (rnn, by_scan))
+    np.testing.assert_allclose(scan.ravel(), kernels.ravel(), rtol=1e-6)
+
+
+def test_the_second_derivative_of_softplus_at_zero():
+    spec = RNNSpec("rnn_tanh", 1, 1, bias="none", activations=(Activation("softplus"),))
+    params = jnp.array([1.0, 0.0])
+    second = jax.grad(jax.grad(lambda x: rnn(spec, params, x.reshape(1, 1, 1))[0].sum()))
+    np.testing.assert_allclose([second(0.0), second(1.0)], [0.25, 0.19661193], rtol=1e-6)
 
 
 def test_vmap_over_the_batch_is_one_call(problem):
