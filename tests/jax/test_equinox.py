@@ -108,6 +108,28 @@ def test_vmap_is_one_call(layer_class):
 
 
 @each_layer
+@pytest.mark.parametrize("wide", ["x", "state", "parameters"])
+def test_dtypes_promote_as_in_the_cell(layer_class, wide):
+    dtypes = dict.fromkeys(["x", "state", "parameters"], jnp.float32) | {wide: jnp.float64}
+    with enable_x64():
+        layer = jax.tree.map(lambda leaf: leaf.astype(dtypes["parameters"]), make(layer_class))
+        x = random(T, I).astype(dtypes["x"])
+        state = jax.tree.map(lambda leaf: leaf.astype(dtypes["state"]), random_state(layer_class))
+        actual = layer(x, state)
+        operands = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (layer.to_cell(), x, state))
+        expected = final_of_scan(*operands)
+    assert_close(actual, expected, lambda scale: tolerance("float64", longest_sum(spec_of(layer_class, "float64"))))
+
+
+@each_layer
+def test_no_promotion_of_ranks(layer_class):
+    state = random_state(layer_class)
+    with jax.numpy_rank_promotion("raise"):
+        mapped = jax.vmap(lambda x, length: make(layer_class)(x, state, length=length)[0])
+        assert mapped(random(N, T, I), jnp.array([6, 0, 4, 1])).shape == (N, T, H)
+
+
+@each_layer
 def test_reverse(layer_class):
     layer, x = make(layer_class), random(T, I)
     y, final = layer(x, reverse=True)
@@ -133,6 +155,35 @@ def test_an_ensemble_is_mapped():
     np.testing.assert_array_equal(y[1], pair[1](xs[1])[0])
 
 
+WRONG_ARRAYS = {
+    "ensemble": (ours.LSTM, "weight_ih", lambda w: w[None], r"weight_ih must have .*; got \(1, 20, 3\): map over"),
+    "transposed": (ours.LSTM, "weight_ih", lambda w: w.T, r"weight_ih must have shape \(20, 3\); got \(3, 20\)"),
+    "gates": (ours.LSTM, "weight_ih", lambda w: w.reshape(4, H, I), r"weight_ih must have .*; got \(4, 5, 3\)"),
+    "truncated": (ours.GRU, "weight_hh", lambda w: w[:-1], r"weight_hh must have shape \(15, 5\); got \(14, 5\)"),
+    "bias": (ours.LSTM, "bias", lambda b: b[:H], r"bias must have shape \(20,\); got \(5,\)"),
+    "bias_n": (ours.GRU, "bias_n", lambda b: b[:1], r"bias_n must have shape \(5,\); got \(1,\)"),
+    "no LSTM bias": (ours.LSTM, "bias", lambda b: None, r"bias must have shape \(20,\); got None"),
+    "no GRU bias": (ours.GRU, "bias", lambda b: None, r"bias must have shape \(15,\); got None"),
+    "no bias_n": (ours.GRU, "bias_n", lambda b: None, r"bias_n must have shape \(5,\); got None"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG_ARRAYS)
+def test_arrays_of_a_wrong_shape(case):
+    layer_class, field, change, message = WRONG_ARRAYS[case]
+    layer = eqx.tree_at(lambda layer: getattr(layer, field), make(layer_class), replace_fn=change)
+    with pytest.raises(ValueError, match=message):
+        layer(X)
+
+
+@each_layer
+def test_biases_without_use_bias_are_not_read(layer_class):
+    """As the cell does not read them."""
+    layer = make(layer_class, False)
+    biased = eqx.tree_at(lambda layer: layer.bias, layer, jnp.ones(3), is_leaf=lambda leaf: leaf is None)
+    np.testing.assert_array_equal(biased(X)[0], layer(X)[0])
+
+
 LAYER = make(ours.LSTM)
 X = jnp.ones((T, I))
 ERRORS = {
@@ -142,6 +193,9 @@ ERRORS = {
     "length": (lambda: LAYER(X, length=jnp.array([3])), ValueError, r"length must have shape \(\); got \(1,\)"),
     "long": (lambda: LAYER(X, length=7), ValueError, "lengths must be from 0 to 6"),
     "dtype": (lambda: LAYER(X.astype(complex)), TypeError, "x and the parameters must give float32 or float64"),
+    "complex": (
+        lambda: LAYER(X, (jnp.ones(H), jnp.ones(H, complex))), TypeError, "the parameters and the state .* complex64"
+    ),
     "cell": (lambda: ours.GRU.from_cell(LAYER), TypeError, r"cell must be an equinox\.nn\.GRUCell; got LSTM"),
 }  # fmt: skip
 

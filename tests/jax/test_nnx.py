@@ -143,6 +143,18 @@ def test_activations(function, runs):
     assert len(runs) == 2
 
 
+@pytest.mark.parametrize("function", nnx_cells.ACTIVATIONS, ids=lambda function: function.__name__)
+def test_derivatives_at_kinks(function, runs):
+    """Zeros, as those of a padded input or of a new state, are among the kinks."""
+    cell = nnx.SimpleCell(1, 1, activation_fn=function, rngs=nnx.Rngs(0))
+    cell.dense_i.kernel[...], cell.dense_h.kernel[...] = jnp.ones((1, 1)), jnp.zeros((1, 1))
+    x = jnp.array([[-6.0, -3.0, -1.0, 0.0], [1.0, 3.0, 6.0, 0.0]])[:, :, None]
+    gradient = nnx.grad(lambda layer, x: layer(x).sum(), argnums=1)
+    actual, expected = (gradient(layer(cell), x).ravel() for layer in (ours.RNN, nnx.RNN))
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
+    assert len(runs) == 1
+
+
 class Own(nnx.GRUCell):
     """A cell of a user's."""
 
@@ -162,6 +174,11 @@ def with_precision():
 REFUSED = {
     "cell": (lambda: nnx.RNN(make_cell(Own)), "Own, a subclass of GRUCell"),
     "activation": (lambda: nnx.RNN(make_cell(gate_fn=jnp.sin)), "its gate_fn is sin, which the operator does not have"),
+    "leaky_relu": (
+        lambda: nnx.RNN(make_cell(nnx.SimpleCell, activation_fn=nnx.leaky_relu)),
+        "its activation_fn is leaky_relu, whose derivative at 0 differs from the operator's",
+    ),
+    "hard_sigmoid": (lambda: nnx.RNN(make_cell(gate_fn=nnx.hard_sigmoid)), "whose derivative at -3 and 3 differs"),
     "residual": (lambda: nnx.RNN(make_cell(nnx.SimpleCell, residual=True)), r"residual=True"),
     "linear": (with_lora, "its cell's dense_i is LoRALinear, not nnx.Linear"),
     "precision": (with_precision, "its cell's dense_h is not the linear layer that flax makes there by default"),
@@ -251,6 +268,48 @@ def test_ends_of_sequences(steps, is_refused, runs):
     assert bool(runs) != is_refused
 
 
+@pytest.mark.parametrize("cls", [nnx.LSTMCell, nnx.GRUCell])
+@pytest.mark.parametrize("arguments", [{}, {"reverse": True, "keep_order": True}, {"time_major": True}], ids=str)
+def test_batch_axes_and_lengths_of_calls_that_flax_runs(cls, arguments, runs):
+    cell = make_cell(cls, activation_fn=nnx.gelu)
+    x, carry, lengths = random(2, 2, T, I), random_carry(cls, 2, 2), np.array([[6, 0], [1, 4]])
+    rows = jax.tree.map(lambda leaf: leaf.reshape(4, *leaf.shape[2:]), (x, carry))
+    expected = by_cell(cell, *rows, lengths.ravel(), "reverse" in arguments)
+    if "time_major" in arguments:
+        x = jnp.moveaxis(x, 2, 0)
+    layer = ours.RNN(cell, return_carry=True)
+    final, y = run(layer, x, initial_carry=carry, seq_lengths=jnp.asarray(lengths), **arguments)
+    assert y.shape == (*x.shape[:-1], H) and not runs
+    if "time_major" in arguments:
+        y = jnp.moveaxis(y, 0, 2)
+    actual = jax.tree.map(lambda leaf: leaf.reshape(4, *leaf.shape[2:]), (final, y))
+    assert_close(actual, expected, nnx_cells.spec_of(make_cell(cls), "float32"))
+    for batch in ((2, 2), (0, 2)):
+        one_for_all, _ = layer(random(*batch, T, I), seq_lengths=4)
+        assert jax.tree.leaves(one_for_all)[0].shape == (*batch, H)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"reverse": True}, {"reverse": True, "keep_order": True}], ids=str)
+@pytest.mark.parametrize("function", [nnx.tanh, nnx.gelu], ids=["operator", "flax"])
+def test_lengths_in_a_list(function, arguments):
+    pair, x = [make_cell(seed=seed, activation_fn=function) for seed in (0, 1)], random(N, T, I)
+    layer, both = ours.RNN(pair[0], return_carry=True), ours.Bidirectional(*map(nnx.RNN, pair), return_carry=True)
+    for each in (layer, both):
+        actual = each(x, seq_lengths=LENGTHS.tolist(), **arguments)
+        jax.tree.map(np.testing.assert_array_equal, actual, each(x, seq_lengths=LENGTHS, **arguments))
+
+
+@pytest.mark.parametrize("function", [nnx.tanh, nnx.gelu], ids=["operator", "flax"])
+def test_no_promotion_of_ranks(function):
+    pair = [make_cell(seed=seed, activation_fn=function) for seed in (0, 1)]
+    both = ours.Bidirectional(*map(ours.RNN, pair), return_carry=True)
+    with jax.numpy_rank_promotion("raise"):
+        for x, lengths in ((random(N, T, I), LENGTHS), (random(N, 1, T, I), LENGTHS[:, None])):
+            assert run(both, x)[1].shape == run(both, x, seq_lengths=lengths)[1].shape == (*x.shape[:-1], 2 * H)
+            layer = ours.RNN(pair[0], reverse=True, keep_order=True)
+            assert nnx.grad(lambda layer, x=x, lengths=lengths: layer(x, seq_lengths=lengths).sum())(layer)
+
+
 def test_one_length_for_all_sequences():
     """As flax broadcasts it."""
     layer, x = ours.RNN(make_cell(), return_carry=True), random(N, T, I)
@@ -262,9 +321,14 @@ def test_one_length_for_all_sequences():
         assert not np.any(y[:, 3:])
 
 
-def test_lengths_of_64_bits_are_not_cut():
-    with pytest.raises(ValueError, match="lengths must be from 0 to 6; got"):
-        ours.RNN(make_cell())(random(N, T, I), seq_lengths=np.full(N, 2**32 + 1))
+@pytest.mark.parametrize("function", [nnx.tanh, nnx.gelu], ids=["operator", "flax"])
+def test_lengths_out_of_range(function):
+    """Those of 64 bits are not cut."""
+    pair = [make_cell(seed=seed, activation_fn=function) for seed in (0, 1)]
+    for lengths in (np.full(N, 2**32 + 1), [9, 1, 1, 1], jnp.array([1, -1, 1, 1]), 7):
+        for layer in (ours.RNN(pair[0]), ours.Bidirectional(*map(nnx.RNN, pair))):
+            with pytest.raises(ValueError, match="lengths must be from 0 to 6; got"):
+                layer(random(N, T, I), seq_lengths=lengths)
 
 
 def test_random_state_of_calls_that_flax_runs():
@@ -293,6 +357,18 @@ def test_both_directions_are_one_call(runs):
     own.merge_fn = jnp.subtract
     forward, backward = jnp.split(actual[1], 2, axis=-1)
     np.testing.assert_array_equal(own(random(N, T, I), **arguments)[1], forward - backward)
+
+
+@pytest.mark.parametrize("as_array", [jnp.asarray, np.asarray])
+@pytest.mark.parametrize("function", [nnx.tanh, nnx.gelu], ids=["operator", "flax"])
+def test_the_carries_of_both_directions_in_one_array(function, as_array):
+    pair = [make_cell(seed=seed, activation_fn=function) for seed in (0, 1)]
+    carries, x = as_array(random(2, N, H, seed=2)), random(N, T, I)
+    layer = ours.Bidirectional(*map(nnx.RNN, pair), return_carry=True)
+    for arguments in ({}, {"seq_lengths": LENGTHS}):
+        expected = layer(x, initial_carry=tuple(carries), **arguments)
+        actual = layer(x, initial_carry=carries, **arguments)
+        jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 def test_directions_that_differ_run_one_by_one(runs):
@@ -392,6 +468,23 @@ def test_a_model_without_numbers_is_accelerated():
     """As one makes it to load a checkpoint into."""
     model = nnx.eval_shape(lambda: nnx.RNN(nnx.GRUCell(I, H, rngs=nnx.Rngs(0))))
     assert len(accelerate(model)) == 1
+
+
+@pytest.mark.parametrize("as_array", [jnp.asarray, np.asarray])
+def test_a_model_whose_parameters_are_arrays(as_array, runs):
+    as_pure = getattr(nnx, "as_pure", None) or nnx.pure  # the former name
+    layer = nnx.RNN(make_cell(nnx.LSTMCell), rngs=False, return_carry=True)
+    x, carry = random(N, T, I), random_carry(nnx.LSTMCell, N)
+    expected = layer(x, initial_carry=carry)
+    pure, converted = as_pure(layer), nnx.clone(layer)
+    accelerate(converted)
+    accelerated_before, accelerated_after = as_pure(converted), jax.tree.map(as_array, pure)
+    assert len(accelerate(accelerated_after)) == 1
+    for own in (accelerated_before, accelerated_after):
+        assert_close(own(x, initial_carry=carry), expected, nnx_cells.spec_of(own.cell, "float32"))
+        actual = jax.jit(lambda own: own(x, initial_carry=carry))(own)
+        assert_close(actual, expected, nnx_cells.spec_of(own.cell, "float32"))
+    assert len(runs) == 4
 
 
 def test_subclasses_are_left_and_other_objects_refused():

@@ -140,6 +140,21 @@ def test_more_arrays_than_a_call_takes():
         rnn(spec, params, jnp.ones((2, 1, 3)))
 
 
+def test_arrays_of_another_network():
+    """They are refused, as the kernels would read beyond their end."""
+    spec = RNNSpec("rnn_tanh", 3, 5)
+    whole, array = Piece(0, 0, 50), jnp.ones(50)
+    cases = [
+        (ParamArrays.of([array[1:]], [Piece(0, 0, 49)]), ValueError, "must have 50 elements; got 49"),
+        (ParamArrays((array[1:],), ArrayLayout(((50,),), (whole,))), ValueError, r"the shapes .*; got \(\(49,\),\)"),
+        (ParamArrays.of([array.astype(jnp.float16)], [whole]), TypeError, "must have dtype float32; got float16"),
+        (ParamArrays((array[1:],), None), ValueError, r"params must have shape \(50\); got \(49,\)"),
+    ]
+    for params, kind, message in cases:
+        with pytest.raises(kind, match=message):
+            rnn(spec, params, jnp.ones((2, 1, 3)))
+
+
 @pytest.mark.parametrize("count", [63, 64])
 def test_as_many_arrays_as_a_vector_is_made_of(count):
     layout = ArrayLayout(((1,),) * count, tuple(Piece(number, 0, 1) for number in range(count)))

@@ -14,7 +14,9 @@ import pytest
 from jax import export
 
 import fusedrnn
-from fusedrnn import RNNOp, RNNSpec, cells
+from fusedrnn import Activation, RNNOp, RNNSpec, cells
+from fusedrnn.cell import absolute, cell, clip, maximum, minimum
+from fusedrnn.cell.activations import ACTIVATIONS
 from fusedrnn.engines.cpu.reserve_layout import ReserveLayout
 from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.jax import composed, rnn
@@ -101,6 +103,80 @@ def test_derivatives_of_derivatives(mode):
         actual, expected = derivative(rnn), derivative(by_scan)
     for array, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(array, other, rtol=1e-9, atol=1e-9 * np.abs(other).max())
+
+
+RANKS = {
+    "lstm": replace(SPEC, residual="projection", dropout=0.5, input_dropout=0.2),
+    "peepholes": RNNSpec("lstm", 5, 9, peepholes=True, projection_size=4, compute="bfloat16"),
+    "parameters": RNNSpec(cells.fast_grnn, 5, 9),
+    "means": RNNSpec(cells.layer_norm_gru, 5, 9),
+    "masks": RNNSpec(cells.zoneout_lstm, 5, 9),
+    "heads": RNNSpec(cells.flash_lstm.with_heads(2), 5, 32),
+}
+
+
+@pytest.mark.parametrize("name", RANKS)
+def test_no_promotion_of_ranks(name):
+    """Traced alone, as JAX refuses such operations there."""
+    spec = RANKS[name]
+    x, params, lengths = jnp.ones((7, 4, 5)), jnp.zeros(spec.layout.size), jnp.array([7, 0, 3, 1])
+    resets, states = jnp.zeros((7, 4), bool), [jnp.zeros(shape) for shape in spec.state_shape(4)]
+
+    def total(x, params, states, key=None):
+        return sum(leaf.sum() for leaf in jax.tree.leaves(rnn(spec, params, x, states, lengths, resets, key=key)))
+
+    def curvature(params, key):
+        return sum((leaf**2).sum() for leaf in jax.tree.leaves(jax.grad(total, (0, 1))(x, params, states, key)))
+
+    with jax.numpy_rank_promotion("raise"):
+        for key in (None, jax.random.key(0)):
+            jax.eval_shape(partial(total, key=key), x, params, states)
+            jax.eval_shape(jax.grad(curvature), params, key)
+        mapped = jax.vmap(lambda params, x: rnn(spec, params, x, None, lengths, resets.T, batch_first=True)[0])
+        assert jax.eval_shape(mapped, params[None], x.swapaxes(0, 1)[None]).shape == (1, 4, 7, spec.output_size)
+
+
+@cell(gates="a")
+def bounded(x, recurrent, s):
+    return clip(minimum(maximum(x.a, -1.0), 2.0 * x.a), -0.5, 2.0) + absolute(x.a) + 0.0 * recurrent(s.h).a
+
+
+def affine(mode, count, **options):
+    return RNNSpec(mode, 1, 1, bias="none", activations=(Activation("affine"),) * count, **options)
+
+
+KINKS = {
+    **{
+        name: RNNSpec("rnn_tanh", 1, 1, bias="none", activations=(activation,))
+        for name, activation in {
+            **{name: Activation(name) for name, function in ACTIVATIONS.items() if function.kink},
+            "hard_sigmoid": Activation("hard_sigmoid", 0.5, 0.5),
+        }.items()
+    },
+    "gates": affine("rnn_tanh", 1, gate_clip=1.0),
+    "state": affine("lstm", 3, state_clip_min=-1.0, state_clip_max=1.0),
+    "state and NaN": affine("lstm", 3, state_clip_min=-1.0, state_clip_max=1.0, state_clip_nan=True),
+    "cell": RNNSpec(bounded, 1, 1, bias="none"),
+}
+
+
+@pytest.mark.parametrize("name", KINKS)
+def test_derivatives_at_kinks_are_those_of_the_kernels(name):
+    """So that second derivatives, and gradients on other devices, fit to the gradients of the kernels."""
+    spec, x = KINKS[name], jnp.array([-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0])[None, :, None]
+    kinds = spec.layout.kinds
+    params = jnp.concatenate([
+        jnp.full(spec.layout.entry(0, 0, kind).size, float(kind == "i2h_weight")) for kind in kinds
+    ])  # fmt: skip
+    kernels, scan = (jax.grad(lambda x, run=run: run(spec, params, x)[0].sum())(x) for run in (rnn, by_scan))
+    np.testing.assert_allclose(scan.ravel(), kernels.ravel(), rtol=1e-6)
+
+
+def test_the_second_derivative_of_softplus_at_zero():
+    spec = RNNSpec("rnn_tanh", 1, 1, bias="none", activations=(Activation("softplus"),))
+    params = jnp.array([1.0, 0.0])
+    second = jax.grad(jax.grad(lambda x: rnn(spec, params, x.reshape(1, 1, 1))[0].sum()))
+    np.testing.assert_allclose([second(0.0), second(1.0)], [0.25, 0.19661193], rtol=1e-6)
 
 
 def test_vmap_over_the_batch_is_one_call(problem):

@@ -13,29 +13,18 @@ import jax.numpy as jnp
 
 from fusedrnn.cell.expr import Leaf
 from fusedrnn.cell.leaves import PreH, PreX, Projected, RawInput, State
-from fusedrnn.cell.primitives import ArrayArithmetic
 from fusedrnn.cell.stage import Stage
 from fusedrnn.cell.trace import traced_cell
 from fusedrnn.cell.traversal import evaluate
 from fusedrnn.dropout import scale
 from fusedrnn.engines.reference.forward import gate_rows, parameter_leaves
+from fusedrnn.jax.cell_arithmetic import ARITHMETIC
 from fusedrnn.jax.mesh_types import zeros_that_vary
 from fusedrnn.jax.philox import input_mask, step_masks
 from fusedrnn.spec import RNNSpec
 
 Array = Any
 Weights = Mapping[str, Array]
-
-
-def _clip_nan(x: Array, low: float, high: float) -> Array:
-    return jnp.where(jnp.isnan(x), low, jnp.clip(x, low, high))
-
-
-_ARRAYS = ArrayArithmetic(
-    jnp,
-    {"sigmoid": jax.nn.sigmoid, "relu": jax.nn.relu, "softplus": jax.nn.softplus, "clip_nan": _clip_nan},
-)
-"""Evaluates expressions on JAX's arrays."""
 
 
 class _Steps(NamedTuple):
@@ -69,7 +58,7 @@ def forward(
     if not spec.is_trainable:
         raise NotImplementedError(f"compute={spec.compute!r} runs on the CPU alone, and has no gradients")
     steps, batch = x.shape[:2]
-    valid = None if lengths is None else jnp.arange(steps)[:, None] < lengths
+    valid = None if lengths is None else jnp.arange(steps)[:, None] < lengths[None]
     if valid is not None:
         # NaN in the padding would turn the padding's zero derivative into NaN.
         x = jnp.where(valid[:, :, None], x, 0)
@@ -112,7 +101,7 @@ def _weights(spec: RNNSpec, params: Array, layer: int, direction: int) -> dict[s
 def _full(blocks: Array, heads: int) -> Array:
     """Block-diagonal weights (rows, H / heads) as a full matrix (rows, H)."""
     size = blocks.shape[1]
-    diagonal = jnp.eye(heads, dtype=blocks.dtype).reshape(heads, 1, heads, 1)
+    diagonal = jnp.eye(heads, dtype=blocks.dtype).reshape(1, heads, 1, heads, 1)
     return (blocks.reshape(-1, heads, size, 1, size) * diagonal).reshape(-1, heads * size)
 
 
@@ -165,7 +154,7 @@ def _scan(
 
 def _linear(x: Array, weight: Array, bias: Array | None) -> Array:
     product = jnp.matmul(x, weight.T, precision="highest")
-    return product if bias is None else product + bias
+    return product if bias is None else product + jnp.expand_dims(bias, range(product.ndim - 1))
 
 
 def _rounding(spec: RNNSpec) -> Callable[[Array], Array]:
@@ -189,7 +178,7 @@ def _moments(stage: Stage, values: Mapping[Leaf, Array], like: Array) -> dict[Le
     """The means and variances (N, 1) of a stage of reductions."""
     moments: dict[Leaf, Array] = {}
     for reduction in stage.reductions:
-        parts = evaluate(reduction.values, values, _ARRAYS)
+        parts = evaluate(reduction.values, values, ARITHMETIC)
         row = jnp.concatenate([_in_rows(part, like) for part in parts], axis=1)
         moments[reduction.mean] = row.mean(axis=1, keepdims=True)
         if reduction.variance is not None:
@@ -207,7 +196,7 @@ def _step(
     values: dict[Leaf, Array] = {State(name): state for name, state in zip(cell.states, states, strict=True)}
     values.update(zip(cell.masks, step.masks, strict=True))
     values.update({PreX(gate): step.x_gates[:, own] for gate, own in x_rows.items()})
-    values.update(parameter_leaves(cell, weights))
+    values.update({leaf: weight[None] for leaf, weight in parameter_leaves(cell, weights).items()})
     if cell.reads_raw_input:
         values[RawInput()] = step.x
     for stage in cell.stages:
@@ -215,7 +204,7 @@ def _step(
             values.update(_moments(stage, values, states[0]))
         if not stage.multiplies:
             continue
-        (operand,) = evaluate([stage.operand], values, _ARRAYS)
+        (operand,) = evaluate([stage.operand], values, ARITHMETIC)
         if spec.projection_size is None:  # with a projection, an operand may be wider than h
             operand = _in_rows(operand, states[0])
         if stage.projects:
@@ -227,6 +216,6 @@ def _step(
             product = _linear(rounded(operand), weights["h2h_weight"][stacked], own_bias)
             pieces = jnp.split(product, len(stage.gates), axis=1)
             values.update(zip(map(PreH, stage.gates), pieces, strict=True))
-    new = evaluate(cell.outputs, values, _ARRAYS)
+    new = evaluate(cell.outputs, values, ARITHMETIC)
     after = tuple(_in_rows(value, state) for value, state in zip(new, states, strict=False))
     return after[0] if cell.output is None else _in_rows(new[-1], states[0]), after

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -17,8 +17,7 @@ __all__ = ["GRU", "LSTM"]
 
 Array = Any
 
-_ARRAYS = "weight_ih", "weight_hh", "bias", "bias_n"
-_FIELDS = *_ARRAYS, "input_size", "hidden_size", "use_bias"
+_FIELDS = "weight_ih", "weight_hh", "bias", "bias_n", "input_size", "hidden_size", "use_bias"
 
 
 class LSTM(eqx.Module):
@@ -91,9 +90,9 @@ class LSTM(eqx.Module):
             The output (T, H), and the final (h, c).
 
         Raises:
-            TypeError: If the common dtype of parameters and input is not float32 or float64, or ``state`` is not a
-                pair.
-            ValueError: If an operand has the wrong shape.
+            TypeError: If the common dtype of parameters, input and state is not float32 or float64, or ``state`` is not
+                a pair.
+            ValueError: If an operand or an array of the layer has the wrong shape.
         """
         if state is not None and not (isinstance(state, (tuple, list)) and len(state) == 2):
             raise TypeError(f"state must be (h, c); got {type(state).__name__}")
@@ -162,8 +161,8 @@ class GRU(eqx.Module):
             The output (T, H), and the final h.
 
         Raises:
-            TypeError: If the common dtype of parameters and input is not float32 or float64.
-            ValueError: If an operand has the wrong shape.
+            TypeError: If the common dtype of parameters, input and state is not float32 or float64.
+            ValueError: If an operand or an array of the layer has the wrong shape.
         """
         y, (h,) = _run(self, "gru", x, None if state is None else (state,), length, reverse)
         return y, h
@@ -188,14 +187,17 @@ def _run(
     x = jnp.asarray(x)
     if x.ndim != 2 or x.shape[1] != layer.input_size:
         raise ValueError(f"x must have shape (T, {layer.input_size}); got {x.shape}: map over more axes with jax.vmap")
-    arrays = [array for name in _ARRAYS if (array := getattr(layer, name, None)) is not None]
-    dtype = jnp.result_type(x, *arrays).name
+    arrays = _arrays_of(layer, mode)
+    if states is not None:
+        states = [_row("state", state, (layer.hidden_size,))[None] for state in states]
+    dtype = jnp.result_type(x, *arrays.values(), *(states or ())).name
     if dtype not in DTYPES:
-        raise TypeError(f"x and the parameters must give {' or '.join(DTYPES)}; they give {dtype}")
-    bias = {0: "none", 1: "single", 2: "double"}[len(arrays) - 2]
+        operands = "x and the parameters" if states is None else "x, the parameters and the state"
+        raise TypeError(f"{operands} must give {' or '.join(DTYPES)}; they give {dtype}")
+    bias = "double" if "bias_n" in arrays else "single" if layer.use_bias else "none"
     spec = RNNSpec(mode, layer.input_size, layer.hidden_size, dtype=dtype, bias=bias, reverse=reverse)
     if states is not None:
-        states = [_row("state", state, (layer.hidden_size,)).astype(dtype)[None] for state in states]
+        states = [state.astype(dtype) for state in states]
     lengths = None if length is None else _row("length", length, ())
     y, final = rnn(spec, _params(spec, arrays), x.astype(dtype)[None], states, lengths, batch_first=True)
     return y[0], [state[0, 0] for state in final]
@@ -209,10 +211,29 @@ def _row(name: str, value: Any, shape: tuple[int, ...]) -> Array:
     return array[None]
 
 
-def _params(spec: RNNSpec, arrays: Sequence[Array]) -> ParamArrays:
-    by_kind: dict[str, Array] = dict(zip(("i2h_weight", "h2h_weight", "i2h_bias"), arrays, strict=False))
+def _arrays_of(layer: Any, mode: str) -> dict[str, Array]:
+    """The arrays that the cell reads, by field."""
+    I, H = layer.input_size, layer.hidden_size
+    rows = {"lstm": 4, "gru": 3}[mode] * H
+    shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, I), "weight_hh": (rows, H)}
+    if layer.use_bias:
+        shapes["bias"] = (rows,)
+        if mode == "gru":
+            shapes["bias_n"] = (H,)
+    arrays = {name: getattr(layer, name) for name in shapes}
+    for name, array in arrays.items():
+        own = None if array is None else jnp.shape(array)
+        if own != shapes[name]:
+            hint = ": map over an ensemble with equinox.filter_vmap" if own and own[1:] == shapes[name] else ""
+            raise ValueError(f"{name} must have shape {shapes[name]}; got {own}{hint}")
+    return arrays
+
+
+def _params(spec: RNNSpec, arrays: Mapping[str, Array]) -> ParamArrays:
+    by_kind = {"i2h_weight": arrays["weight_ih"], "h2h_weight": arrays["weight_hh"], "i2h_bias": arrays.get("bias")}
     if spec.bias == "double":  # a GRU's recurrent bias, which Equinox has for n only
-        by_kind["h2h_bias"] = jnp.concatenate([jnp.zeros_like(arrays[2][: -spec.hidden_size]), arrays[3]])
+        zeros = jnp.zeros_like(arrays["bias"][: -spec.hidden_size])
+        by_kind["h2h_bias"] = jnp.concatenate([zeros, arrays["bias_n"]])
     # The arrays in the order of the vector. The elements of each are in that order already.
-    vectors = [by_kind[entry.kind].reshape(-1).astype(spec.dtype) for entry in spec.layout]
+    vectors = [jnp.reshape(by_kind[entry.kind], -1).astype(spec.dtype) for entry in spec.layout]
     return ParamArrays.of(vectors, [Piece(number, 0, vector.size) for number, vector in enumerate(vectors)])

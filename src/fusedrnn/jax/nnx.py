@@ -65,7 +65,8 @@ class RNN(nnx.RNN):
         Args:
             inputs: (..., T, I), or (T, ..., I) if time-major; the dots stand for any number of axes.
             initial_carry: A carry such as the cell's ``initialize_carry`` returns, which is the default.
-            seq_lengths: The valid steps of each sequence, integers from 0 to T of the shape of the batch axes.
+            seq_lengths: The valid steps of each sequence, integers from 0 to T of the shape of the batch axes; a list
+                of them, too.
             return_carry: Whether to return the final carry too.
             time_major: Whether the first axis is the time.
             reverse: Whether to run from the end of each sequence to its beginning.
@@ -80,6 +81,7 @@ class RNN(nnx.RNN):
         time_major = self.time_major if time_major is None else time_major
         reverse = self.reverse if reverse is None else reverse
         keep_order = self.keep_order if keep_order is None else keep_order
+        seq_lengths = None if seq_lengths is None else uncut(seq_lengths)
         runs_operator = not refusal(self)
         if runs_operator:
             inputs = jnp.asarray(inputs)
@@ -128,7 +130,7 @@ class Bidirectional(nnx.Bidirectional):
 
         Args:
             inputs: (..., T, I), or (T, ..., I) if time-major.
-            initial_carry: The initial carry of each direction.
+            initial_carry: The initial carry of each direction; one array may have both, along its first axis.
             rngs: Random numbers for the initial carries.
             seq_lengths: The valid steps of each sequence.
             return_carry: Whether to return the final carries too.
@@ -141,13 +143,14 @@ class Bidirectional(nnx.Bidirectional):
         """
         time_major = self.time_major if time_major is None else time_major
         return_carry = self.return_carry if return_carry is None else return_carry
+        seq_lengths = None if seq_lengths is None else uncut(seq_lengths)
         if not refusal_of_pair(self):
             inputs, rngs = jnp.asarray(inputs), self.rngs if rngs is None else rngs
             rngs = rngs.carry if isinstance(rngs, nnx.Rngs) else rngs
             layers = self.forward_rnn, self.backward_rnn
             carries = [
                 _initial_carry(layer, inputs, time_major, rngs) if carry is None else carry
-                for layer, carry in zip(layers, initial_carry or (None, None), strict=True)
+                for layer, carry in zip(layers, _carry_of_each(initial_carry), strict=True)
             ]
             initial_carry = carries[0], carries[1]
             call = fused_call([layer.cell for layer in layers], inputs, carries, seq_lengths, time_major, False)
@@ -168,7 +171,7 @@ class Bidirectional(nnx.Bidirectional):
         rngs = rngs.carry if isinstance(rngs, nnx.Rngs) else rngs
         layers = self.forward_rnn, self.backward_rnn
         results = []
-        for layer, carry, reverse in zip(layers, initial_carry or (None, None), (False, True), strict=True):
+        for layer, carry, reverse in zip(layers, _carry_of_each(initial_carry), (False, True), strict=True):
             call = RNN.__call__ if type(layer) is nnx.RNN else type(layer).__call__
             results.append(call(
                 layer, inputs, initial_carry=carry, rngs=rngs, seq_lengths=seq_lengths, return_carry=True,
@@ -182,6 +185,14 @@ class Bidirectional(nnx.Bidirectional):
         if self.merge_fn is nnx.Bidirectional.merge_fn:  # the operator has concatenated them
             return outputs
         return jax.tree.map(self.merge_fn, *jnp.split(outputs, 2, axis=-1))
+
+
+def _carry_of_each(initial_carry: Any) -> tuple[Carry | None, Carry | None]:
+    """The initial carry of each direction; None for the default."""
+    if initial_carry is None:
+        return None, None
+    forward, backward = initial_carry  # also of an array, which has no truth value
+    return forward, backward
 
 
 def refusal_of_pair(layer: Any) -> str:
@@ -245,7 +256,6 @@ def fused_call(
     if any(state.shape != shape for own in states for state in own):
         return None
     if lengths is not None:
-        lengths = uncut(lengths)
         if lengths.shape != batch_dims or not jnp.issubdtype(lengths.dtype, jnp.integer):
             return None
         lengths = lengths.reshape(-1)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,18 +20,19 @@ from fusedrnn.layout import Kind
 from fusedrnn.spec import DTYPES, RNNSpec
 
 Array = Any
+Value = TypeVar("Value")
 
 ACTIVATIONS: dict[Callable[..., Any], Activation] = {
     jax.nn.sigmoid: Activation("sigmoid"),
     jnp.tanh: Activation("tanh"),
     jax.nn.relu: Activation("relu"),
-    jax.nn.leaky_relu: Activation("leaky_relu", 0.01),
     jax.nn.elu: Activation("elu", 1.0),
-    jax.nn.hard_sigmoid: Activation("hard_sigmoid", 1 / 6, 0.5),
     jax.nn.soft_sign: Activation("softsign"),
     jax.nn.softplus: Activation("softplus"),
 }
 """The activations that JAX's functions compute. Flax exports the same functions."""
+OTHER_DERIVATIVES: dict[Callable[..., Any], str] = {jax.nn.leaky_relu: "at 0", jax.nn.hard_sigmoid: "at -3 and 3"}
+"""The functions of JAX whose derivative is another one than the operator's, and where."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,12 @@ def refusal(cell: Any) -> str:
         return f"its cell is {kind}; the operator has {_NAMES}"
     for name in dict.fromkeys(form.functions):
         function = getattr(cell, name)
-        if _activation(function) is None:
-            return f"its {name} is {getattr(function, '__name__', function)}, which the operator does not have"
+        if _entry(ACTIVATIONS, function) is None:
+            points = _entry(OTHER_DERIVATIVES, function)
+            reason = "which the operator does not have"
+            if points:
+                reason = f"whose derivative {points} differs from the operator's"
+            return f"its {name} is {getattr(function, '__name__', function)}, {reason}"
     if getattr(cell, "residual", False):
         return "its cell adds the state within the activation (residual=True)"
     return _refused_linear(form, cell)
@@ -91,7 +96,8 @@ def _refused_linear(form: CellForm, cell: Any) -> str:
         if not unchanged or has_bias != (linear.bias is not None):
             return f"its cell's {name} is not the linear layer that flax makes there by default"
         # This also works for a model from nnx.eval_shape, whose parameters have no values.
-        dtype = jnp.dtype(linear.kernel.get_value().dtype if linear.dtype is None else linear.dtype).name
+        kernel = linear.kernel.get_value() if isinstance(linear.kernel, nnx.Variable) else linear.kernel
+        dtype = jnp.dtype(kernel.dtype if linear.dtype is None else linear.dtype).name
         if dtype not in DTYPES:
             return f"its cell computes in {dtype}, with sums rounded to it; the operator has {' and '.join(DTYPES)}"
     return ""
@@ -103,9 +109,9 @@ def _linears(form: CellForm) -> Iterator[tuple[str, bool]]:
     yield from ((name, True) for name in form.recurrent)
 
 
-def _activation(function: Any) -> Activation | None:
+def _entry(table: Mapping[Callable[..., Any], Value], function: Any) -> Value | None:
     try:
-        return ACTIVATIONS.get(function)
+        return table.get(function)
     except TypeError:  # an object without a hash
         return None
 
@@ -166,6 +172,7 @@ def _num_gates(form: CellForm) -> int:
 
 
 def _arrays_of(linear: Any) -> list[Array]:
+    """The kernel and the bias, which are variables or, in a model of pure values, arrays."""
     return [variable[...] for variable in (linear.kernel, linear.bias) if variable is not None]
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from fusedrnn.jax.rnn import check_range
 
 Array = Any
 Carry = Any
@@ -20,19 +23,25 @@ def run_scan(
 
     Outputs after the end of a sequence are zero, and the final carry of a length of 0 is the initial carry, which these
     rules need. ``options`` are the other arguments of the layer's call.
+
+    Raises:
+        ValueError: If a length is known and not from 0 to T.
     """
-    result = nnx.RNN.__call__(  # not by super(), as Bidirectional passes layers of flax's class too
-        layer, inputs, initial_carry=initial_carry, seq_lengths=seq_lengths, return_carry=return_carry,
-        time_major=time_major, **options,
-    )  # fmt: skip
+    options |= {"return_carry": return_carry, "time_major": time_major}
     if seq_lengths is None:
-        return result
+        return _flax_call(layer, inputs, initial_carry, None, **options)
     time_axis, shape = without_time(layer, inputs, time_major)
-    lengths = jnp.broadcast_to(seq_lengths, shape[: -layer.cell.num_feature_axes])
+    check_range(seq_lengths, inputs.shape[time_axis])
+    batch = shape[: -layer.cell.num_feature_axes]
+    lengths = jnp.broadcast_to(seq_lengths, batch)
+    if return_carry and len(batch) > 1:
+        result = _with_one_batch_axis(layer, inputs, initial_carry, lengths, **options)
+    else:
+        result = _flax_call(layer, inputs, initial_carry, seq_lengths, **options)
 
     def end(y: Array) -> Array:
         steps = jnp.arange(y.shape[time_axis])
-        valid = jnp.expand_dims(steps, range(1, 1 + lengths.ndim)) < lengths
+        valid = jnp.expand_dims(steps, range(1, 1 + lengths.ndim)) < lengths[None]
         return _select(jnp.moveaxis(valid, 0, time_axis), y, 0)
 
     if not return_carry:
@@ -40,6 +49,30 @@ def run_scan(
     carry, outputs = result
     carry = jax.tree.map(lambda final, before: _select(lengths > 0, final, before), carry, initial_carry)
     return carry, jax.tree.map(end, outputs)
+
+
+def _flax_call(layer: Any, inputs: Array, initial_carry: Carry, seq_lengths: Array | None, **options: Any) -> Any:
+    # Not by super(), as Bidirectional passes layers of flax's class too.
+    return nnx.RNN.__call__(layer, inputs, initial_carry=initial_carry, seq_lengths=seq_lengths, **options)
+
+
+def _with_one_batch_axis(
+    layer: Any, inputs: Array, initial_carry: Carry, lengths: Array, *, time_major: bool, **options: Any
+) -> tuple[Carry, Any]:
+    """Flax's call with the batch axes joined to one, as flax takes the final carry of each length along one axis."""
+    size, ndim, batch_axis = math.prod(lengths.shape), lengths.ndim, int(time_major)
+
+    def join(array: Array, axis: int = 0) -> Array:
+        return array.reshape(*array.shape[:axis], size, *array.shape[axis + ndim :])
+
+    def split(array: Array, axis: int = 0) -> Array:
+        return array.reshape(*array.shape[:axis], *lengths.shape, *array.shape[axis + 1 :])
+
+    carry, outputs = _flax_call(
+        layer, join(inputs, batch_axis), jax.tree.map(join, initial_carry), join(lengths), time_major=time_major,
+        **options,
+    )  # fmt: skip
+    return jax.tree.map(split, carry), jax.tree.map(lambda y: split(y, batch_axis), outputs)
 
 
 def without_time(layer: Any, inputs: Array, time_major: bool) -> tuple[int, tuple[int, ...]]:

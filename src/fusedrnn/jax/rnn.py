@@ -76,8 +76,7 @@ def rnn(
     if not isinstance(spec, RNNSpec):
         raise TypeError(f"spec must be an RNNSpec; got {type(spec).__name__}")
     dtype = np.dtype(spec.dtype)
-    if not isinstance(params, ParamArrays):
-        params = ParamArrays((_array("params", params, dtype, (spec.layout.size,)),), None)
+    params = _params(spec, params, dtype)
     x = _array("x", x, dtype, (None, None, spec.input_size))
     steps, batch = (x.shape[1], x.shape[0]) if batch_first else x.shape[:2]
     options = {
@@ -88,7 +87,7 @@ def rnn(
     }
     if options["resets"] and options["lengths"]:
         # Kernels take marks in the padding for marks of the sequence.
-        valid = jnp.arange(steps)[:, None] < options["lengths"][0]
+        valid = jnp.arange(steps)[:, None] < options["lengths"][0][None]
         options["resets"] = [options["resets"][0] & valid]
     own_spec = spec if options["seed"] else _without_masks(spec)
     call = Call(own_spec, tuple(name for name in OPTIONAL if options[name]), batch_first, params.layout)
@@ -140,6 +139,23 @@ def uncut(value: Any) -> Array:
     return np.asarray(value) if is_known else jnp.asarray(value)
 
 
+def _params(spec: RNNSpec, params: Any, dtype: np.dtype[Any]) -> ParamArrays:
+    """The parameters as arrays that make up a vector of the network's size and dtype."""
+    arrays, layout = params if isinstance(params, ParamArrays) else ((params,), None)
+    if layout is None:
+        return ParamArrays((_array("params", arrays[0], dtype, (spec.layout.size,)),), None)
+    # The kernels read as many elements as the network has, so a smaller array would be read beyond its end.
+    shapes = tuple(tuple(array.shape) for array in arrays)
+    if shapes != layout.shapes:
+        raise ValueError(f"the arrays of params must have the shapes {layout.shapes}; got {shapes}")
+    if layout.size != spec.layout.size:
+        raise ValueError(f"the arrays of params must have {spec.layout.size} elements; got {layout.size}")
+    dtypes = {array.dtype.name for array in arrays}
+    if dtypes != {dtype.name}:
+        raise TypeError(f"the arrays of params must have dtype {dtype.name}; got {', '.join(sorted(dtypes))}")
+    return ParamArrays(arrays, layout)
+
+
 def _states(spec: RNNSpec, states: Any, batch: Any, dtype: np.dtype[Any]) -> list[Array]:
     """The initial states; either all of them, or none if all are zeros."""
     names, shapes = spec.state_names, spec.state_shape(batch)
@@ -165,15 +181,21 @@ def _lengths(lengths: Any, batch: Any, steps: Any) -> list[Array]:
         raise TypeError(f"lengths must be integers; got {array.dtype.name}")
     if array.shape != (batch,):
         raise ValueError(f"lengths must have shape ({batch},); got {array.shape}")
-    if not isinstance(array, jax.core.Tracer):
-        values = np.asarray(array)  # with NumPy, because inside of jit, JAX traces operations even on a constant
-        is_too_long = isinstance(steps, int) and (values > steps).any()  # an exported call checks a symbolic T
-        if (values < 0).any() or is_too_long:
-            raise ValueError(f"each of lengths must be from 0 to {steps}; got {values}")
+    check_range(array, steps)
     own, limit = np.iinfo(array.dtype), np.iinfo(np.int32).max
     if own.max > limit:  # a length that is out of range stays so in 32 bits, and the call refuses it
         array = (np if isinstance(array, np.ndarray) else jnp).clip(array, max(own.min, -1), limit)
     return [jnp.asarray(array, jnp.int32)]
+
+
+def check_range(lengths: Array, steps: Any) -> None:
+    """Refuse lengths that are not from 0 to ``steps``, if their values are known."""
+    if isinstance(lengths, jax.core.Tracer):
+        return
+    values = np.asarray(lengths)  # with NumPy, because inside of jit, JAX traces operations even on a constant
+    is_too_long = isinstance(steps, int) and (values > steps).any()  # an exported call checks a symbolic T
+    if (values < 0).any() or is_too_long:
+        raise ValueError(f"each of lengths must be from 0 to {steps}; got {values}")
 
 
 def _resets(resets: Any, shape: Sequence[int], batch_first: bool) -> Array:
