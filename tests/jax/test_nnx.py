@@ -473,7 +473,7 @@ def test_a_model_without_numbers_is_accelerated():
 @pytest.mark.parametrize("as_array", [jnp.asarray, np.asarray])
 def test_a_model_whose_parameters_are_arrays(as_array, runs):
     as_pure = getattr(nnx, "as_pure", None) or nnx.pure  # the former name
-    layer = nnx.RNN(make_cell(nnx.LSTMCell), rngs=False, return_carry=True)
+    layer = nnx.RNN(make_cell(nnx.LSTMCell, dtype=None), rngs=False, return_carry=True)
     x, carry = random(N, T, I), random_carry(nnx.LSTMCell, N)
     expected = layer(x, initial_carry=carry)
     pure, converted = as_pure(layer), nnx.clone(layer)
