@@ -16,8 +16,8 @@ from fusedrnn.cell.leaves import PreH, PreX, Projected, RawInput, State
 from fusedrnn.cell.stage import Stage
 from fusedrnn.cell.trace import traced_cell
 from fusedrnn.cell.traversal import evaluate
+from fusedrnn.cell.weights import gate_rows, parameter_leaves
 from fusedrnn.dropout import scale
-from fusedrnn.engines.reference.forward import gate_rows, parameter_leaves
 from fusedrnn.jax.cell_arithmetic import ARITHMETIC
 from fusedrnn.jax.mesh_types import zeros_that_vary
 from fusedrnn.jax.philox import input_mask, step_masks

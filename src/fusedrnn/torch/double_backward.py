@@ -19,8 +19,8 @@ from fusedrnn.cell.primitives import ArrayArithmetic
 from fusedrnn.cell.stage import Stage
 from fusedrnn.cell.trace import traced_cell
 from fusedrnn.cell.traversal import evaluate
+from fusedrnn.cell.weights import gate_rows
 from fusedrnn.dropout import input_stream, mask, scale
-from fusedrnn.engines.reference.forward import gate_rows
 from fusedrnn.engines.reference.masks import StepMasks, random_masks
 from fusedrnn.layout import Kind
 from fusedrnn.spec import RNNSpec

@@ -28,15 +28,9 @@ from fusedrnn.cell.leaves import (
 )
 from fusedrnn.cell.trace import TracedCell, traced_cell
 from fusedrnn.cell.traversal import evaluate
+from fusedrnn.cell.weights import gate_rows, parameter_leaves
 from fusedrnn.engines.reference import heads
-from fusedrnn.engines.reference.forward import (
-    NUMPY,
-    drop,
-    gate_rows,
-    in_rows,
-    layer_weights,
-    parameter_leaves,
-)
+from fusedrnn.engines.reference.forward import NUMPY, drop, in_rows, layer_weights
 from fusedrnn.engines.reference.reductions import moment_cotangents
 from fusedrnn.engines.reference.resets import Resets
 from fusedrnn.engines.reference.rounding import Rounding, row_rounding

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from fusedrnn import dropout
 from fusedrnn.cell.expr import Leaf
-from fusedrnn.cell.leaves import ParamVector, PreH, PreX, Projected, RawInput, State
+from fusedrnn.cell.leaves import PreH, PreX, Projected, RawInput, State
 from fusedrnn.cell.primitives import ArrayArithmetic
 from fusedrnn.cell.trace import TracedCell, traced_cell
 from fusedrnn.cell.traversal import evaluate
+from fusedrnn.cell.weights import gate_rows, parameter_leaves
 from fusedrnn.engines.reference import heads
 from fusedrnn.engines.reference.masks import StepMasks, expected_masks, random_masks
 from fusedrnn.engines.reference.reductions import moments
@@ -258,24 +258,3 @@ def linear(x: Array, weight: Array, bias: Array | None) -> Array:
     """``x @ weight.T``, plus ``bias`` if there is one."""
     product: Array = x @ weight.T
     return product if bias is None else product + bias
-
-
-def parameter_leaves(cell: TracedCell, weights: Mapping[str, Any]) -> dict[Leaf, Any]:
-    """The parameters of the cell by leaf: vectors (H,), such as peephole weights, and scalars (1,).
-
-    They are views of the weights, which may be arrays of another library than NumPy.
-    """
-    if "peephole_weight" in weights:
-        peepholes = weights["peephole_weight"].reshape(len(cell.param_vectors), -1)
-        return {ParamVector(gate): weight for gate, weight in zip(cell.param_vectors, peepholes, strict=True)}
-    return {leaf: weights[leaf.name] for leaf in cell.parameters}
-
-
-def gate_rows(cell: TracedCell, x_count: int, h_count: int) -> tuple[dict[str, slice], dict[str, slice]]:
-    """The rows of each gate in the input weights, of ``x_count`` rows, and in the recurrent weights, of ``h_count``."""
-    size = x_count // len(cell.x_gates) if cell.x_gates else h_count // len(cell.h_gates)
-
-    def rows(gates: Sequence[str]) -> dict[str, slice]:
-        return {gate: slice(index * size, (index + 1) * size) for index, gate in enumerate(gates)}
-
-    return rows(cell.x_gates), rows(cell.h_gates)
