@@ -11,7 +11,6 @@ from fusedrnn.keras import backends
 from fusedrnn.keras.cell_spec import cells_of, refusal, spec_of
 from fusedrnn.keras.fused_loop import NESTED, FusedLoop, can_read, read_steps
 from fusedrnn.keras.parameters import Parameters
-from fusedrnn.keras.saving import Pickled
 
 _MERGES = {
     "sum": lambda forward, backward: forward + backward,
@@ -21,7 +20,7 @@ _MERGES = {
 }
 
 
-class Bidirectional(Pickled, keras.layers.Bidirectional):
+class Bidirectional(keras.layers.Bidirectional):
     """:class:`keras.layers.Bidirectional` on the fused operator: constructor, weights and results are Keras's.
 
     Two of our layers that differ only in their direction run in one call of the operator. Otherwise each direction runs

@@ -11,12 +11,11 @@ from fusedrnn.keras.backends import Backend
 from fusedrnn.keras.cell_spec import cells_of, draws_masks_of_ours, refusal, spec_of
 from fusedrnn.keras.masked_steps import MaskedSteps
 from fusedrnn.keras.parameters import Parameters
-from fusedrnn.keras.saving import Pickled
 
 NESTED = list, tuple
 
 
-class FusedLoop(Pickled):
+class FusedLoop:
     """A mixin for :class:`keras.layers.RNN` and its subclasses.
 
     A call that the operator does not support runs the loop of the next class in the method resolution order.
