@@ -176,9 +176,7 @@ def test_activations(activation, recurrent, fused):
 @pytest.mark.parametrize(("kind", "mask", "merge"), MERGES)
 def test_bidirectional(kind, mask, merge, fused):
     options = SEQUENCES if merge != "ave" else {}
-    ours, theirs = twins(
-        lambda module: module.Bidirectional(getattr(module, kind)(H, **options), merge_mode=merge)
-    )
+    ours, theirs = twins(lambda module: module.Bidirectional(getattr(module, kind)(H, **options), merge_mode=merge))
     num_states = 4 if kind == "LSTM" else 2
     assert_same(ours, theirs, *arrays(num_states if merge != "ave" else 0), mask=MASKS[mask])
     assert len(fused) == 1
@@ -195,6 +193,68 @@ def test_bidirectional_of_different_layers(fused):
     ours, theirs = twins(make)
     assert_same(ours, theirs, arrays(0)[0], mask=MASKS["holes"])
     assert {(spec.mode, spec.bidirectional) for spec in fused} == {("lstm", False), ("gru", False)}
+
+
+def doubled(base):
+    """A subclass with a call of its own."""
+
+    class Doubled(base):
+        def call(self, sequences, initial_state=None, mask=None, training=False):
+            return 2 * super().call(sequences, initial_state, mask, training)
+
+    return Doubled
+
+
+def from_ones(base):
+    """A subclass with initial states of its own."""
+
+    class FromOnes(base):
+        def get_initial_state(self, batch_size):
+            return [keras.ops.ones_like(state) for state in super().get_initial_state(batch_size)]
+
+    return FromOnes
+
+
+@EVERYWHERE
+@pytest.mark.parametrize("subclass", [doubled, from_ones])
+def test_bidirectional_of_subclasses(subclass, fused):
+    def make(module):
+        cls = subclass(module.GRU)
+        with keras.saving.custom_object_scope({cls.__name__: cls}):
+            return module.Bidirectional(cls(H), backward_layer=cls(H, go_backwards=True))
+
+    ours, theirs = twins(make)
+    assert_same(ours, theirs, arrays(0)[0])
+    assert {spec.bidirectional for spec in fused} == {False}
+
+
+@EVERYWHERE
+def test_bidirectional_of_a_layer_with_its_own_call(fused):
+    ours, _ = twins(lambda module: module.Bidirectional(module.GRU(H), merge_mode="sum"))
+    x, _ = arrays(0)
+    expected = keras.ops.convert_to_numpy(ours(x))
+    for layer in (ours.forward_layer, ours.backward_layer):
+        layer.call = lambda *given, call=layer.call, **options: 2 * call(*given, **options)
+    assert_within(keras.ops.convert_to_numpy(ours(x)), 2 * expected, *tolerance("float32", I + H))
+    assert [spec.bidirectional for spec in fused] == [True, False, False]
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_hooks(register, fused):
+    """PyTorch's, of the layers in Bidirectional and of cells, as Keras calls them."""
+    for make in (
+        lambda module: module.Bidirectional(module.GRU(H)),
+        lambda module: module.RNN(layers.GRUCell(H)),
+    ):
+        ours, theirs = twins(make)
+        calls = {}
+        for layer in (ours, theirs):
+            calls[layer] = []
+            hooked = layer.backward_layer if hasattr(layer, "backward_layer") else layer.cell
+            getattr(hooked, register)(lambda *given, own=calls[layer]: own.append(type(given[0])))
+            layer(arrays(0)[0])
+        assert len(calls[ours]) == len(calls[theirs]) > 0
+    assert not any(spec.bidirectional for spec in fused)
 
 
 STACKS = {

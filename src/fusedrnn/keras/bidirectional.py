@@ -9,9 +9,12 @@ from keras import ops
 
 from fusedrnn.keras import backends
 from fusedrnn.keras.cell_spec import cells_of, refusal, spec_of
-from fusedrnn.keras.fused_loop import NESTED, FusedLoop, can_read, read_steps
+from fusedrnn.keras.fused_loop import NESTED, can_read, read_steps
+from fusedrnn.keras.layers import GRU, LSTM, RNN, SimpleRNN
+from fusedrnn.keras.own_calls import has_own_calls
 from fusedrnn.keras.parameters import Parameters
 
+_CLASSES = RNN, LSTM, GRU, SimpleRNN
 _MERGES = {
     "sum": lambda forward, backward: forward + backward,
     "ave": lambda forward, backward: (forward + backward) / 2,
@@ -24,7 +27,7 @@ class Bidirectional(keras.layers.Bidirectional):
     """:class:`keras.layers.Bidirectional` on the fused operator: constructor, weights and results are Keras's.
 
     Two of our layers that differ only in their direction run in one call of the operator. Otherwise each direction runs
-    as its own layer does.
+    as its own layer does; so do subclasses of our layers, and layers with hooks or a call of their own.
 
     Example:
         >>> layer = Bidirectional(LSTM(16, return_sequences=True))
@@ -43,10 +46,13 @@ class Bidirectional(keras.layers.Bidirectional):
 def differ_in_direction_only(layer: Any) -> bool:
     """Whether one call of the operator runs both layers of a Bidirectional."""
     forward, backward = layer.forward_layer, layer.backward_layer
+    # A subclass may have any method of its own, which only its own call runs.
+    if type(forward) not in _CLASSES or type(backward) is not type(forward):
+        return False
+    if any([has_own_calls(each) for each in (forward, backward, forward.cell, backward.cell)]):
+        return False
     return (
-        isinstance(forward, FusedLoop)
-        and type(forward) is type(backward)
-        and len(cells_of(forward.cell)) == 1
+        len(cells_of(forward.cell)) == 1
         and not forward.go_backwards
         and backward.go_backwards
         and not (forward.stateful or backward.stateful)

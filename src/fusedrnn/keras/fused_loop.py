@@ -10,6 +10,7 @@ from fusedrnn.keras import backends
 from fusedrnn.keras.backends import Backend
 from fusedrnn.keras.cell_spec import cells_of, draws_masks_of_ours, refusal, spec_of
 from fusedrnn.keras.masked_steps import MaskedSteps
+from fusedrnn.keras.own_calls import has_own_calls
 from fusedrnn.keras.parameters import Parameters
 
 NESTED = list, tuple
@@ -84,6 +85,8 @@ def first_of(mask: Any) -> Any:
 def _can_run(layer: FusedLoop, cells: Any, training: Any) -> bool:
     compute_dtype = layer.compute_dtype
     if refusal(layer.cell) or any([cell.compute_dtype != compute_dtype for cell in cells]):
+        return False
+    if any([has_own_calls(cell) for cell in (layer.cell, *cells)]):
         return False
     if not training:
         return True
