@@ -195,6 +195,21 @@ def test_bidirectional_of_different_layers(fused):
     assert {(spec.mode, spec.bidirectional) for spec in fused} == {("lstm", False), ("gru", False)}
 
 
+@EVERYWHERE
+@pytest.mark.parametrize("merge", ["concat", None])
+def test_bidirectional_of_which_one_is_unrolled(merge, fused):
+    """An unrolled loop on JAX starts from zeros where steps are masked."""
+
+    def make(module):
+        backward = module.GRU(H, go_backwards=True, unroll=True)
+        return module.Bidirectional(module.GRU(H), merge_mode=merge, backward_layer=backward)
+
+    ours, theirs = twins(make)
+    mask = np.array([[0] * 5, [1] * 5, [1, 1, 0, 0, 0], [0, 0, 1, 1, 1]], bool)
+    assert_same(ours, theirs, *arrays(2), mask=mask)
+    assert {spec.bidirectional for spec in fused} == {False}
+
+
 def doubled(base):
     """A subclass with a call of its own."""
 

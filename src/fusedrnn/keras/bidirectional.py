@@ -55,6 +55,7 @@ def differ_in_direction_only(layer: Any) -> bool:
         len(cells_of(forward.cell)) == 1
         and not forward.go_backwards
         and backward.go_backwards
+        and forward.unroll == backward.unroll
         and not (forward.stateful or backward.stateful)
         and forward.activity_regularizer is None
         and backward.activity_regularizer is None

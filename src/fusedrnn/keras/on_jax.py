@@ -22,7 +22,9 @@ from fusedrnn.spec import RNNSpec
 _KINDS: tuple[Kind, ...] = "i2h_weight", "h2h_weight", "i2h_bias", "h2h_bias"
 
 
-def run(spec: RNNSpec, x: Any, states: Sequence[Any], parameters: Sequence[Parameters], lengths: Any) -> Results | None:
+def run(
+    spec: RNNSpec, x: Any, states: Sequence[Any], parameters: Sequence[Parameters], lengths: Any
+) -> Results | None:
     """:meth:`fusedrnn.keras.backends.Backend.run`."""
     if jax.default_backend() != "cpu":
         return None
