@@ -195,18 +195,51 @@ def test_bidirectional_of_different_layers(fused):
     assert {(spec.mode, spec.bidirectional) for spec in fused} == {("lstm", False), ("gru", False)}
 
 
+def masked_models():
+    """Models that mask steps of zeros, and an input (2, N, T, I) with such steps."""
+    for make in (lambda: fusedrnn.keras.GRU(H), lambda: fusedrnn.keras.Bidirectional(fusedrnn.keras.LSTM(H))):
+        inputs = keras.Input((T, I))
+        yield keras.Model(inputs, make()(layers.Masking()(inputs)))
+
+
+def masked_input():
+    return np.stack([arrays(0)[0] * MASKS[mask][..., None] for mask in ("holes", "right")]).astype("float32")
+
+
+@EVERYWHERE
+def test_masks_in_mapped_functions():
+    """Whose values are not known."""
+    x = keras.ops.convert_to_tensor(masked_input())
+    for model in masked_models():
+        y = keras.ops.vectorized_map(model.call, x)
+        expected = keras.ops.stack([model(each) for each in x])
+        assert_within(*map(keras.ops.convert_to_numpy, (y, expected)), *tolerance("float32", I + H))
+
+
+def test_masks_in_traced_functions():
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    x = keras.ops.convert_to_tensor(masked_input())
+    for model in masked_models():
+        graph = make_fx(model)(x[0])
+        assert sum(str(node.target).startswith("fusedrnn.") for node in graph.graph.nodes) == 1
+        results = [keras.ops.convert_to_numpy(call(x[1])) for call in (graph, model)]
+        assert_within(*results, *tolerance("float32", I + H))
+
+
 @EVERYWHERE
 @pytest.mark.parametrize("merge", ["concat", None])
 def test_bidirectional_of_which_one_is_unrolled(merge, fused):
     """An unrolled loop on JAX starts from zeros where steps are masked."""
 
     def make(module):
-        backward = module.GRU(H, go_backwards=True, unroll=True)
-        return module.Bidirectional(module.GRU(H), merge_mode=merge, backward_layer=backward)
+        backward = module.LSTM(H, go_backwards=True, unroll=True)
+        return module.Bidirectional(module.LSTM(H), merge_mode=merge, backward_layer=backward)
 
     ours, theirs = twins(make)
     mask = np.array([[0] * 5, [1] * 5, [1, 1, 0, 0, 0], [0, 0, 1, 1, 1]], bool)
-    assert_same(ours, theirs, *arrays(2), mask=mask)
+    # Keras fails on PyTorch when it unrolls the loop backwards with a mask.
+    assert_same(ours, theirs, *arrays(4), mask=mask if keras.backend.backend() == "jax" else None)
     assert {spec.bidirectional for spec in fused} == {False}
 
 

@@ -33,7 +33,8 @@ class Backend(Protocol):
     def padding_of(self, mask: Any) -> bool | None:
         """Whether all masked steps come after the others; None if no step is masked.
 
-        While a graph is traced, the values of the mask are not known, and masked steps may be anywhere.
+        While a graph is traced or a function is mapped, the values of the mask are not known, and masked steps may be
+        anywhere.
 
         Args:
             mask: Bools (T, N).
