@@ -354,6 +354,44 @@ def test_stateful(kind, fused):
     assert fused
 
 
+def replaced_gradients(layer, x, names):
+    """The output of a layer of which half the value of some weights is in their place, and the gradients of these."""
+    cell, values = layer.cell, [getattr(layer.cell, name).value for name in names]
+    operands = [keras.ops.convert_to_numpy(value) for value in values]
+
+    def call(*values):
+        for name, value in zip(names, values, strict=True):
+            setattr(cell, name, 0.5 * value)
+        return layer(x)
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        y, transpose = jax.vjp(call, *operands)
+        return [keras.ops.convert_to_numpy(array) for array in (y, *transpose(jax.numpy.cos(y)))]
+    import torch
+
+    operands = [torch.tensor(value, requires_grad=True) for value in operands]
+    y = call(*operands)
+    gradients = torch.autograd.grad(y, operands, y.detach().cos())
+    return [keras.ops.convert_to_numpy(array) for array in (y, *gradients)]
+
+
+@EVERYWHERE
+@pytest.mark.parametrize("names", [("recurrent_kernel",), ("kernel", "recurrent_kernel", "bias")])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_tensors_in_place_of_variables(kind, names, fused):
+    """As weight drop and weight normalization put them."""
+    ours, theirs = twins(lambda module: getattr(module, kind)(H))
+    x = keras.ops.convert_to_tensor(arrays(0)[0])
+    results = [replaced_gradients(layer, x, names) for layer in (ours, theirs)]
+    spec = fusedrnn.RNNSpec("lstm", I, H)
+    assert_within(results[0][0], results[1][0], *tolerance("float32", I + H))
+    for array, other in zip(*[gradients for _, *gradients in results], strict=True):
+        assert_within(array, other, *gradient_tolerance("float32", spec, T, N, np.abs(other).max()))
+    assert len(fused) == 1
+
+
 @EVERYWHERE
 def test_bfloat16(fused):
     """Products have bfloat16 operands, as Keras's have; states are not rounded from step to step."""
