@@ -91,6 +91,32 @@ def test_torch_compile():
     assert sum(str(node.target).startswith("fusedrnn.rnn") for graph in graphs for node in graph.graph.nodes) == 1
 
 
+@pytest.mark.every_backend
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_export_of_any_shape(wrapped, masked):
+    """A graph that JAX exports takes any T and N."""
+    if keras.backend.backend() != "jax":
+        pytest.skip("an export of JAX")
+    import jax
+    from jax import export
+
+    layer = fusedrnn.keras.GRU(H, return_sequences=True)
+    layer = fusedrnn.keras.Bidirectional(layer) if wrapped else layer
+    layer.build((N, T, 3))
+    t, n = export.symbolic_shape("t, n")
+    shapes = [jax.ShapeDtypeStruct((n, t, 3), "float32"), jax.ShapeDtypeStruct((n, t), "bool")]
+    exported = export.export(
+        jax.jit(lambda x, mask=None: layer(x, mask=mask)),
+        disabled_checks=[export.DisabledSafetyCheck.custom_call("fusedrnn_call")],
+    )(*shapes[: 1 + masked])
+    x = RNG.standard_normal((N + 1, T + 1, 3)).astype("float32")
+    operands = [x, RNG.random((N + 1, T + 1)) > 0.4][: 1 + masked]
+    expected = layer(x, mask=jax.numpy.asarray(operands[1]) if masked else None)
+    assert "fusedrnn_call" in exported.mlir_module()
+    assert_within(*map(np.asarray, (exported.call(*operands), expected)), RTOL, ATOL)
+
+
 class Pair(keras.Model):
     """A subclassed model with a layer in an attribute and others in a list."""
 

@@ -33,7 +33,7 @@ def run(
     spec: RNNSpec, x: Tensor, states: Sequence[Tensor], parameters: Sequence[Parameters], lengths: Tensor | None
 ) -> Results | None:
     """:meth:`fusedrnn.keras.backends.Backend.run`."""
-    if len(x) == 1 and lengths is None and spec.mode in _ONE_STEP and spec.reset_after:
+    if x.shape[0] == 1 and lengths is None and spec.mode in _ONE_STEP and spec.reset_after:
         return None
     run_call = dispatch.runner()
     tensors = [tensor for own in parameters for tensor in own]
