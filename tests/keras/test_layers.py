@@ -195,6 +195,43 @@ def test_bidirectional_of_different_layers(fused):
     assert {(spec.mode, spec.bidirectional) for spec in fused} == {("lstm", False), ("gru", False)}
 
 
+SUPPORTED_WITH_CUDNN = {"torch": [("LSTM", {}), ("GRU", {}), ("GRU", {"unroll": True})], "jax": [("GRU", {})]}
+
+
+@EVERYWHERE
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("LSTM", {}),
+        ("GRU", {}),
+        ("GRU", {"unroll": True}),
+        ("GRU", {"reset_after": False}),
+        ("LSTM", {"recurrent_dropout": 0.5}),
+    ],
+)
+def test_a_layer_that_requires_cudnn(kind, options, wrapped, fused):
+    """Runs where Keras runs it, and raises Keras's error elsewhere."""
+
+    def make(module):
+        layer = getattr(module, kind)(H, use_cudnn=True, **options)
+        return module.Bidirectional(layer) if wrapped else layer
+
+    ours, theirs = twins(make)
+    x = keras.ops.convert_to_tensor(arrays(0)[0])
+    is_supported = (kind, options) in SUPPORTED_WITH_CUDNN[keras.backend.backend()]
+    if is_supported:
+        results = [keras.ops.convert_to_numpy(layer(x)) for layer in (ours, theirs)]
+        assert_within(*results, *tolerance("float32", I + H))
+        assert fused
+    for masks in [{"mask": keras.ops.convert_to_tensor(MASKS["holes"])}, *[{}] * (not is_supported)]:
+        for layer in (ours, theirs):
+            with pytest.raises(ValueError, match="use_cudnn=True was specified"):
+                layer(x, **masks)
+    report = fusedrnn.keras.accelerate(getattr(layers, kind)(H, use_cudnn=True, **options))
+    assert [layer.reason for layer in report.unchanged] == ["it has use_cudnn=True"] * (not is_supported)
+
+
 def masked_models():
     """Models that mask steps of zeros, and an input (2, N, T, I) with such steps."""
     for make in (lambda: fusedrnn.keras.GRU(H), lambda: fusedrnn.keras.Bidirectional(fusedrnn.keras.LSTM(H))):

@@ -68,11 +68,13 @@ def _run(layer: FusedLoop, sequences: Any, initial_state: Any, mask: Any, traini
 
 
 def can_read(layer: Any, sequences: Any, mask: Any) -> bool:
-    """Whether the operator supports an input and a mask of these shapes."""
+    """Whether the operator supports an input and a mask of these shapes, and the layer does not require cuDNN."""
     shape = () if isinstance(sequences, (dict, *NESTED)) else tuple(sequences.shape)
     if len(shape) != 3 or None in shape or 0 in shape:
         return False
     mask, cell = first_of(mask), cells_of(layer.cell)[0]
+    if backends.requires_cudnn(layer, mask):
+        return False
     is_mask = mask is None or tuple(mask.shape) == shape[:2]
     return is_mask and getattr(cell, "built", False) and shape[2] == cell.kernel.shape[0]
 
