@@ -90,6 +90,7 @@ def _run(layer: Bidirectional, sequences: Any, initial_state: Any, mask: Any, tr
     )  # fmt: skip
     if results is None:
         return None
+    _draw_masks(cells, x, states)
     y, final = results
     if not layer.return_sequences:
         before = states[0] if backends.carries_initial_output(forward.unroll) else (None, None)
@@ -104,6 +105,15 @@ def _run(layer: Bidirectional, sequences: Any, initial_state: Any, mask: Any, tr
         return outputs
     returned = [state[direction] for direction in (0, 1) for state in final]
     return (*outputs, *returned) if layer.merge_mode is None else (outputs, *returned)
+
+
+def _draw_masks(cells: Any, x: Any, states: Any) -> None:
+    """Draw masks of dropout from the seeds and drop them, as Keras's layers do in inference."""
+    for cell, state in zip(cells, states[0], strict=True):
+        cell.get_dropout_mask(x[0])
+        cell.get_recurrent_dropout_mask(state)
+        cell.reset_dropout_mask()
+        cell.reset_recurrent_dropout_mask()
 
 
 def _merged(mode: str | None, forward: Any, backward: Any) -> Any:
