@@ -112,6 +112,22 @@ def test_calls_outside_of_graphs(mask, fused):
 
 
 @EVERYWHERE
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_arrays_of_numpy(dtype, wrapped, fused):
+    """Which only ``__call__`` converts."""
+
+    def make(module):
+        return module.Bidirectional(module.GRU(H)) if wrapped else module.GRU(H)
+
+    ours, theirs = twins(make)
+    x, states = arrays(1 + wrapped, dtype)
+    results = [keras.ops.convert_to_numpy(layer.call(x, initial_state=states)) for layer in (ours, theirs)]
+    assert_within(*results, *tolerance("float32", I + H))
+    assert fused
+
+
+@EVERYWHERE
 def test_float64(fused):
     """Keras's own loop rounds to float32 here and there, so that NumPy is the oracle."""
     with x64():
@@ -365,10 +381,13 @@ def test_dropout_has_the_masks_of_keras(kind, fused):
     assert fused
 
 
+@EVERYWHERE
 def test_dropout_of_bidirectional(fused):
+    """Also after inference, where Keras draws masks and does not use them."""
     ours, theirs = twins(lambda module: module.Bidirectional(module.LSTM(H, dropout=0.5, seed=3)))
-    assert_same(ours, theirs, arrays(0)[0], training=True)
-    assert fused
+    for training in (True, False, True):
+        assert_same(ours, theirs, arrays(0)[0], training=training)
+    assert {spec.bidirectional for spec in fused} == {False, True}
 
 
 def test_dropout_of_states_runs_keras_in_training_only(fused):

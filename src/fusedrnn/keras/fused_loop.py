@@ -98,7 +98,8 @@ def _can_run(layer: FusedLoop, cells: Any, training: Any) -> bool:
 def read_steps(backend: Backend, layer: Any, sequences: Any, mask: Any) -> tuple[Any, MaskedSteps | None]:
     """The input (T, N, I) in the order in which a layer reads it, and its masked steps, None if there are none."""
     mask = first_of(mask)
-    x = sequences.swapaxes(0, 1)
+    # call() itself takes NumPy's arrays too, which only __call__ converts.
+    x = (sequences if ops.is_tensor(sequences) else ops.convert_to_tensor(sequences)).swapaxes(0, 1)
     mask = None if mask is None else ops.cast(ops.swapaxes(mask, 0, 1), "bool")
     if getattr(layer, "go_backwards", False):
         x, mask = ops.flip(x, axis=0), None if mask is None else ops.flip(mask, axis=0)
