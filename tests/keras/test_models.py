@@ -78,17 +78,21 @@ def test_accelerated_between_two_fits(fused):
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # where Keras breaks the graph
-def test_torch_compile():
+@pytest.mark.parametrize("kind", ["GRU", "LSTM", "SimpleRNN"])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_torch_compile(wrapped, kind):
     """A graph has the registered operator."""
     import torch
 
-    layer = fusedrnn.keras.GRU(H, return_sequences=True)
+    layer = getattr(fusedrnn.keras, kind)(H, return_sequences=True)
+    layer = fusedrnn.keras.Bidirectional(layer) if wrapped else layer
     x = torch.randn(N, T, 3)
     expected = layer(x)
     graphs = []
     compiled = torch.compile(lambda x: layer(x), backend=lambda graph, _: graphs.append(graph) or graph.forward)
     assert_within(*map(keras.ops.convert_to_numpy, (compiled(x), expected)), RTOL, ATOL)
-    assert sum(str(node.target).startswith("fusedrnn.rnn") for graph in graphs for node in graph.graph.nodes) == 1
+    assert len(graphs) == 1
+    assert sum(str(node.target).startswith("fusedrnn.rnn") for node in graphs[0].graph.nodes) == 1
 
 
 @pytest.mark.every_backend
