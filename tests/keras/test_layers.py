@@ -112,6 +112,22 @@ def test_calls_outside_of_graphs(mask, fused):
 
 
 @EVERYWHERE
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_arrays_of_numpy(dtype, wrapped, fused):
+    """Which only ``__call__`` converts."""
+
+    def make(module):
+        return module.Bidirectional(module.GRU(H)) if wrapped else module.GRU(H)
+
+    ours, theirs = twins(make)
+    x, states = arrays(1 + wrapped, dtype)
+    results = [keras.ops.convert_to_numpy(layer.call(x, initial_state=states)) for layer in (ours, theirs)]
+    assert_within(*results, *tolerance("float32", I + H))
+    assert fused
+
+
+@EVERYWHERE
 def test_float64(fused):
     """Keras's own loop rounds to float32 here and there, so that NumPy is the oracle."""
     with x64():
@@ -176,9 +192,7 @@ def test_activations(activation, recurrent, fused):
 @pytest.mark.parametrize(("kind", "mask", "merge"), MERGES)
 def test_bidirectional(kind, mask, merge, fused):
     options = SEQUENCES if merge != "ave" else {}
-    ours, theirs = twins(
-        lambda module: module.Bidirectional(getattr(module, kind)(H, **options), merge_mode=merge)
-    )
+    ours, theirs = twins(lambda module: module.Bidirectional(getattr(module, kind)(H, **options), merge_mode=merge))
     num_states = 4 if kind == "LSTM" else 2
     assert_same(ours, theirs, *arrays(num_states if merge != "ave" else 0), mask=MASKS[mask])
     assert len(fused) == 1
@@ -195,6 +209,153 @@ def test_bidirectional_of_different_layers(fused):
     ours, theirs = twins(make)
     assert_same(ours, theirs, arrays(0)[0], mask=MASKS["holes"])
     assert {(spec.mode, spec.bidirectional) for spec in fused} == {("lstm", False), ("gru", False)}
+
+
+SUPPORTED_WITH_CUDNN = {"torch": [("LSTM", {}), ("GRU", {}), ("GRU", {"unroll": True})], "jax": [("GRU", {})]}
+
+
+@EVERYWHERE
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("LSTM", {}),
+        ("GRU", {}),
+        ("GRU", {"unroll": True}),
+        ("GRU", {"reset_after": False}),
+        ("LSTM", {"recurrent_dropout": 0.5}),
+    ],
+)
+def test_a_layer_that_requires_cudnn(kind, options, wrapped, fused):
+    """Runs where Keras runs it, and raises Keras's error elsewhere."""
+
+    def make(module):
+        layer = getattr(module, kind)(H, use_cudnn=True, **options)
+        return module.Bidirectional(layer) if wrapped else layer
+
+    ours, theirs = twins(make)
+    x = keras.ops.convert_to_tensor(arrays(0)[0])
+    is_supported = (kind, options) in SUPPORTED_WITH_CUDNN[keras.backend.backend()]
+    if is_supported:
+        results = [keras.ops.convert_to_numpy(layer(x)) for layer in (ours, theirs)]
+        assert_within(*results, *tolerance("float32", I + H))
+        assert fused
+    for masks in [{"mask": keras.ops.convert_to_tensor(MASKS["holes"])}, *[{}] * (not is_supported)]:
+        for layer in (ours, theirs):
+            with pytest.raises(ValueError, match="use_cudnn=True was specified"):
+                layer(x, **masks)
+    report = fusedrnn.keras.accelerate(getattr(layers, kind)(H, use_cudnn=True, **options))
+    assert [layer.reason for layer in report.unchanged] == ["it has use_cudnn=True"] * (not is_supported)
+
+
+def masked_models():
+    """Models that mask steps of zeros, and an input (2, N, T, I) with such steps."""
+    for make in (lambda: fusedrnn.keras.GRU(H), lambda: fusedrnn.keras.Bidirectional(fusedrnn.keras.LSTM(H))):
+        inputs = keras.Input((T, I))
+        yield keras.Model(inputs, make()(layers.Masking()(inputs)))
+
+
+def masked_input():
+    return np.stack([arrays(0)[0] * MASKS[mask][..., None] for mask in ("holes", "right")]).astype("float32")
+
+
+@EVERYWHERE
+def test_masks_in_mapped_functions():
+    """Whose values are not known."""
+    x = keras.ops.convert_to_tensor(masked_input())
+    for model in masked_models():
+        y = keras.ops.vectorized_map(model.call, x)
+        expected = keras.ops.stack([model(each) for each in x])
+        assert_within(*map(keras.ops.convert_to_numpy, (y, expected)), *tolerance("float32", I + H))
+
+
+def test_masks_in_traced_functions():
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    x = keras.ops.convert_to_tensor(masked_input())
+    for model in masked_models():
+        graph = make_fx(model)(x[0])
+        assert sum(str(node.target).startswith("fusedrnn.") for node in graph.graph.nodes) == 1
+        results = [keras.ops.convert_to_numpy(call(x[1])) for call in (graph, model)]
+        assert_within(*results, *tolerance("float32", I + H))
+
+
+@EVERYWHERE
+@pytest.mark.parametrize("merge", ["concat", None])
+def test_bidirectional_of_which_one_is_unrolled(merge, fused):
+    """An unrolled loop on JAX starts from zeros where steps are masked."""
+
+    def make(module):
+        backward = module.LSTM(H, go_backwards=True, unroll=True)
+        return module.Bidirectional(module.LSTM(H), merge_mode=merge, backward_layer=backward)
+
+    ours, theirs = twins(make)
+    mask = np.array([[0] * 5, [1] * 5, [1, 1, 0, 0, 0], [0, 0, 1, 1, 1]], bool)
+    # Keras fails on PyTorch when it unrolls the loop backwards with a mask.
+    assert_same(ours, theirs, *arrays(4), mask=mask if keras.backend.backend() == "jax" else None)
+    assert {spec.bidirectional for spec in fused} == {False}
+
+
+def doubled(base):
+    """A subclass with a call of its own."""
+
+    class Doubled(base):
+        def call(self, sequences, initial_state=None, mask=None, training=False):
+            return 2 * super().call(sequences, initial_state, mask, training)
+
+    return Doubled
+
+
+def from_ones(base):
+    """A subclass with initial states of its own."""
+
+    class FromOnes(base):
+        def get_initial_state(self, batch_size):
+            return [keras.ops.ones_like(state) for state in super().get_initial_state(batch_size)]
+
+    return FromOnes
+
+
+@EVERYWHERE
+@pytest.mark.parametrize("subclass", [doubled, from_ones])
+def test_bidirectional_of_subclasses(subclass, fused):
+    def make(module):
+        cls = subclass(module.GRU)
+        with keras.saving.custom_object_scope({cls.__name__: cls}):
+            return module.Bidirectional(cls(H), backward_layer=cls(H, go_backwards=True))
+
+    ours, theirs = twins(make)
+    assert_same(ours, theirs, arrays(0)[0])
+    assert {spec.bidirectional for spec in fused} == {False}
+
+
+@EVERYWHERE
+def test_bidirectional_of_a_layer_with_its_own_call(fused):
+    ours, _ = twins(lambda module: module.Bidirectional(module.GRU(H), merge_mode="sum"))
+    x, _ = arrays(0)
+    expected = keras.ops.convert_to_numpy(ours(x))
+    for layer in (ours.forward_layer, ours.backward_layer):
+        layer.call = lambda *given, call=layer.call, **options: 2 * call(*given, **options)
+    assert_within(keras.ops.convert_to_numpy(ours(x)), 2 * expected, *tolerance("float32", I + H))
+    assert [spec.bidirectional for spec in fused] == [True, False, False]
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_hooks(register, fused):
+    """PyTorch's, of the layers in Bidirectional and of cells, as Keras calls them."""
+    for make in (
+        lambda module: module.Bidirectional(module.GRU(H)),
+        lambda module: module.RNN(layers.GRUCell(H)),
+    ):
+        ours, theirs = twins(make)
+        calls = {}
+        for layer in (ours, theirs):
+            calls[layer] = []
+            hooked = layer.backward_layer if hasattr(layer, "backward_layer") else layer.cell
+            getattr(hooked, register)(lambda *given, own=calls[layer]: own.append(type(given[0])))
+            layer(arrays(0)[0])
+        assert len(calls[ours]) == len(calls[theirs]) > 0
+    assert not any(spec.bidirectional for spec in fused)
 
 
 STACKS = {
@@ -220,10 +381,13 @@ def test_dropout_has_the_masks_of_keras(kind, fused):
     assert fused
 
 
+@EVERYWHERE
 def test_dropout_of_bidirectional(fused):
+    """Also after inference, where Keras draws masks and does not use them."""
     ours, theirs = twins(lambda module: module.Bidirectional(module.LSTM(H, dropout=0.5, seed=3)))
-    assert_same(ours, theirs, arrays(0)[0], training=True)
-    assert fused
+    for training in (True, False, True):
+        assert_same(ours, theirs, arrays(0)[0], training=training)
+    assert {spec.bidirectional for spec in fused} == {False, True}
 
 
 def test_dropout_of_states_runs_keras_in_training_only(fused):
@@ -244,6 +408,44 @@ def test_stateful(kind, fused):
         states = [keras.ops.convert_to_numpy(keras.ops.stack(layer.states)) for layer in (ours, theirs)]
         assert_within(*states, *tolerance("float32", I + H))
     assert fused
+
+
+def replaced_gradients(layer, x, names):
+    """The output of a layer of which half the value of some weights is in their place, and the gradients of these."""
+    cell, values = layer.cell, [getattr(layer.cell, name).value for name in names]
+    operands = [keras.ops.convert_to_numpy(value) for value in values]
+
+    def call(*values):
+        for name, value in zip(names, values, strict=True):
+            setattr(cell, name, 0.5 * value)
+        return layer(x)
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        y, transpose = jax.vjp(call, *operands)
+        return [keras.ops.convert_to_numpy(array) for array in (y, *transpose(jax.numpy.cos(y)))]
+    import torch
+
+    operands = [torch.tensor(value, requires_grad=True) for value in operands]
+    y = call(*operands)
+    gradients = torch.autograd.grad(y, operands, y.detach().cos())
+    return [keras.ops.convert_to_numpy(array) for array in (y, *gradients)]
+
+
+@EVERYWHERE
+@pytest.mark.parametrize("names", [("recurrent_kernel",), ("kernel", "recurrent_kernel", "bias")])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_tensors_in_place_of_variables(kind, names, fused):
+    """As weight drop and weight normalization put them."""
+    ours, theirs = twins(lambda module: getattr(module, kind)(H))
+    x = keras.ops.convert_to_tensor(arrays(0)[0])
+    results = [replaced_gradients(layer, x, names) for layer in (ours, theirs)]
+    spec = fusedrnn.RNNSpec("lstm", I, H)
+    assert_within(results[0][0], results[1][0], *tolerance("float32", I + H))
+    for array, other in zip(*[gradients for _, *gradients in results], strict=True):
+        assert_within(array, other, *gradient_tolerance("float32", spec, T, N, np.abs(other).max()))
+    assert len(fused) == 1
 
 
 @EVERYWHERE

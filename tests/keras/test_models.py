@@ -1,6 +1,7 @@
 """Whole models: accelerate and restore, fit, and files in both directions."""
 
 import copy
+import functools
 import pickle
 import re
 
@@ -10,7 +11,7 @@ import pytest
 from keras import layers
 
 import fusedrnn.keras
-from fusedrnn.keras import accelerate, restore
+from fusedrnn.keras import accelerate, restore, saving
 from fusedrnn.testing.tolerance import tolerance
 from keras_calls import assert_within
 
@@ -77,17 +78,47 @@ def test_accelerated_between_two_fits(fused):
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # where Keras breaks the graph
-def test_torch_compile():
+@pytest.mark.parametrize("kind", ["GRU", "LSTM", "SimpleRNN"])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_torch_compile(wrapped, kind):
     """A graph has the registered operator."""
     import torch
 
-    layer = fusedrnn.keras.GRU(H, return_sequences=True)
+    layer = getattr(fusedrnn.keras, kind)(H, return_sequences=True)
+    layer = fusedrnn.keras.Bidirectional(layer) if wrapped else layer
     x = torch.randn(N, T, 3)
     expected = layer(x)
     graphs = []
     compiled = torch.compile(lambda x: layer(x), backend=lambda graph, _: graphs.append(graph) or graph.forward)
     assert_within(*map(keras.ops.convert_to_numpy, (compiled(x), expected)), RTOL, ATOL)
-    assert sum(str(node.target).startswith("fusedrnn.rnn") for graph in graphs for node in graph.graph.nodes) == 1
+    assert len(graphs) == 1
+    assert sum(str(node.target).startswith("fusedrnn.rnn") for node in graphs[0].graph.nodes) == 1
+
+
+@pytest.mark.every_backend
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_export_of_any_shape(wrapped, masked):
+    """A graph that JAX exports takes any T and N."""
+    if keras.backend.backend() != "jax":
+        pytest.skip("an export of JAX")
+    import jax
+    from jax import export
+
+    layer = fusedrnn.keras.GRU(H, return_sequences=True)
+    layer = fusedrnn.keras.Bidirectional(layer) if wrapped else layer
+    layer.build((N, T, 3))
+    t, n = export.symbolic_shape("t, n")
+    shapes = [jax.ShapeDtypeStruct((n, t, 3), "float32"), jax.ShapeDtypeStruct((n, t), "bool")]
+    exported = export.export(
+        jax.jit(lambda x, mask=None: layer(x, mask=mask)),
+        disabled_checks=[export.DisabledSafetyCheck.custom_call("fusedrnn_call")],
+    )(*shapes[: 1 + masked])
+    x = RNG.standard_normal((N + 1, T + 1, 3)).astype("float32")
+    operands = [x, RNG.random((N + 1, T + 1)) > 0.4][: 1 + masked]
+    expected = layer(x, mask=jax.numpy.asarray(operands[1]) if masked else None)
+    assert "fusedrnn_call" in exported.mlir_module()
+    assert_within(*map(np.asarray, (exported.call(*operands), expected)), RTOL, ATOL)
 
 
 class Pair(keras.Model):
@@ -163,6 +194,18 @@ def test_only_layers(convert):
         convert([layers.LSTM(H)])
 
 
+def forget_our_classes(monkeypatch):
+    """As in a process that has not imported fusedrnn.keras."""
+    for name in ("REGISTERED_NAMES_TO_OBJS", "REGISTERED_OBJS_TO_NAMES"):
+        registered = getattr(keras.src.api_export, name)
+        kept = {
+            key: value for key, value in registered.items()
+            if not any(getattr(each, "__module__", "").startswith("fusedrnn.") for each in (key, value))
+        }  # fmt: skip
+        monkeypatch.setattr(keras.src.api_export, name, kept)
+    monkeypatch.setattr(saving, "_OURS", {})
+
+
 def test_files(tmp_path, monkeypatch):
     """A file gives our layers where fusedrnn.keras is imported, and Keras's own elsewhere, if ours were saved."""
     ours, theirs = build_model(), build_model()
@@ -175,7 +218,7 @@ def test_files(tmp_path, monkeypatch):
     assert type(loaded.layers[1]) is fusedrnn.keras.Bidirectional
     assert type(loaded.layers[1].backward_layer) is fusedrnn.keras.LSTM
     assert_within(loaded.predict(X, verbose=0), expected, RTOL, ATOL)
-    monkeypatch.setattr(keras.src.saving.object_registration, "GLOBAL_CUSTOM_OBJECTS", {})  # as without fusedrnn
+    forget_our_classes(monkeypatch)
     plain = keras.saving.load_model(tmp_path / "ours.keras")
     assert type(plain.layers[1]) is layers.Bidirectional
     assert type(plain.layers[1].backward_layer) is layers.LSTM
@@ -198,6 +241,72 @@ def test_files_of_keras(tmp_path):
     ours.load_weights(tmp_path / "theirs.weights.h5")
     for model in (loaded, ours):
         assert_within(model.predict(X, verbose=0), theirs.predict(X, verbose=0), RTOL, ATOL)
+
+
+@pytest.mark.filterwarnings("ignore:.*HDF5:UserWarning")
+def test_files_in_hdf5(tmp_path, monkeypatch):
+    """Which name classes alone."""
+    theirs = build_model()
+    theirs.save(tmp_path / "theirs.h5")
+    expected = theirs.predict(X, verbose=0)
+    loaded = keras.saving.load_model(tmp_path / "theirs.h5", compile=False)
+    assert type(loaded.layers[1]) is fusedrnn.keras.Bidirectional
+    assert type(loaded.layers[2]) is fusedrnn.keras.GRU
+    assert_within(loaded.predict(X, verbose=0), expected, RTOL, ATOL)
+    accelerate(loaded)
+    loaded.save(tmp_path / "ours.h5")
+    again = keras.saving.load_model(tmp_path / "ours.h5", compile=False)
+    assert type(again.layers[1].forward_layer) is fusedrnn.keras.LSTM
+    forget_our_classes(monkeypatch)
+    plain = keras.saving.load_model(tmp_path / "ours.h5", compile=False)
+    assert type(plain.layers[1]) is layers.Bidirectional
+    assert type(plain.layers[1].backward_layer) is layers.LSTM
+    assert_within(plain.predict(X, verbose=0), expected, RTOL, ATOL)
+
+
+def test_files_of_former_versions():
+    """Ours had a registered name, and Keras's had none."""
+    saved = keras.saving.serialize_keras_object(layers.GRU(H))
+    assert type(keras.saving.deserialize_keras_object(saved)) is layers.GRU
+    assert type(keras.saving.deserialize_keras_object({**saved, "registered_name": "GRU"})) is fusedrnn.keras.GRU
+
+
+def classes_with_names_of_keras():
+    """A user's own classes, which are not registered."""
+
+    class LSTM(layers.LSTM):
+        def call(self, sequences, initial_state=None):
+            return 3 * super().call(sequences, initial_state)
+
+    class GRU(layers.Layer):
+        def call(self, x):
+            return 2 * x
+
+    class RNN(keras.Model):
+        def __init__(self, **options):
+            super().__init__(**options)
+            self.dense = layers.Dense(2)
+
+        def call(self, x):
+            return self.dense(x)
+
+    return {cls.__name__: cls for cls in (LSTM, GRU, RNN)}
+
+
+@pytest.mark.filterwarnings("ignore:.*HDF5:UserWarning")
+@pytest.mark.parametrize("names", [("GRU", "LSTM"), ("RNN",)])
+@pytest.mark.parametrize("suffix", ["keras", "h5"])
+def test_files_with_other_classes_of_the_same_names(names, suffix, tmp_path):
+    x = RNG.standard_normal((N, T, H)).astype("float32")
+    classes = classes_with_names_of_keras()
+    own = [classes[name](*[H] * (name == "LSTM")) for name in names]
+    others = [] if suffix == "h5" else [fusedrnn.keras.LSTM(H, return_sequences=True)]  # HDF5 has one class for a name
+    model = keras.Sequential([keras.Input((T, H)), *others, *own])
+    expected = keras.ops.convert_to_numpy(model(x))
+    model.save(tmp_path / f"model.{suffix}")
+    loaded = keras.saving.load_model(tmp_path / f"model.{suffix}", custom_objects=classes)
+    assert [type(layer) for layer in loaded.layers] == [type(layer) for layer in (*others, *own)]
+    assert_within(keras.ops.convert_to_numpy(loaded(x)), expected, RTOL, ATOL)
 
 
 def test_constructors_keep_the_class(tmp_path):
@@ -233,7 +342,6 @@ def test_changed_weights_show(fused):
 @pytest.mark.every_backend
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_pickled_layers(wrapped):
-    """As Keras's layers; those of a process that has imported fusedrnn.keras are read as ours."""
     layer = layers.Bidirectional(layers.GRU(H)) if wrapped else layers.LSTM(H)
     x = RNG.standard_normal((N, T, 3)).astype("float32")
     expected = keras.ops.convert_to_numpy(layer(x))
@@ -241,3 +349,10 @@ def test_pickled_layers(wrapped):
     for copied in (pickle.loads(pickle.dumps(layer)), copy.deepcopy(layer)):
         assert type(copied) is type(layer) is getattr(fusedrnn.keras, type(layer).__name__)
         assert_within(keras.ops.convert_to_numpy(copied(x)), expected, RTOL, ATOL)
+
+
+def test_pickled_classes():
+    for cls in (fusedrnn.keras.LSTM, fusedrnn.keras.RNN, fusedrnn.keras.Bidirectional):
+        assert pickle.loads(pickle.dumps(cls)) is cls
+    layer = pickle.loads(pickle.dumps(functools.partial(fusedrnn.keras.LSTM, H)))()
+    assert type(layer) is fusedrnn.keras.LSTM

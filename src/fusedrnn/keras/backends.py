@@ -33,7 +33,8 @@ class Backend(Protocol):
     def padding_of(self, mask: Any) -> bool | None:
         """Whether all masked steps come after the others; None if no step is masked.
 
-        While a graph is traced, the values of the mask are not known, and masked steps may be anywhere.
+        While a graph is traced or a function is mapped, the values of the mask are not known, and masked steps may be
+        anywhere.
 
         Args:
             mask: Bools (T, N).
@@ -63,3 +64,17 @@ def zeroes_masked_outputs(layer: Any) -> bool:
     Where Keras unrolls the loop on JAX, ``zero_output_for_mask`` has no effect.
     """
     return bool(layer.zero_output_for_mask and not (layer.unroll and keras.backend.backend() == "jax"))
+
+
+def requires_cudnn(layer: Any, mask: Any = None) -> bool:
+    """Whether ``use_cudnn=True`` is for Keras to refuse: with a ValueError, where it has no such loop.
+
+    Keras has one on every device, but not for masks, dropout of states and GRUs without ``reset_after``, and on JAX not
+    for LSTMs and unrolled loops.
+    """
+    if getattr(layer, "use_cudnn", None) is not True:
+        return False
+    cell = layer.cell
+    is_unusual = cell.recurrent_dropout > 0 or not getattr(cell, "reset_after", True) or mask is not None
+    is_lstm = isinstance(layer, keras.layers.LSTM)
+    return bool(is_unusual or (keras.backend.backend() == "jax" and (is_lstm or layer.unroll)))

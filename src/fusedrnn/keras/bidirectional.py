@@ -9,10 +9,12 @@ from keras import ops
 
 from fusedrnn.keras import backends
 from fusedrnn.keras.cell_spec import cells_of, refusal, spec_of
-from fusedrnn.keras.fused_loop import NESTED, FusedLoop, can_read, read_steps
+from fusedrnn.keras.fused_loop import NESTED, can_read, read_steps
+from fusedrnn.keras.layers import GRU, LSTM, RNN, SimpleRNN
+from fusedrnn.keras.own_calls import has_own_calls
 from fusedrnn.keras.parameters import Parameters
-from fusedrnn.keras.saving import Pickled
 
+_CLASSES = RNN, LSTM, GRU, SimpleRNN
 _MERGES = {
     "sum": lambda forward, backward: forward + backward,
     "ave": lambda forward, backward: (forward + backward) / 2,
@@ -21,11 +23,11 @@ _MERGES = {
 }
 
 
-class Bidirectional(Pickled, keras.layers.Bidirectional):
+class Bidirectional(keras.layers.Bidirectional):
     """:class:`keras.layers.Bidirectional` on the fused operator: constructor, weights and results are Keras's.
 
     Two of our layers that differ only in their direction run in one call of the operator. Otherwise each direction runs
-    as its own layer does.
+    as its own layer does; so do subclasses of our layers, and layers with hooks or a call of their own.
 
     Example:
         >>> layer = Bidirectional(LSTM(16, return_sequences=True))
@@ -44,12 +46,16 @@ class Bidirectional(Pickled, keras.layers.Bidirectional):
 def differ_in_direction_only(layer: Any) -> bool:
     """Whether one call of the operator runs both layers of a Bidirectional."""
     forward, backward = layer.forward_layer, layer.backward_layer
+    # A subclass may have any method of its own, which only its own call runs.
+    if type(forward) not in _CLASSES or type(backward) is not type(forward):
+        return False
+    if any([has_own_calls(each) for each in (forward, backward, forward.cell, backward.cell)]):
+        return False
     return (
-        isinstance(forward, FusedLoop)
-        and type(forward) is type(backward)
-        and len(cells_of(forward.cell)) == 1
+        len(cells_of(forward.cell)) == 1
         and not forward.go_backwards
         and backward.go_backwards
+        and forward.unroll == backward.unroll
         and not (forward.stateful or backward.stateful)
         and forward.activity_regularizer is None
         and backward.activity_regularizer is None
@@ -58,7 +64,8 @@ def differ_in_direction_only(layer: Any) -> bool:
         and forward.built
         and backward.built
         and {each.compute_dtype for each in (forward, backward, forward.cell, backward.cell)} == {layer.compute_dtype}
-        and spec_of(forward.cell, layer.compute_dtype) == spec_of(backward.cell, layer.compute_dtype)
+        # The same object: torch.compile cannot compare specs.
+        and spec_of(forward.cell, layer.compute_dtype) is spec_of(backward.cell, layer.compute_dtype)
         and forward.cell.use_bias == backward.cell.use_bias
     )
 
@@ -84,6 +91,7 @@ def _run(layer: Bidirectional, sequences: Any, initial_state: Any, mask: Any, tr
     )  # fmt: skip
     if results is None:
         return None
+    _draw_masks(cells, x, states)
     y, final = results
     if not layer.return_sequences:
         before = states[0] if backends.carries_initial_output(forward.unroll) else (None, None)
@@ -98,6 +106,15 @@ def _run(layer: Bidirectional, sequences: Any, initial_state: Any, mask: Any, tr
         return outputs
     returned = [state[direction] for direction in (0, 1) for state in final]
     return (*outputs, *returned) if layer.merge_mode is None else (outputs, *returned)
+
+
+def _draw_masks(cells: Any, x: Any, states: Any) -> None:
+    """Draw masks of dropout from the seeds and drop them, as Keras's layers do in inference."""
+    for cell, state in zip(cells, states[0], strict=True):
+        cell.get_dropout_mask(x[0])
+        cell.get_recurrent_dropout_mask(state)
+        cell.reset_dropout_mask()
+        cell.reset_recurrent_dropout_mask()
 
 
 def _merged(mode: str | None, forward: Any, backward: Any) -> Any:

@@ -27,8 +27,8 @@ ACTIVATIONS = {
 """Our activations for Keras's functions with their default arguments."""
 FORMATS = {"float32": ("float32", None), "float64": ("float64", None), "bfloat16": ("float32", "bfloat16")}
 """The dtype and the format of GEMM operands for each dtype in which a Keras layer computes."""
-_GRU_ORDER = (1, 0, 2)
-"""Keras's index of each of our gates r z n. It is also our index of each of Keras's gates z r h."""
+_GATE_ORDERS: dict[Any, tuple[int, ...]] = {"lstm": (0, 1, 2, 3), "gru": (1, 0, 2)}
+"""Keras's index of each of our gates, of a GRU r z n. It is also our index of each of Keras's gates, z r h."""
 
 
 def cells_of(cell: Any) -> Sequence[Any]:
@@ -104,7 +104,7 @@ def _cached_spec(
 
 def gate_order(spec: RNNSpec) -> tuple[int, ...]:
     """Keras's index of each gate of the spec."""
-    return _GRU_ORDER if spec.mode == "gru" else tuple(range(spec.num_gates))
+    return _GATE_ORDERS.get(spec.mode, (0,))
 
 
 def _activation(function: Any) -> Activation | None:

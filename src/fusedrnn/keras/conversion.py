@@ -115,7 +115,7 @@ def _why_unsupported(layer: Any, is_wrapper: bool) -> str:
         return ""
     if layer.cell.compute_dtype != layer.compute_dtype:
         return f"its cell computes in {layer.cell.compute_dtype}, but the layer in {layer.compute_dtype}"
-    return refusal(layer.cell)
+    return refusal(layer.cell) or ("it has use_cudnn=True" if backends.requires_cudnn(layer) else "")
 
 
 def _why_unknown(cls: type, classes: dict[type, type]) -> str:

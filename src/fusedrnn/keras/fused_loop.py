@@ -10,13 +10,13 @@ from fusedrnn.keras import backends
 from fusedrnn.keras.backends import Backend
 from fusedrnn.keras.cell_spec import cells_of, draws_masks_of_ours, refusal, spec_of
 from fusedrnn.keras.masked_steps import MaskedSteps
+from fusedrnn.keras.own_calls import has_own_calls
 from fusedrnn.keras.parameters import Parameters
-from fusedrnn.keras.saving import Pickled
 
 NESTED = list, tuple
 
 
-class FusedLoop(Pickled):
+class FusedLoop:
     """A mixin for :class:`keras.layers.RNN` and its subclasses.
 
     A call that the operator does not support runs the loop of the next class in the method resolution order.
@@ -68,11 +68,13 @@ def _run(layer: FusedLoop, sequences: Any, initial_state: Any, mask: Any, traini
 
 
 def can_read(layer: Any, sequences: Any, mask: Any) -> bool:
-    """Whether the operator supports an input and a mask of these shapes."""
+    """Whether the operator supports an input and a mask of these shapes, and the layer does not require cuDNN."""
     shape = () if isinstance(sequences, (dict, *NESTED)) else tuple(sequences.shape)
     if len(shape) != 3 or None in shape or 0 in shape:
         return False
     mask, cell = first_of(mask), cells_of(layer.cell)[0]
+    if backends.requires_cudnn(layer, mask):
+        return False
     is_mask = mask is None or tuple(mask.shape) == shape[:2]
     return is_mask and getattr(cell, "built", False) and shape[2] == cell.kernel.shape[0]
 
@@ -86,6 +88,8 @@ def _can_run(layer: FusedLoop, cells: Any, training: Any) -> bool:
     compute_dtype = layer.compute_dtype
     if refusal(layer.cell) or any([cell.compute_dtype != compute_dtype for cell in cells]):
         return False
+    if any([has_own_calls(cell) for cell in (layer.cell, *cells)]):
+        return False
     if not training:
         return True
     return all(draws_masks_of_ours(cell) for cell in cells if cell.dropout > 0 or cell.recurrent_dropout > 0)
@@ -94,7 +98,8 @@ def _can_run(layer: FusedLoop, cells: Any, training: Any) -> bool:
 def read_steps(backend: Backend, layer: Any, sequences: Any, mask: Any) -> tuple[Any, MaskedSteps | None]:
     """The input (T, N, I) in the order in which a layer reads it, and its masked steps, None if there are none."""
     mask = first_of(mask)
-    x = sequences.swapaxes(0, 1)
+    # call() itself takes NumPy's arrays too, which only __call__ converts.
+    x = (sequences if ops.is_tensor(sequences) else ops.convert_to_tensor(sequences)).swapaxes(0, 1)
     mask = None if mask is None else ops.cast(ops.swapaxes(mask, 0, 1), "bool")
     if getattr(layer, "go_backwards", False):
         x, mask = ops.flip(x, axis=0), None if mask is None else ops.flip(mask, axis=0)

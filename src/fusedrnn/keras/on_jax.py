@@ -22,14 +22,14 @@ from fusedrnn.spec import RNNSpec
 _KINDS: tuple[Kind, ...] = "i2h_weight", "h2h_weight", "i2h_bias", "h2h_bias"
 
 
-def run(
-    spec: RNNSpec, x: Any, states: Sequence[Any], parameters: Sequence[Parameters], lengths: Any
-) -> Results | None:
+def run(spec: RNNSpec, x: Any, states: Sequence[Any], parameters: Sequence[Parameters], lengths: Any) -> Results | None:
     """:meth:`fusedrnn.keras.backends.Backend.run`."""
     if jax.default_backend() != "cpu":
         return None
-    if len(x) == 1 and isinstance(x, jax.core.Tracer):
+    if x.shape[0] == 1 and isinstance(x, jax.core.Tracer):  # a symbolic T has no len
         return None  # in a graph, the check whether the parameters have changed takes as long as a step
+    if len({tensor.dtype for own in parameters for tensor in own if tensor is not None}) > 1:
+        return None
     spec = _available(spec, jax.dtypes.canonicalize_dtype(spec.dtype).name)
     x_spec, *initial = [operand.astype(spec.dtype) for operand in (x, *states)]
     params = _params(spec, parameters)

@@ -14,7 +14,7 @@ from fusedrnn.keras.cell_spec import gate_order
 from fusedrnn.keras.parameters import Parameters, Results
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch import dispatch
-from fusedrnn.torch.eligibility import MODULE_DTYPES, is_compiling, is_plain
+from fusedrnn.torch.eligibility import MODULE_DTYPES, is_plain
 from fusedrnn.torch.imports import after_import
 from fusedrnn.torch.network import Tensors
 from fusedrnn.torch.weight_copies import WeightCopies
@@ -33,7 +33,7 @@ def run(
     spec: RNNSpec, x: Tensor, states: Sequence[Tensor], parameters: Sequence[Parameters], lengths: Tensor | None
 ) -> Results | None:
     """:meth:`fusedrnn.keras.backends.Backend.run`."""
-    if len(x) == 1 and lengths is None and spec.mode in _ONE_STEP and spec.reset_after:
+    if x.shape[0] == 1 and lengths is None and spec.mode in _ONE_STEP and spec.reset_after:
         return None
     run_call = dispatch.runner()
     tensors = [tensor for own in parameters for tensor in own]
@@ -50,7 +50,9 @@ def run(
 
 def padding_of(mask: Tensor) -> bool | None:
     """:meth:`fusedrnn.keras.backends.Backend.padding_of`."""
-    if is_compiling() or mask.is_meta:
+    run_call = dispatch.runner()
+    # Tracers, transforms such as vmap and tensors without memory of the CPU have no values to read.
+    if run_call is None or not dispatch.is_eager(run_call) or not is_plain(mask, torch.bool):
         return False
     if bool(mask.all()):
         return None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import keras
+
 Results = tuple[Any, tuple[Any, ...]]
 """The output (T, N, D·H) and the final states, each (D, N, H)."""
 
@@ -24,5 +26,10 @@ class Parameters(NamedTuple):
     @classmethod
     def of(cls, cell: Any) -> Parameters:
         """The current tensors of a cell, in the dtype in which the calling layer computes."""
-        bias = None if cell.bias is None else cell.bias.value
-        return cls(cell.kernel.value, cell.recurrent_kernel.value, bias)
+        bias = None if cell.bias is None else _tensor_of(cell.bias)
+        return cls(_tensor_of(cell.kernel), _tensor_of(cell.recurrent_kernel), bias)
+
+
+def _tensor_of(weight: Any) -> Any:
+    """The tensor of a variable, or of what a user has put in its place, as weight normalization and weight drop do."""
+    return weight.value if isinstance(weight, keras.Variable) else keras.ops.convert_to_tensor(weight)
