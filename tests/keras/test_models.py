@@ -13,7 +13,7 @@ from keras import layers
 import fusedrnn.keras
 from fusedrnn.keras import accelerate, restore, saving
 from fusedrnn.testing.tolerance import tolerance
-from keras_calls import assert_within
+from keras_calls import IS_OLD, assert_within
 
 N, T, WORDS, H = 8, 6, 11, 5
 RNG = np.random.default_rng(0)
@@ -102,6 +102,8 @@ def test_export_of_any_shape(wrapped, masked):
     """A graph that JAX exports takes any T and N."""
     if keras.backend.backend() != "jax":
         pytest.skip("an export of JAX")
+    if masked and IS_OLD:
+        pytest.skip("Keras's arange takes no symbolic size")
     import jax
     from jax import export
 

@@ -6,6 +6,9 @@ from keras import ops, tree
 
 from fusedrnn.testing.tolerance import difference
 
+IS_OLD = tuple(map(int, keras.__version__.split(".")[:2])) < (3, 15)
+"""Whether this is one of the first releases of Keras that the extra allows, which refuse other arguments."""
+
 
 def assert_within(actual, expected, rtol, atol):
     """Arrays of the same dtype whose elements differ by no more than a tolerance."""
