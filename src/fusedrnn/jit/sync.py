@@ -46,7 +46,7 @@ def atomic_store(f: Function, address: Value, value: Value) -> None:
     f.builder.store_atomic(value.ir, typed_pointer, "seq_cst", 8)
 
 
-def complete_streamed_stores(f: Function) -> None:
+def fence_nontemporal_stores(f: Function) -> None:
     """Order stores past the caches before all stores that follow. x86 does so only on request."""
     if is_x86():
         f.intrinsic("llvm.x86.sse.sfence", VOID, [])

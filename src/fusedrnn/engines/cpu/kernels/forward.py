@@ -33,7 +33,7 @@ from fusedrnn.jit.sync import flush_denormals
 from fusedrnn.jit.target import Target
 from fusedrnn.jit.tiles import released_tiles
 
-CALL = Struct(*COMMON_FIELDS, *FORWARD.fields, "streams_output")
+CALL = Struct(*COMMON_FIELDS, *FORWARD.fields, "nontemporal_output")
 LAYER_DIR = Struct(
     "x", "x_step", "x_row", "x_row_offsets", "k", "y", "y_step", "y_row", "y_row_offsets", "reverse",
     "x_weights", "h_weights", "projection", "parameters", "x_bias", "h_bias", *UNPACKED_PARAMS,
@@ -105,8 +105,8 @@ class Inference(InitialAccumulators, BetweenSteps, Reductions, OutputStores):
         scratch, c = self.scratch, self.c
         self.x_rows, self.gate_rows = scratch, scratch + c.gates_offset
         self.recurrent = scratch + c.recurrent_offset
-        if self.can_stream:
-            self.streams_output = self.is_streamed()
+        if self.has_nontemporal_stores:
+            self.nontemporal_output = self.is_nontemporal()
 
     def emit(self) -> Function:
         """Emit the function."""
@@ -139,7 +139,7 @@ class Inference(InitialAccumulators, BetweenSteps, Reductions, OutputStores):
                 if self.stages:
                     with f.if_((step < c.steps - 1) | (self.layer < c.layers - 1)):
                         self.barrier()
-        if self.can_stream:
+        if self.has_nontemporal_stores:
             self.complete_output()
         if not self.stages:
             # A pipelined layer above reads the units of all threads.

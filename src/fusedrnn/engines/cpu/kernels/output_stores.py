@@ -10,7 +10,7 @@ from fusedrnn.engines.cpu.kernels.layer_rows import LayerRows
 from fusedrnn.engines.cpu.kernels.loop import rows_of_time
 from fusedrnn.jit.builder import I64, Value
 from fusedrnn.jit.pages import is_resident
-from fusedrnn.jit.sync import CACHE_LINE, complete_streamed_stores
+from fusedrnn.jit.sync import CACHE_LINE, fence_nontemporal_stores
 
 # How far ahead of the ordinary stores of such a cell the output is prefetched.
 _PREFETCHED_BYTES = 1 << 10
@@ -20,17 +20,17 @@ class OutputStores(LayerRows):
     """A function of a thread's share of one layer-direction, which stores the layer's output.
 
     Attributes:
-        streams_output: The result of :meth:`is_streamed`, once for all stores.
+        nontemporal_output: The result of :meth:`is_nontemporal`, once for all stores.
     """
 
-    streams_output: Value
+    nontemporal_output: Value
 
     @property
-    def can_stream(self) -> bool:
+    def has_nontemporal_stores(self) -> bool:
         """Whether the kernel has non-temporal stores."""
         return not self.stages
 
-    def is_streamed(self) -> Value:
+    def is_nontemporal(self) -> Value:
         """Whether rows of the output bypass the caches.
 
         The plan says so, they consist of whole cache lines, and the memory has been used before: new pages are in the
@@ -39,11 +39,11 @@ class OutputStores(LayerRows):
         f, p, c = self.f, self.p, self.c
         step = p.y_row_offsets.is_set.select(f.constant(0), p.y_step)
         offsets = p.y | p.y_row | step | (c.out * self.v.item)
-        streamed = f.var(0)
-        with f.if_(c.streams_output.is_set & (offsets & (CACHE_LINE - 1)).is_zero):
+        nontemporal = f.var(0)
+        with f.if_(c.nontemporal_output.is_set & (offsets & (CACHE_LINE - 1)).is_zero):
             last_time = rows_of_time(f, p.y, p.y_step, p.y_row, p.y_row_offsets, c.steps - 1)
-            streamed.set(is_resident(f, last_time).zext(I64))
-        return streamed.get().is_set
+            nontemporal.set(is_resident(f, last_time).zext(I64))
+        return nontemporal.get().is_set
 
     def store_output(self, value: Value, unit_vec: Value, y: Value, x: Value | None) -> None:
         """Store a vector of a row of the output, plus that of the row ``x`` if the layer has a residual connection."""
@@ -52,17 +52,17 @@ class OutputStores(LayerRows):
         if x is not None:
             with f.if_(self.p.residual.is_set):
                 output.set(value + self.load_tail(x + offset, size - unit_vec * v.lanes))
-        if not self.can_stream:
+        if not self.has_nontemporal_stores:
             self.store_tail(output.get(), unit_vec, y + offset, size)
             return
-        with f.if_else(self.streams_output) as (streamed, cached):
-            with streamed:
-                v.store_streamed(output.get(), y + offset)
+        with f.if_else(self.nontemporal_output) as (nontemporal, cached):
+            with nontemporal:
+                v.store_nontemporal(output.get(), y + offset)
             with cached:
                 f.prefetch(y + offset + _PREFETCHED_BYTES)
                 self.store_tail(output.get(), unit_vec, y + offset, size)
 
     def complete_output(self) -> None:
         """Make what was stored visible to the threads that this one signals next."""
-        with self.f.if_(self.streams_output):
-            complete_streamed_stores(self.f)
+        with self.f.if_(self.nontemporal_output):
+            fence_nontemporal_stores(self.f)

@@ -204,7 +204,7 @@ class _ForwardFields(_PlanFields):
 
     def call(self) -> Fields:
         """The fields of a call."""
-        return {**super().call(), "streams_output": int(self.plan.streams_output)}
+        return {**super().call(), "nontemporal_output": int(self.plan.nontemporal_output)}
 
     def layer_dir(self, index: int, weights: PackedWeightsOffsets) -> Fields:
         """The fields of a layer-direction."""

@@ -37,7 +37,7 @@ class Plan:
         scratch: The layout of the workspace.
         forecast: Predicted times; None on one thread, or if something other than the cost model chose the grid.
         layer_output_row, layer_output_size: In inference, bytes of a row of a layer's output, and of all rows.
-        streams_output: Whether stores of the output bypass the caches.
+        nontemporal_output: Whether stores of the output bypass the caches.
         recomputes: In backward, whether values that were not saved are computed again.
     """
 
@@ -50,7 +50,7 @@ class Plan:
     forecast: Forecast | None
     layer_output_row: int = 0
     layer_output_size: int = 0
-    streams_output: bool = False
+    nontemporal_output: bool = False
     recomputes: bool = False
 
     @property
@@ -111,11 +111,11 @@ def make_plan(
     if phase != "backward":
         sizes = _forward_sizes(problem, share)
         # With GEMMs at each step, stores take no time of their own.
-        streams_output = not problem.stages and sizes.layer_output_size > tuning.max_cached_output_bytes
+        nontemporal_output = not problem.stages and sizes.layer_output_size > tuning.max_cached_output_bytes
         return Plan(
             phase, steps, batch, share, bounds, FORWARD.lay_out(sizes), forecast,
             layer_output_row=sizes.layer_output_row, layer_output_size=sizes.layer_output_size,
-            streams_output=streams_output,
+            nontemporal_output=nontemporal_output,
         )  # fmt: skip
     everyone = grid.rows * grid.units
     bounds["weight_starts"] = _bounds(problem.unit_vecs, everyone)

@@ -24,7 +24,7 @@ SHAPES = {
     "tail": Shape(5, 3, 4, 33, layers=2),
     "half a line": Shape(5, 3, 4, 8, bidirectional=True),
 }
-STREAMED, CACHED = {"max_cached_output_bytes": 0}, {"max_cached_output_bytes": 1 << 40}
+NONTEMPORAL, CACHED = {"max_cached_output_bytes": 0}, {"max_cached_output_bytes": 1 << 40}
 
 
 def between_lines(shape, dtype):
@@ -42,7 +42,7 @@ def test_bits(shape, name, dtype, place, target):
     spec = RNNSpec(getattr(cells, name), shape.I, shape.H, shape.layers, shape.bidirectional, dtype=dtype)
     problem = problem_of(spec, shape)
     results = []
-    for tuning in (CACHED, STREAMED):
+    for tuning in (CACHED, NONTEMPORAL):
         with tuned(**tuning), fusedrnn.thread_limits(2):
             op, out = RNNOp(spec), place((shape.T, shape.N, spec.output_size), np.dtype(dtype))
             for training in (False, True, False):
@@ -54,12 +54,12 @@ def test_bits(shape, name, dtype, place, target):
 
 
 def test_plan():
-    """An output that no cache holds is streamed, unless a step has a GEMM."""
+    """An output that no cache holds is stored past the caches, unless a step has a GEMM."""
     for mode, expected in ((cells.ind_rnn, True), ("gru", False)):
         spec = RNNSpec(mode, 4, 1024)
         with tuned(max_cached_output_bytes=1 << 20):
             plans = [make_plan(spec, target_for(1024, "float32"), steps, 32, 1) for steps in (4, 64)]
-        assert [plan.streams_output for plan in plans] == [False, expected]
+        assert [plan.nontemporal_output for plan in plans] == [False, expected]
 
 
 @pytest.mark.skipif(not is_x86(), reason="reads x86 assembly")
@@ -75,11 +75,11 @@ def test_emitted(build, pinned):
 
 
 def test_new_memory():
-    """Its pages are in the caches already: that of a first call is not streamed, and has the same bits."""
+    """Its pages are in the caches already: a first call stores ordinarily, and has the same bits."""
     spec = RNNSpec(cells.ind_rnn, 4, 1024)
     rng = np.random.default_rng(0)
     x, params = rng.standard_normal((64, 32, 4), np.float32), init_params(spec, rng)
-    with tuned(**STREAMED):
+    with tuned(**NONTEMPORAL):
         op, out = RNNOp(spec), aligned_empty((64, 32, 1024), np.float32)
         first = op.forward(x, params, out=out)[0].copy()
         assert_same_bits(op.forward(x, params, out=out)[0], first)
