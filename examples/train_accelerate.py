@@ -42,6 +42,9 @@ def main() -> None:
         losses.append(accelerator.reduce(loss.detach(), "mean").item())
     if accelerator.is_main_process:
         print(json.dumps({"processes": accelerator.num_processes, "losses": losses}))
+    # Gloo's threads must release every tensor, and the model its process group, before Python exits.
+    model, optimizer, loader = accelerator.free_memory(model, optimizer, loader)
+    accelerator.wait_for_everyone()
     accelerator.end_training()
 
 

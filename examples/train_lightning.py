@@ -64,8 +64,9 @@ def main() -> None:
     trainer.fit(training)
     if trainer.is_global_zero:
         print(json.dumps({"processes": trainer.world_size, "losses": training.losses}))
-    if distributed.is_initialized():
-        distributed.destroy_process_group()  # Lightning leaves gloo's threads running, which may abort the exit
+    if distributed.is_initialized():  # Lightning leaves gloo's threads running, which may abort the exit
+        distributed.barrier()
+        distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
