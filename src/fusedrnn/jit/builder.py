@@ -205,11 +205,9 @@ class Function:
         """The value at an address."""
         return Value(self, self.builder.load(self.pointer(address), align=align, typ=kind))
 
-    def store(self, value: Operand, address: Value, align: int = 8, *, nontemporal: bool = False) -> None:
-        """Write a value to an address; ``nontemporal`` past the caches, see :func:`sync.fence_nontemporal_stores`."""
-        store = self.builder.store(self.as_value(value).ir, self.pointer(address), align=align)
-        if nontemporal:
-            store.set_metadata("nontemporal", self.builder.module.add_metadata([I32(1)]))
+    def store(self, value: Operand, address: Value, align: int = 8) -> None:
+        """Write a value to an address."""
+        self.builder.store(self.as_value(value).ir, self.pointer(address), align=align)
 
     def copy(self, into: Value, source: Value, size: Value) -> None:
         """Copy ``size`` bytes; the two ranges must not overlap."""

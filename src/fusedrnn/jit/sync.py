@@ -46,12 +46,6 @@ def atomic_store(f: Function, address: Value, value: Value) -> None:
     f.builder.store_atomic(value.ir, typed_pointer, "seq_cst", 8)
 
 
-def fence_nontemporal_stores(f: Function) -> None:
-    """Order stores past the caches before all stores that follow. x86 does so only on request."""
-    if is_x86():
-        f.intrinsic("llvm.x86.sse.sfence", VOID, [])
-
-
 def try_lock(f: Function, address: Value) -> Value:
     """Set the integer at an address to 1; return whether it was 0 before. Unlock by storing 0 atomically."""
     return Value(f, f.builder.atomic_rmw("xchg", f.pointer(address), I64(1), "seq_cst")).is_zero

@@ -22,10 +22,6 @@ class Vectors(Elementwise):
         """Store a vector; by default aligned to its own size."""
         self.function.store(value, address, align or self.bytes)
 
-    def store_nontemporal(self, value: Value, address: Value) -> None:
-        """Store a vector, aligned to its own size, past the caches; see :func:`sync.fence_nontemporal_stores`."""
-        self.function.store(value, address, self.bytes, nontemporal=True)
-
     def store_masked(self, value: Value, address: Value, count: Value) -> None:
         """Store the first ``count`` lanes at any alignment; nothing else is written."""
         f = self.function

@@ -105,7 +105,7 @@ class Inference(InitialAccumulators, BetweenSteps, Reductions, OutputStores):
         scratch, c = self.scratch, self.c
         self.x_rows, self.gate_rows = scratch, scratch + c.gates_offset
         self.recurrent = scratch + c.recurrent_offset
-        if self.has_nontemporal_stores:
+        if not self.stages:
             self.nontemporal_output = self.is_nontemporal()
 
     def emit(self) -> Function:
@@ -139,9 +139,8 @@ class Inference(InitialAccumulators, BetweenSteps, Reductions, OutputStores):
                 if self.stages:
                     with f.if_((step < c.steps - 1) | (self.layer < c.layers - 1)):
                         self.barrier()
-        if self.has_nontemporal_stores:
-            self.complete_output()
         if not self.stages:
+            self.complete_output()
             # A pipelined layer above reads the units of all threads.
             with f.if_(is_pipelined(c)):
                 self.barrier()

@@ -9,8 +9,8 @@ from __future__ import annotations
 from fusedrnn.engines.cpu.kernels.layer_rows import LayerRows
 from fusedrnn.engines.cpu.kernels.loop import rows_of_time
 from fusedrnn.jit.builder import I64, Value
-from fusedrnn.jit.pages import is_resident
-from fusedrnn.jit.sync import CACHE_LINE, fence_nontemporal_stores
+from fusedrnn.jit.nontemporal import fence_nontemporal_stores, is_resident, store_nontemporal
+from fusedrnn.jit.sync import CACHE_LINE
 
 # How far ahead of the ordinary stores of such a cell the output is prefetched.
 _PREFETCHED_BYTES = 1 << 10
@@ -20,15 +20,10 @@ class OutputStores(LayerRows):
     """A function of a thread's share of one layer-direction, which stores the layer's output.
 
     Attributes:
-        nontemporal_output: The result of :meth:`is_nontemporal`, once for all stores.
+        nontemporal_output: In a cell without stages, the result of :meth:`is_nontemporal`, once for all stores.
     """
 
     nontemporal_output: Value
-
-    @property
-    def has_nontemporal_stores(self) -> bool:
-        """Whether the kernel has non-temporal stores."""
-        return not self.stages
 
     def is_nontemporal(self) -> Value:
         """Whether rows of the output bypass the caches.
@@ -52,12 +47,12 @@ class OutputStores(LayerRows):
         if x is not None:
             with f.if_(self.p.residual.is_set):
                 output.set(value + self.load_tail(x + offset, size - unit_vec * v.lanes))
-        if not self.has_nontemporal_stores:
+        if self.stages:
             self.store_tail(output.get(), unit_vec, y + offset, size)
             return
         with f.if_else(self.nontemporal_output) as (nontemporal, cached):
             with nontemporal:
-                v.store_nontemporal(output.get(), y + offset)
+                store_nontemporal(f, output.get(), y + offset, v.bytes)
             with cached:
                 f.prefetch(y + offset + _PREFETCHED_BYTES)
                 self.store_tail(output.get(), unit_vec, y + offset, size)
