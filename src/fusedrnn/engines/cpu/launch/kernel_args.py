@@ -54,6 +54,17 @@ class Relocation(NamedTuple):
 Fields = dict[str, int | Relocation]
 
 
+def array_fields(name: str, begin: int | Relocation, step: int, row: int) -> Fields:
+    """The fields of an array (T, N, features) in the workspace or the reserve."""
+    return {name: begin, f"{name}_step": step, f"{name}_row": row, f"{name}_row_offsets": 0}
+
+
+def caller_array_fields(name: str, offset: int = 0) -> Fields:
+    """The fields of an array that the caller passes, from this byte offset on."""
+    strides: Fields = {stride: Relocation(stride) for stride in (f"{name}_step", f"{name}_row")}
+    return {name: Relocation(name, offset), **strides, f"{name}_row_offsets": Relocation("row_offsets")}
+
+
 def state_symbols(letters: str, *forms: str) -> list[str]:
     """The names of arrays of states with these letters, form by form: h0, c0, then h_n, c_n."""
     return [form.format(letter) for form in forms for letter in letters]

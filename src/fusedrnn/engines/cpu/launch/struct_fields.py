@@ -16,7 +16,9 @@ from fusedrnn.engines.cpu.launch.kernel_args import (
     Fields,
     KernelArgs,
     Relocation,
+    array_fields,
     backward_symbols,
+    caller_array_fields,
     forward_symbols,
     state_symbols,
 )
@@ -57,17 +59,6 @@ def lay_out_args(
     fields = (_ForwardFields if plan.phase != "backward" else _BackwardFields)(spec, plan, reserve)
     fields.y_direction_bytes = fields.h_bytes * (plan.batch if directions_apart else 1)
     return fields.kernel_args(weights)
-
-
-def _array(name: str, begin: int | Relocation, step: int, row: int) -> Fields:
-    """The fields of an array (T, N, features) in the workspace or the reserve."""
-    return {name: begin, f"{name}_step": step, f"{name}_row": row, f"{name}_row_offsets": 0}
-
-
-def _caller_array(name: str, offset: int = 0) -> Fields:
-    """The fields of an array that the caller passes, from this byte offset on."""
-    strides: Fields = {stride: Relocation(stride) for stride in (f"{name}_step", f"{name}_row")}
-    return {name: Relocation(name, offset), **strides, f"{name}_row_offsets": Relocation("row_offsets")}
 
 
 class _PlanFields:
@@ -191,7 +182,7 @@ class _PlanFields:
         reserve = self.reserve
         assert reserve is not None
         begin = reserve.state_offset(layer, 0) if self.spec.output_is_state else reserve.output_offset(layer)
-        return _array(name, Relocation("reserve", begin + offset), reserve.state_step, reserve.state_row)
+        return array_fields(name, Relocation("reserve", begin + offset), reserve.state_step, reserve.state_row)
 
 
 class _ForwardFields(_PlanFields):
@@ -211,17 +202,17 @@ class _ForwardFields(_PlanFields):
         layer, direction = divmod(index, self.spec.num_directions)
         reserve, offset = self.reserve, direction * self.h_bytes
         if layer == 0:
-            x = _caller_array("x")
+            x = caller_array_fields("x")
         elif reserve is not None:
             x = self.saved_output("x", layer - 1)
         else:
             x = self._layer_output("x", layer - 1)
         if layer == self.spec.num_layers - 1:
-            y = _caller_array("y", direction * self.y_direction_bytes)
+            y = caller_array_fields("y", direction * self.y_direction_bytes)
         elif reserve is None:
             y = self._layer_output("y", layer, offset)
         else:
-            y = _array("y", 0, 0, 0) if self.spec.output_is_state else self.saved_output("y", layer, offset)
+            y = array_fields("y", 0, 0, 0) if self.spec.output_is_state else self.saved_output("y", layer, offset)
         return {
             **self.common(index, weights, _FORWARD_WEIGHTS),
             **self.states(index, *state_symbols(self.letters, "{}0", "{}_n", "{}_reset")),
@@ -233,7 +224,8 @@ class _ForwardFields(_PlanFields):
         """The fields of a layer's output in the workspace, where layers take turns with two buffers."""
         plan = self.plan
         begin = self.scratch.offsets["layer_outputs"] + layer % 2 * plan.layer_output_size + offset
-        return _array(name, Relocation("workspace", begin), plan.batch * plan.layer_output_row, plan.layer_output_row)
+        row = plan.layer_output_row
+        return array_fields(name, Relocation("workspace", begin), plan.batch * row, row)
 
 
 class _BackwardFields(_PlanFields):
@@ -269,7 +261,7 @@ class _BackwardFields(_PlanFields):
         assert reserve is not None
         layer, direction = divmod(index, spec.num_directions)
         row = spec.input_size * self.item
-        x = _array("x", Relocation("reserve"), reserve.batch * row, row)
+        x = array_fields("x", Relocation("reserve"), reserve.batch * row, row)
         if layer:
             x = self.saved_output("x", layer - 1)
         return {
@@ -286,19 +278,19 @@ class _BackwardFields(_PlanFields):
         """The fields of a direction's part of the gradient of a layer's input."""
         fields, number = self.scratch.fields, layer % 2 * self.spec.num_directions + direction
         begin = self.scratch.offsets["dx_partials"] + number * fields["dx_partial_size"] + offset
-        return _array(name, Relocation(symbol, begin), fields["dx_partial_step"], fields["dx_partial_row"])
+        return array_fields(name, Relocation(symbol, begin), fields["dx_partial_step"], fields["dx_partial_row"])
 
     def _dy(self, layer: int, direction: int) -> Fields:
         """The fields of the gradient of a layer's output: one part from each direction of the layer above."""
         offset = direction * self.h_bytes
         if layer == self.spec.num_layers - 1:
-            return {**_caller_array("dy", offset), "dy_second": 0}
+            return {**caller_array_fields("dy", offset), "dy_second": 0}
         second = self._dx_partial("dy", layer + 1, 1, offset)["dy"] if self.spec.num_directions > 1 else 0
         return {**self._dx_partial("dy", layer + 1, 0, offset), "dy_second": second}
 
     def _dx(self, layer: int, direction: int) -> Fields:
         """The fields of the gradient of a layer's input."""
         if layer == 0 and self.spec.num_directions == 1:
-            return {**_caller_array("dx"), "add_x": Relocation("add_x")}
+            return {**caller_array_fields("dx"), "add_x": Relocation("add_x")}
         symbol = "workspace" if layer else "dx_partials"
         return {**self._dx_partial("dx", layer, direction, symbol=symbol), "add_x": 0}
