@@ -208,11 +208,17 @@ def test_a_stream_is_in_one_call_at_a_time(name, monkeypatch):
     streams.leave(a)
 
 
-@BOTH_OPS
-def test_a_failed_step_leaves_the_states(name, monkeypatch):
+def three_streams(name):
+    """Streams that have made a step, and their ids."""
     _, streams = network(SPECS[name])
     ids = [streams.join() for _ in range(3)]
     streams.step(ids, inputs(3))
+    return streams, ids
+
+
+@BOTH_OPS
+def test_a_failed_step_leaves_the_states(name, monkeypatch):
+    streams, ids = three_streams(name)
     before = streams.states(ids)
     with monkeypatch.context() as patch:
         patch.setattr(streams._calls, "run", lambda *_: 1 / 0)
@@ -221,14 +227,18 @@ def test_a_failed_step_leaves_the_states(name, monkeypatch):
     assert_same_bits(streams.states(ids), before)
 
 
-def interrupted_after(action, use):
-    """``use`` of slots, interrupted right after its first call with that action, as a signal's handler may do."""
+def interrupted_after(actions, use, meanwhile=lambda: None):
+    """``use`` of slots, interrupted right after its first call with one of the actions, as a signal's handler may do.
+
+    Something else happens before, as in another thread.
+    """
     calls = []
 
     def use_and_raise(*arguments):
         result = use(*arguments)
-        calls.extend([arguments] * bool(arguments[1] & action))
+        calls.extend([arguments] * bool(arguments[1] & actions))
         if len(calls) == 1 and arguments is calls[0]:
+            meanwhile()
             raise KeyboardInterrupt
         return result
 
@@ -261,30 +271,17 @@ CHANGES = {
 
 
 def interrupted(streams, change, ids, meanwhile=lambda: None):
-    """Make a change, interrupted right after the machine code that ends its claim; first something else happens."""
-    use, slots, interrupts = streams._slots.use, streams._slots, []
+    """Make a change, interrupted right after the machine code that makes it; first something else happens."""
     changing = slot_kernel.SCATTER | slot_kernel.CLEAR | slot_kernel.FREE
-
-    def use_and_raise(*arguments):
-        result = use(*arguments)
-        if arguments[1] & slot_kernel.RELEASE and arguments[1] & changing and not interrupts:
-            slots.use = use
-            interrupts.append(True)
-            meanwhile()
-            raise KeyboardInterrupt
-        return result
-
-    slots.use = use_and_raise
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(streams._slots, "use", interrupted_after(changing, streams._slots.use, meanwhile))
         change(streams, ids)
 
 
 @BOTH_OPS
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_an_interrupted_change_is_undone(name, change):
-    _, streams = network(SPECS[name])
-    ids = [streams.join() for _ in range(3)]
-    streams.step(ids, inputs(3))
+    streams, ids = three_streams(name)
     before = streams.states(ids)
     interrupted(streams, change, ids)
     assert streams.ids == ids
@@ -296,9 +293,7 @@ def test_an_interrupted_change_is_undone(name, change):
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_what_others_did_is_not_undone(name, change):
     """Another thread may use a stream between the end of an interrupted call and its handler."""
-    _, streams = network(SPECS[name])
-    ids = [streams.join() for _ in range(3)]
-    streams.step(ids, inputs(3))
+    streams, ids = three_streams(name)
     others = []
 
     def meanwhile():
