@@ -21,7 +21,7 @@ class ReserveLayout:
     """The regions of a reserve; offsets and strides in bytes.
 
     1. A copy of the input (T, N, I).
-    2. For each layer its states (T + 2, N, D·H) of the times -1 to T, directions side by side: h, then c, then the
+    2. For each layer its states (T + 2, N, D·H) of the times -1 to T, with the directions adjacent: h, then c, then the
        operands of the cell's later stages. Times -1 and T hold the initial states of the two directions. In a shorter
        sequence, the initial state of the reverse direction follows the last step. With resets, time T + 1 holds the
        states after a reset.
