@@ -17,9 +17,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import typer
-from numpy.typing import NDArray
 from rich.table import Table
 
+from fusedrnn.arrays import Array
 from fusedrnn.cli.console import check_writable, fail, finite, output, write_json
 from fusedrnn.onnx import AcceleratedSession, accelerate
 from fusedrnn.onnx.ort.calibration import compare
@@ -27,7 +27,6 @@ from fusedrnn.onnx.ort.feeds import example_feeds
 from fusedrnn.spec import RNNSpec
 from fusedrnn.testing.tolerance import longest_sum, tolerance
 
-Array = NDArray[Any]
 _SILENT = 4
 """ONNX Runtime's log level above that of errors, because some models warn at every call."""
 

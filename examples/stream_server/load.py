@@ -18,7 +18,7 @@ import numpy as np
 
 from examples.stream_server import protocol
 from examples.stream_server.protocol import ProtocolError
-from fusedrnn.spec import Array
+from fusedrnn.arrays import Array
 
 _GRACE_SECONDS = 5.0
 """How many seconds outputs may take after the last frame."""

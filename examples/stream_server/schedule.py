@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fusedrnn import Streams
-from fusedrnn.spec import Array
+from fusedrnn.arrays import Array
 
 WINDOW = 1e-3
 """Seconds for which frames are collected. Otherwise steps have few frames each, which takes more time in total."""

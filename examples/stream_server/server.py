@@ -13,7 +13,7 @@ import numpy as np
 import fusedrnn
 from examples.stream_server import protocol
 from examples.stream_server.connection import CLOSING_SECONDS, Connection, Frame
-from fusedrnn.spec import Array
+from fusedrnn.arrays import Array
 
 """How many seconds clients may take to read the last messages."""
 _NUM_KEPT = 1_000_000

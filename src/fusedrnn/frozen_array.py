@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.ma
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from fusedrnn.arrays import Array
 
 
 class FrozenParams:

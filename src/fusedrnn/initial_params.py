@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fusedrnn.arrays import Array
 from fusedrnn.cell.cells import make_cell
 from fusedrnn.cell.initial import BIAS, Initial, InitialValue, checked_initial
 from fusedrnn.cell.trace import traced_cell
@@ -16,7 +16,6 @@ from fusedrnn.layout import Parameter
 from fusedrnn.network_spec import NetworkSpec
 from fusedrnn.spec import RNNSpec
 
-Array = NDArray[Any]
 _ZERO = Initial(0.0, 0.0)
 
 

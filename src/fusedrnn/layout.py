@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
+from fusedrnn.arrays import Array
 from fusedrnn.lazy import cached_property
 from fusedrnn.scalars import check_choice
 
-Array = NDArray[Any]
 Naming = Literal["mxnet", "torch"]
 Kind = str
 """A kind of parameter: ``"i2h_weight"``, ``"h2h_weight"``, ``"h2r_weight"``, ``"peephole_weight"``, ``"i2h_bias"``,

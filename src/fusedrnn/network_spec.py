@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from fusedrnn.arrays import Array
 from fusedrnn.cell.cells import Cell
 from fusedrnn.layout import FlatLayout, Parameter
 from fusedrnn.lazy import cached_property
 from fusedrnn.scalars import check_choice, positive_int, probability, shown
-from fusedrnn.spec import RESIDUALS, Array, RNNSpec
+from fusedrnn.spec import RESIDUALS, RNNSpec
 
 _SEED_STEP = 0x9E3779B97F4A7C15
 """The golden ratio of 2**64, so that layers of networks with adjacent seeds have different seeds."""

@@ -6,12 +6,9 @@ int8 row holds integers from -127 to 127 and one float32 scale; an element is it
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from fusedrnn.arrays import Array
 
 INT8_MAX = 127
 """The largest magnitude of a quantized element. -128 is not used, so that the range is symmetric."""

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from fusedrnn.arrays import Array
 from fusedrnn.cell.trace import traced_cell
 from fusedrnn.frozen_array import FrozenParams, frozen_copy
 from fusedrnn.layout import Naming, Parameter, check_names
 from fusedrnn.number_formats import dequantize_rows, quantize_rows
-from fusedrnn.spec import QUANTIZED, Array, RNNSpec
+from fusedrnn.spec import QUANTIZED, RNNSpec
 
 
 def is_matrix(entry: Parameter) -> bool:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
-from numpy.typing import NDArray
 
 from fusedrnn import scalars
 from fusedrnn.cell.activations import Activation, check_activations
@@ -15,8 +12,6 @@ from fusedrnn.cell.trace import traced_cell
 from fusedrnn.layout import Kind, ParameterLayout, Shapes
 from fusedrnn.lazy import cached_property
 from fusedrnn.spec_sizes import check_sizes, num_weights, parameter_shapes
-
-Array = NDArray[Any]
 
 MODES = tuple(FAMILIES)
 DTYPES = ("float32", "float64")

@@ -46,6 +46,11 @@ def test_a_forked_child_finds_no_lock_held():
             assert not names or path == PACKAGE / "locks.py", f"{path}, line {node.lineno}: {names}"
 
 
+def test_the_type_of_arrays_has_one_definition():
+    for path in PACKAGE.rglob("*.py"):
+        assert path == PACKAGE / "arrays.py" or "NDArray[Any]" not in path.read_text(encoding="utf-8"), path
+
+
 def test_variables_are_documented():
     """The page on configuration, config's docstring, names each variable that it reads."""
     text = (PACKAGE / "env.py").read_text(encoding="utf-8")

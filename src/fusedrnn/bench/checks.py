@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from fusedrnn.arrays import Array
 from fusedrnn.bench.contenders import Phase
-from fusedrnn.bench.data import NON_FUSED, TORCH, Array, Contender, GetResults, Results, Workload
+from fusedrnn.bench.data import NON_FUSED, TORCH, Contender, GetResults, Results, Workload
 from fusedrnn.cell.cells import Cell
 from fusedrnn.spec import RNNSpec
 from fusedrnn.testing.format_tolerance import format_gradient_tolerance, format_tolerance, pre_activation_error

@@ -14,13 +14,13 @@ from itertools import cycle
 import numpy as np
 
 import fusedrnn
+from fusedrnn.arrays import Array
 from fusedrnn.bench.data import (
     FUSED,
     IN_TORCH,
     NON_FUSED,
     TORCH,
     UNPACKED,
-    Array,
     Batch,
     Contender,
     GetResults,

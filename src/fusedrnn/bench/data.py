@@ -10,16 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fusedrnn.arrays import Array
 from fusedrnn.cell.cells import Cell
 from fusedrnn.spec import RNNSpec
 from fusedrnn.testing.cases import Case
-
-Array = NDArray[Any]
 
 NON_FUSED, FUSED, TORCH = "non-fused", "fused", "torch.nn"
 IN_TORCH = "fused in torch"

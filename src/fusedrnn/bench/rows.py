@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from fusedrnn.arrays import Array
 from fusedrnn.bench.contenders import Phase
-from fusedrnn.bench.data import FUSED, IN_TORCH, NON_FUSED, UNPACKED, Array, Workload
+from fusedrnn.bench.data import FUSED, IN_TORCH, NON_FUSED, UNPACKED, Workload
 from fusedrnn.bench.timing import PAUSE, Timing
 from fusedrnn.cell.cells import Cell
 from fusedrnn.testing.cases import Case

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from fusedrnn.bench.data import Array, Batch, Contender, GetResults, Results, Workload, gradient_results, outputs
+from fusedrnn.arrays import Array
+from fusedrnn.bench.data import Batch, Contender, GetResults, Results, Workload, gradient_results, outputs
 from fusedrnn.cell.cells import Cell
 
 

@@ -10,8 +10,9 @@ from typing import Annotated
 
 import typer
 
+from fusedrnn.arrays import Array
 from fusedrnn.bench.contenders import PHASES
-from fusedrnn.bench.data import IN_FORMAT, Array
+from fusedrnn.bench.data import IN_FORMAT
 from fusedrnn.bench.tables import MODE_NAMES
 from fusedrnn.cli.console import finite
 from fusedrnn.env import MAX_THREADS

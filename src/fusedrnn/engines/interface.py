@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+from fusedrnn.arrays import Array
 from fusedrnn.cell.cells import Cell
 from fusedrnn.engines.operands import BackwardOperands, ForwardOperands
-from fusedrnn.spec import DTYPES, MODES, OPTIONS, Array, RNNSpec
+from fusedrnn.spec import DTYPES, MODES, OPTIONS, RNNSpec
 
 SavePolicy = Literal["gates", "states"]
 """What training saves for backward: gates and states, or states alone, from which backward computes the gates."""

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from fusedrnn.arrays import Array
 from fusedrnn.engines.interface import CachedForwardCall, Engine, Need, Residuals, SavePolicy
 from fusedrnn.engines.operands import BackwardOperands, ForwardOperands, GradBuffers, clear_padding
 from fusedrnn.engines.registry import EngineSelector, candidates
 from fusedrnn.network_spec import NetworkSpec
-from fusedrnn.spec import Array, RNNSpec
+from fusedrnn.spec import RNNSpec
 
 LayerStates = tuple[tuple[Array, ...], ...]
 """The final states of each entry of the chain, or the gradients of its initial states."""

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, TypeGuard
 
 import numpy as np
 
-from fusedrnn.spec import Array
+from fusedrnn.arrays import Array
 
 GradReq = Literal["write", "add", "null"]
 GRAD_REQS: tuple[GradReq, ...] = ("write", "add", "null")

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from fusedrnn.arrays import Array
 from fusedrnn.engines.operands import GRAD_REQS, GradReq, is_sequence, write_or_add
 from fusedrnn.op import validation
 from fusedrnn.op.grad_req import backward_operands
 from fusedrnn.op.reserve import Reserve
 from fusedrnn.op.rnn_op import RNNOp
 from fusedrnn.scalars import check_choice
-from fusedrnn.spec import Array
 
 GradReqs = GradReq | Sequence[GradReq] | Mapping[str, GradReq]
 Buffers = Mapping[str, Array | None] | Sequence[Array | None] | None

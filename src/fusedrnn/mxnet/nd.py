@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from fusedrnn.arrays import Array
 from fusedrnn.mxnet.backward import Backward
 from fusedrnn.op import validation
 from fusedrnn.op.reserve import Reserve
 from fusedrnn.op.rnn_op import RNNOp
 from fusedrnn.scalars import as_bool, check_choice
-from fusedrnn.spec import DTYPES, MODES, Array, RNNSpec
+from fusedrnn.spec import DTYPES, MODES, RNNSpec
 
 Lengths = Array | Sequence[int] | None
 # From the fields of RNNSpec to the names in MXNet's operator.

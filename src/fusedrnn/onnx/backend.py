@@ -11,6 +11,7 @@ import onnx
 import onnx.backend.base
 from onnx import ModelProto, NodeProto
 
+from fusedrnn.arrays import Array
 from fusedrnn.engines import registry
 from fusedrnn.onnx.attributes import KINDS
 from fusedrnn.onnx.checking import checked
@@ -19,7 +20,6 @@ from fusedrnn.onnx.graph import DOMAINS, is_recurrent, label
 from fusedrnn.onnx.node_runner import NodeRunner
 from fusedrnn.onnx.quantized import OPERATOR
 from fusedrnn.onnx.scopes import Scope
-from fusedrnn.onnx.weight_layout import Array
 from fusedrnn.scalars import positive_int
 
 _FOLDED = FOLDED | {"Constant"}

@@ -16,9 +16,9 @@ import onnx
 from onnx import NodeProto, TensorProto, TypeProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from fusedrnn.arrays import Array
 from fusedrnn.onnx.graph import DOMAINS, errors_name_node
 from fusedrnn.onnx.scopes import Origin, Scope
-from fusedrnn.onnx.weight_layout import Array
 
 FOLDED = frozenset({
     "Abs", "Add", "And", "Cast", "CastLike", "Ceil", "Clip", "Concat", "ConstantOfShape", "DequantizeLinear", "Div",

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto
 
+from fusedrnn.arrays import Array
 from fusedrnn.frozen_array import frozen
 from fusedrnn.onnx.attributes import parse
 from fusedrnn.onnx.graph import errors_name_node, inputs_of, label
-from fusedrnn.onnx.weight_layout import COMPUTED, WEIGHTS, Array, check_same_format, format_of, from_onnx, state_of
+from fusedrnn.onnx.weight_layout import COMPUTED, WEIGHTS, check_same_format, format_of, from_onnx, state_of
 from fusedrnn.op import validation
 from fusedrnn.op.rnn_op import RNNOp
 from fusedrnn.quantized_params import QuantizedParams

@@ -8,15 +8,13 @@ or for each gate element, (D, 4·H). The attributes are those of LSTM-7.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import NodeProto
 
+from fusedrnn.arrays import Array
 from fusedrnn.quantized_params import check_magnitudes
-
-Array = NDArray[Any]
 
 DOMAIN = "com.microsoft"
 OPERATOR = "DynamicQuantizeLSTM"

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusedrnn.arrays import Array
 from fusedrnn.layout import Kind, Parameter
 from fusedrnn.onnx.attributes import Settings
 from fusedrnn.onnx.quantized import QUANTIZATION, quantized_weights
 from fusedrnn.quantized_params import QuantizedParams
 from fusedrnn.spec import RNNSpec
-
-Array = NDArray[Any]
 
 WEIGHTS = ("W", "R", "B", "P", *QUANTIZATION)
 COMPUTED = {"float32": "float32", "float64": "float64", "float16": "float32", "bfloat16": "float32"}

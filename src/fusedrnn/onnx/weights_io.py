@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto
 
+from fusedrnn.arrays import Array
 from fusedrnn.onnx.attributes import parse
 from fusedrnn.onnx.folding import Folder, NotConstantError
 from fusedrnn.onnx.graph import errors_name_node, has_recurrent_name, inputs_of, is_recurrent
 from fusedrnn.onnx.scopes import Scope
-from fusedrnn.onnx.weight_layout import WEIGHTS, Array, Part, from_onnx, state_of
+from fusedrnn.onnx.weight_layout import WEIGHTS, Part, from_onnx, state_of
 from fusedrnn.spec import RNNSpec
 
 

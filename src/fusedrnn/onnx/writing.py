@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
+from fusedrnn.arrays import Array
 from fusedrnn.onnx.folding import Folder
 from fusedrnn.onnx.graph import INPUTS, errors_name_node, uses
 from fusedrnn.onnx.quantized import is_quantized
 from fusedrnn.onnx.scopes import Origin, Scope
-from fusedrnn.onnx.weight_layout import WEIGHTS, Array, Part, to_onnx
+from fusedrnn.onnx.weight_layout import WEIGHTS, Part, to_onnx
 from fusedrnn.onnx.weights_io import Layer, LayerNode, read_layer, select_nodes
 
 

@@ -13,10 +13,10 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
+from fusedrnn.arrays import Array
 from fusedrnn.engines.operands import GradReq, is_sequence
 from fusedrnn.op.reserve import Reserve
 from fusedrnn.op.validation import check_memory, check_no_alias
-from fusedrnn.spec import Array
 
 
 @dataclass(frozen=True, eq=False, repr=False)

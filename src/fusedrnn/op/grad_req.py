@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from fusedrnn.arrays import Array
 from fusedrnn.engines.operands import BACKWARD, GRAD_REQS, BackwardOperands, GradBuffers, GradReq, misplaced_buffer
 from fusedrnn.op.reserve import PLAIN_CALL, CallKind
 from fusedrnn.op.resets import split_cotangents
 from fusedrnn.op.validation import check_buffer, check_dstates, check_dy, check_no_alias, check_tuple
 from fusedrnn.scalars import check_choice
-from fusedrnn.spec import Array, RNNSpec
+from fusedrnn.spec import RNNSpec
 
 # The operands that have gradients, by their name in grad_req, and the names of the gradients.
 GRADIENTS = {"x": "dx", "params": "dparams", "states": "dstates"}

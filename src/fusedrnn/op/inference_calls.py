@@ -13,13 +13,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from fusedrnn.arrays import Array
 from fusedrnn.engines.interface import CachedForwardCall
 from fusedrnn.locks import Lock
 from fusedrnn.op.stream import ForwardOp
 from fusedrnn.op.streamed_spec import streamed
 from fusedrnn.quantized_params import Params
 from fusedrnn.runtime.thread_pool import get_num_threads, thread_limits
-from fusedrnn.spec import Array
 
 MAX_SHAPES = 64
 """Shapes that are kept, enough for all batches up to 1,024 of one number of steps. The oldest is dropped first."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import fusedrnn.engines  # noqa: F401 -- registers the engines
+from fusedrnn.arrays import Array
 from fusedrnn.engines import registry
 from fusedrnn.engines.interface import NEEDS, SAVE_POLICIES, SavePolicy
 from fusedrnn.engines.network import NetworkEngine, NetworkSelector
@@ -17,7 +18,6 @@ from fusedrnn.op.operator import Operator
 from fusedrnn.op.reserve import CACHEABLE, PLAIN_CALL, CallKind, Reserve, check_reserve
 from fusedrnn.op.validation import check_seed, draw_seed
 from fusedrnn.scalars import as_bool, check_choice
-from fusedrnn.spec import Array
 
 LayerStates = tuple[tuple[Array, ...], ...]
 

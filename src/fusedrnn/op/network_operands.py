@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fusedrnn.arrays import Array
 from fusedrnn.engines.network import NetworkGradBuffers, NetworkGradOperands, NetworkOperands
 from fusedrnn.engines.operands import FORWARD
 from fusedrnn.network_spec import NetworkSpec
@@ -31,7 +32,6 @@ from fusedrnn.op.validation import (
 )
 from fusedrnn.quantized_params import QuantizedParams
 from fusedrnn.scalars import as_bool
-from fusedrnn.spec import Array
 
 LayerArrays = Sequence[Sequence[Array | None] | None]
 """What a caller gives for each entry of the chain: arrays of its states. None instead of any of these is for zeros."""

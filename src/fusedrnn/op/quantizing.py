@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from fusedrnn.arrays import Array
 from fusedrnn.op import validation
 from fusedrnn.quantized_params import Params, QuantizedParams, check_quantized
-from fusedrnn.spec import Array, RNNSpec
+from fusedrnn.spec import RNNSpec
 
 
 class QuantizesParams:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
+from fusedrnn.arrays import Array
 from fusedrnn.engines.interface import Engine, Residuals, SavePolicy
 from fusedrnn.engines.network import NetworkEngine, NetworkGradOperands
 from fusedrnn.engines.operands import BackwardOperands, clear_padding
 from fusedrnn.network_spec import NetworkSpec
-from fusedrnn.spec import Array, RNNSpec
+from fusedrnn.spec import RNNSpec
 
 
 class CallKind(NamedTuple):

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from fusedrnn.arrays import Array
 from fusedrnn.engines.operands import ForwardOperands
 from fusedrnn.op.reserve import PLAIN_CALL, CallKind
 from fusedrnn.op.validation import check_array, check_no_alias, check_states, check_tuple, copy_of
 from fusedrnn.scalars import as_bool
-from fusedrnn.spec import Array, RNNSpec
+from fusedrnn.spec import RNNSpec
 
 
 def check_resets(resets: object, steps: int, batch: int, lengths: Array | None) -> Array:

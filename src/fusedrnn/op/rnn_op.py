@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import fusedrnn.engines  # noqa: F401 -- registers the engines
+from fusedrnn.arrays import Array
 from fusedrnn.engines import registry
 from fusedrnn.engines.interface import NEEDS, SAVE_POLICIES, Engine, SavePolicy
 from fusedrnn.engines.operands import GradReq, clear_padding
@@ -18,7 +19,7 @@ from fusedrnn.op.reserve import CACHEABLE, PLAIN_CALL, CallKind, Reserve, check_
 from fusedrnn.op.resets import with_options
 from fusedrnn.quantized_params import Params
 from fusedrnn.scalars import as_bool, check_choice
-from fusedrnn.spec import Array, RNNSpec
+from fusedrnn.spec import RNNSpec
 
 if TYPE_CHECKING:  # loaded with the engine
     from fusedrnn.engines.cpu.executor import Executor

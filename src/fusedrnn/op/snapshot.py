@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from fusedrnn.arrays import Array
 from fusedrnn.cell.cells import Cell
 from fusedrnn.op.streamed_spec import StreamedSpec
-from fusedrnn.spec import Array, RNNSpec
+from fusedrnn.spec import RNNSpec
 
 MAGIC = b"fusedrnn state\r\n"
 VERSION = 1

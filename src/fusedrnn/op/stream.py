@@ -7,10 +7,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from fusedrnn.arrays import Array
 from fusedrnn.frozen_array import frozen
 from fusedrnn.op.resets import restarted
 from fusedrnn.op.streamed_spec import States, streamed
-from fusedrnn.spec import Array
 
 _NO_OPTIONS: dict[str, Any] = {}
 

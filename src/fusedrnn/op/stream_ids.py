@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from fusedrnn.arrays import Array
 from fusedrnn.op.validation import copy_of
 from fusedrnn.scalars import as_int
-from fusedrnn.spec import Array
 
 UNKNOWN_ID = "ids must be of streams that have joined and not left; got {}"
 """The error of an id that no stream has."""

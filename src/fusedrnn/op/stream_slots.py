@@ -8,11 +8,11 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import DTypeLike
 
+from fusedrnn.arrays import Array
 from fusedrnn.op.stream_ids import UNKNOWN_ID
 from fusedrnn.runtime import slot_kernel
 from fusedrnn.runtime.slot_kernel import CLAIM, FREE, GATHER, OWN, RELEASE, SCATTER
 from fusedrnn.runtime.slots import Slots
-from fusedrnn.spec import Array
 
 Shapes = Sequence[tuple[int, int, int]]
 

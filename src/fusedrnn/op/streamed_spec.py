@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from fusedrnn.arrays import Array
 from fusedrnn.engines.interface import CachedForwardCall, CachesCalls
 from fusedrnn.engines.network import CachesFlatCalls
 from fusedrnn.network_spec import NetworkSpec
 from fusedrnn.op import network_operands, validation
 from fusedrnn.op.bfloat16_arrays import as_float32
-from fusedrnn.spec import Array, RNNSpec
+from fusedrnn.spec import RNNSpec
 
 States = Sequence[Any] | None
 """States as callers give them. For an RNNSpec an entry is an array or None, for a NetworkSpec what its layer takes."""

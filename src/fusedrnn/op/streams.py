@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from fusedrnn.arrays import Array
 from fusedrnn.op.bfloat16_arrays import is_bfloat16
 from fusedrnn.op.inference_calls import Batch, InferenceCalls, SelectsEngine
 from fusedrnn.op.resets import restarted
@@ -18,7 +19,6 @@ from fusedrnn.op.validation import check_array, check_x
 from fusedrnn.quantized_params import Params
 from fusedrnn.runtime.slot_kernel import CLAIM, CLEAR, GATHER, JOIN, NOBODY, RELEASE, SCATTER
 from fusedrnn.scalars import as_int
-from fusedrnn.spec import Array
 
 
 class Streams:

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.ma
 
+from fusedrnn.arrays import Array
 from fusedrnn.engines import registry
 from fusedrnn.engines.operands import BACKWARD, FORWARD, ForwardOperands, Operand, entries, is_sequence
 from fusedrnn.network_spec import NetworkSpec
 from fusedrnn.quantized_params import QuantizedParams, check_quantized
 from fusedrnn.scalars import shown
-from fusedrnn.spec import DTYPES, Array, RNNSpec
+from fusedrnn.spec import DTYPES, RNNSpec
 
 # The effort to find out whether arrays share memory; arrays whose strides need more count as sharing. (The type is
 # for NumPy's stubs, which know only -1 and 0.)

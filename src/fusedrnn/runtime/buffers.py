@@ -10,9 +10,10 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
-Array = NDArray[Any]
+from fusedrnn.arrays import Array
+
 _CACHE_LINE = 64
 _HUGE_PAGE = 2 << 20
 # How many scratch buffers an op keeps for its next calls, at most: one for each caller that uses it at the same time.

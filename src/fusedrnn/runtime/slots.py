@@ -7,16 +7,15 @@ import math
 import os
 import weakref
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
+from fusedrnn.arrays import Array
 from fusedrnn.jit.ndarray_abi import object_layout
 from fusedrnn.runtime.buffers import aligned_empty
 from fusedrnn.runtime.slot_kernel import NOBODY, PART, SLOTS, load_use_slots
 
-Array = NDArray[Any]
 _CACHE_LINE = 64
 _all: weakref.WeakSet[Slots] = weakref.WeakSet()
 

@@ -9,8 +9,9 @@ import math
 
 import numpy as np
 
+from fusedrnn.arrays import Array
 from fusedrnn.number_formats import INT8_MAX
-from fusedrnn.spec import Array, RNNSpec
+from fusedrnn.spec import RNNSpec
 from fusedrnn.testing.operand_errors import BFLOAT16_ERROR
 from fusedrnn.testing.tolerance import kink_error, longest_sum
 

@@ -6,16 +6,12 @@ results against typical errors, which are in format_tolerance.py.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
+from fusedrnn.arrays import Array
 from fusedrnn.number_formats import INT8_MAX
 from fusedrnn.spec import RNNSpec
 from fusedrnn.testing.tolerance import longest_sum, tolerance
-
-Array = NDArray[Any]
 
 BFLOAT16_ERROR = 2.0**-8
 """The largest relative error of rounding to bfloat16: half a step of its eight significant bits."""

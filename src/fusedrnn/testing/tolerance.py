@@ -6,14 +6,12 @@ docs/internals/tools.md derives them.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
+from fusedrnn.arrays import Array
 from fusedrnn.spec import RNNSpec
-
-Array = NDArray[Any]
 
 _BLOCK = 1 << 14
 """The number of elements to compare at once, so that temporaries stay in a second-level cache."""

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import Module, RNNBase, RNNCellBase
 
+from fusedrnn.arrays import Array
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch.class_map import is_quantized, is_scripted, torch_class
 from fusedrnn.torch.formats import HasCompute
@@ -39,7 +39,7 @@ class ReadLayer:
     name: str
     kind: str
     spec: RNNSpec
-    params: NDArray[Any]
+    params: Array
     batch_first: bool
 
 
@@ -138,7 +138,7 @@ def _read(name: str, module: Module, kind: str) -> ReadLayer:
         raise kind_of_error(f"cannot read {name or 'the model itself'}: {error}") from error
 
 
-def _spec(kind: str, arrays: dict[str, NDArray[Any]], module: Module, nonlinearity: str, dropout: float) -> RNNSpec:
+def _spec(kind: str, arrays: dict[str, Array], module: Module, nonlinearity: str, dropout: float) -> RNNSpec:
     """The network with these parameters."""
     input_weight, projection = arrays["weight_ih_l0"], arrays.get("weight_hr_l0")
     gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[kind]
@@ -155,14 +155,14 @@ def _spec(kind: str, arrays: dict[str, NDArray[Any]], module: Module, nonlineari
     )  # fmt: skip
 
 
-def _array(label: str, weight: Tensor) -> NDArray[Any]:
+def _array(label: str, weight: Tensor) -> Array:
     if weight.dtype not in _DTYPES:
         raise TypeError(f"{label} must be of {', '.join(map(str, _DTYPES))}; got {weight.dtype}")
     if weight.is_meta:
         raise ValueError(f"{label} must have values; got a meta tensor")
     if weight.layout is not torch.strided:
         raise ValueError(f"{label} must be dense; got layout {weight.layout}")
-    array: NDArray[Any] = weight.detach().to("cpu", getattr(torch, _DTYPES[weight.dtype])).resolve_neg().numpy()
+    array: Array = weight.detach().to("cpu", getattr(torch, _DTYPES[weight.dtype])).resolve_neg().numpy()
     return np.ascontiguousarray(array)
 
 

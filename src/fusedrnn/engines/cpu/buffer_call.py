@@ -8,11 +8,11 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fusedrnn.arrays import Array
 from fusedrnn.engines.cpu import tuning as tunings
 from fusedrnn.engines.cpu.executor import Executor
 from fusedrnn.engines.cpu.jobs import Problem
@@ -33,7 +33,6 @@ from fusedrnn.runtime.native_memory import free_with, scratch_slots
 from fusedrnn.runtime.native_state import control_cell
 from fusedrnn.runtime.thread_pool import get_pool, load_pool, pool_team, release_pool, try_acquire_pool
 
-Array = NDArray[Any]
 _NONE = -1
 _clock = np.zeros(len(CLOCK), np.int64)
 

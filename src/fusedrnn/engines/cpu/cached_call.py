@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fusedrnn.arrays import Array
 from fusedrnn.engines.cpu.executor import Executor
 from fusedrnn.engines.cpu.guarded_call import GuardedCall
 from fusedrnn.engines.cpu.jobs import JobName, Problem
@@ -34,7 +34,6 @@ from fusedrnn.frozen_array import is_frozen
 from fusedrnn.quantized_params import QuantizedParams
 from fusedrnn.runtime.thread_pool import get_num_threads
 
-Array = NDArray[Any]
 States = Sequence[Array | None] | None
 _NO_BUFFERS = (None, None, None)
 

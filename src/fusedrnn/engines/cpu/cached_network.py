@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fusedrnn.arrays import Array
 from fusedrnn.engines.cpu.executor import Weights
 from fusedrnn.engines.cpu.guarded_call import GuardedJob
 from fusedrnn.engines.cpu.launch.kernel_args import signed
@@ -16,7 +17,6 @@ from fusedrnn.engines.network import NetworkGradOperands, NetworkOperands
 from fusedrnn.engines.operands import RESETS, Operand, comparable, entries, misplaced_buffer, requests_of
 from fusedrnn.frozen_array import is_frozen
 from fusedrnn.runtime.thread_pool import get_num_threads
-from fusedrnn.spec import Array
 
 _NO_BUFFERS = (None, None, None)
 _READ, _READ_WHOLE = Operand(written=False, contiguous=False), Operand(written=False, contiguous=True)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fusedrnn.arrays import Array
 from fusedrnn.engines.cpu.cached_call import CachedBackward, CachedForward
 from fusedrnn.engines.cpu.executor import Executor
 from fusedrnn.engines.cpu.guarded_call import try_to_cache
@@ -20,8 +20,6 @@ from fusedrnn.engines.interface import NULL, GradPointers, SavePolicy, StatePtrs
 from fusedrnn.engines.operands import BackwardOperands, ForwardOperands
 from fusedrnn.network_spec import NetworkSpec
 from fusedrnn.spec import RNNSpec
-
-Array = NDArray[Any]
 
 
 class CPUEngine:

@@ -8,6 +8,7 @@ from time import perf_counter
 from typing import Any
 
 from fusedrnn import env
+from fusedrnn.arrays import Array
 from fusedrnn.engines.cpu import tuning as tunings
 from fusedrnn.engines.cpu.jobs import JobName, Problem, load_for_calls
 from fusedrnn.engines.cpu.kernels.stages import derivative_of, state_letters
@@ -30,7 +31,7 @@ from fusedrnn.jit.target import Target
 from fusedrnn.locks import Lock
 from fusedrnn.runtime.buffers import BufferPool, Lease, Scratch, Workspaces
 from fusedrnn.runtime.thread_pool import ThreadTeam, get_num_threads, pool_team
-from fusedrnn.spec import Array, RNNSpec
+from fusedrnn.spec import RNNSpec
 
 logger = logging.getLogger(__name__)
 

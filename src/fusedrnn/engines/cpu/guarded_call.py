@@ -12,8 +12,8 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fusedrnn.arrays import Array
 from fusedrnn.engines.cpu.executor import Executor
 from fusedrnn.engines.cpu.jobs import Problem
 from fusedrnn.engines.cpu.launch.call_kernel import CALL_CACHE, GUARD, load_guarded_call
@@ -23,7 +23,6 @@ from fusedrnn.jit import ndarray_abi
 from fusedrnn.jit.loader import address
 from fusedrnn.runtime.thread_pool import get_num_threads, get_pool, load_pool, pool_team, release_pool, try_acquire_pool
 
-Array = NDArray[Any]
 R = TypeVar("R")
 # The struct of a cached call, its address, its threads, and the size of its scratch. A plain tuple unpacks faster
 # than a named one.

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fusedrnn.arrays import Array
 from fusedrnn.engines.cpu.cached_network import CachedFlatForward, CachedNetworkBackward, CachedNetworkForward
 from fusedrnn.engines.cpu.executor import Executor, Weights
 from fusedrnn.engines.cpu.guarded_call import try_to_cache
@@ -18,7 +19,6 @@ from fusedrnn.engines.cpu.varlen import VarLen
 from fusedrnn.engines.interface import SavePolicy
 from fusedrnn.engines.network import LayerStates, NetworkGradOperands, NetworkOperands
 from fusedrnn.network_spec import NetworkSpec
-from fusedrnn.spec import Array
 
 
 class CPUNetwork:

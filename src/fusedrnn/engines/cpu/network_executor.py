@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from fusedrnn.arrays import Array
 from fusedrnn.engines.cpu.executor import Executor, Weights
 from fusedrnn.engines.cpu.jobs import JobName, Problem
 from fusedrnn.engines.cpu.kernels.stages import state_letters
@@ -19,7 +20,6 @@ from fusedrnn.network_spec import NetworkSpec
 from fusedrnn.runtime.buffers import Scratch
 from fusedrnn.runtime.job_chain import load_job_chain
 from fusedrnn.runtime.thread_pool import get_num_threads, pool_team
-from fusedrnn.spec import Array
 
 NetworkProblem = tuple[JobName, int, int, NetworkReserveLayout | None, tuple[bool, ...]]
 """A job, T, N, the layout of a training call's reserve, and which layers' weights are packed."""

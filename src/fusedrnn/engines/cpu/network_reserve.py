@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+from fusedrnn.arrays import Array
 from fusedrnn.engines.cpu.executor import Weights
 from fusedrnn.engines.cpu.reserve_layout import ReserveLayout
 from fusedrnn.engines.cpu.tiling import Tiling
@@ -13,7 +14,6 @@ from fusedrnn.engines.cpu.varlen import VarLen
 from fusedrnn.engines.cpu.weights.cache import PackedWeights
 from fusedrnn.engines.interface import SavePolicy
 from fusedrnn.runtime.buffers import Lease
-from fusedrnn.spec import Array
 
 
 @dataclass(frozen=True)

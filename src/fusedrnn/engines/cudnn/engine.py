@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from fusedrnn.arrays import Array
 from fusedrnn.engines.cudnn.operands import (
     Operands,
     PackedIndices,
@@ -31,8 +31,6 @@ from fusedrnn.engines.interface import SavePolicy
 from fusedrnn.engines.operands import BackwardOperands, ForwardOperands, write_or_add
 from fusedrnn.frozen_array import is_frozen
 from fusedrnn.spec import RNNSpec
-
-Array = NDArray[Any]
 
 
 def make(spec: RNNSpec) -> CuDNNEngine:

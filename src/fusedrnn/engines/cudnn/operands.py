@@ -8,14 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.backends.cudnn import rnn
 
+from fusedrnn.arrays import Array
 from fusedrnn.layout import Kind, Parameter
 from fusedrnn.spec import RNNSpec
 
-Array = NDArray[Any]
 # The order in which PyTorch's functions take the parameters of one direction of a layer.
 _ORDER: tuple[Kind, ...] = ("i2h_weight", "h2h_weight", "i2h_bias", "h2h_bias", "h2r_weight")
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from math import prod
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fusedrnn.arrays import Array
 from fusedrnn.runtime.buffers import BufferPool
 
-Array = NDArray[Any]
 ITEM = 4
 _CACHE_LINE = 64
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fusedrnn.arrays import Array
 from fusedrnn.engines.interface import SavePolicy
 from fusedrnn.engines.onednn.arrays import Arrays
 from fusedrnn.engines.onednn.library import load
@@ -23,7 +22,6 @@ from fusedrnn.runtime.buffers import BufferPool
 from fusedrnn.runtime.thread_pool import get_num_threads
 from fusedrnn.spec import RNNSpec
 
-Array = NDArray[Any]
 # Programs that an engine caches, each for one length, batch and number of threads.
 MAX_PROGRAMS = 16
 _MAX_IDLE = 4

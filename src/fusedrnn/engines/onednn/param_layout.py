@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fusedrnn.arrays import Array
 from fusedrnn.engines.onednn.arrays import ITEM
 from fusedrnn.engines.onednn.library import Library
 from fusedrnn.engines.onednn.primitives import (
@@ -24,7 +23,6 @@ from fusedrnn.layout import Kind
 from fusedrnn.runtime.fingerprint import MEMORY_RANGE
 from fusedrnn.spec import RNNSpec
 
-Array = NDArray[Any]
 _WEIGHTS: dict[int, Kind] = {
     WEIGHTS_LAYER: "i2h_weight",
     WEIGHTS_ITER: "h2h_weight",

@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from fusedrnn.engines.onednn.arrays import ITEM, Array, ArrayLayout, Arrays
+from fusedrnn.arrays import Array
+from fusedrnn.engines.onednn.arrays import ITEM, ArrayLayout, Arrays
 from fusedrnn.engines.onednn.library import OneDNNError
 from fusedrnn.engines.onednn.param_layout import ParamLayout, Stack, cell_name
 from fusedrnn.engines.onednn.primitives import (

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fusedrnn.arrays import Array
 from fusedrnn.engines.onednn.arrays import ArrayLayout, Arrays, round_up_to_cache_line
 from fusedrnn.engines.onednn.library import UNIMPLEMENTED, Library, OneDNNError
 from fusedrnn.engines.onednn.param_layout import ParamLayout, Stack
@@ -17,7 +17,6 @@ from fusedrnn.locks import Lock
 from fusedrnn.runtime.buffers import BufferPool, Lease, aligned_empty
 from fusedrnn.runtime.fingerprint import MEMORY_RANGE, fingerprint_of
 
-Array = NDArray[Any]
 _BEGIN, _COPY = MEMORY_RANGE.index["begin"], MEMORY_RANGE.index["copy"]
 
 

@@ -12,6 +12,7 @@ from itertools import repeat
 
 import numpy as np
 
+from fusedrnn.arrays import Array
 from fusedrnn.cell.expr import Expr, Leaf
 from fusedrnn.cell.leaves import (
     NewState,
@@ -36,7 +37,7 @@ from fusedrnn.engines.reference.resets import Resets
 from fusedrnn.engines.reference.rounding import Rounding, row_rounding
 from fusedrnn.engines.reference.step_vjp import step_vjp
 from fusedrnn.engines.reference.tape import DirectionTape, Tape
-from fusedrnn.spec import Array, RNNSpec
+from fusedrnn.spec import RNNSpec
 
 Rows = slice | Array
 Step = tuple[int, int, Rows]

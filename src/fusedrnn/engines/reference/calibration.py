@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from fusedrnn.arrays import Array
 from fusedrnn.engines.reference.forward import forward
 from fusedrnn.engines.reference.rounding import OperandRounding
 from fusedrnn.quantized_params import num_operands
-from fusedrnn.spec import Array, RNNSpec
+from fusedrnn.spec import RNNSpec
 
 
 def operand_ranges(spec: RNNSpec, params: Array, inputs: Iterable[Array]) -> Array:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fusedrnn.arrays import Array
 from fusedrnn.cell.trace import traced_cell
 from fusedrnn.engines.interface import SavePolicy
 from fusedrnn.engines.operands import BackwardOperands, ForwardOperands, write_or_add
@@ -16,7 +17,7 @@ from fusedrnn.engines.reference.forward import forward, train
 from fusedrnn.engines.reference.resets import Resets
 from fusedrnn.engines.reference.step_vjp import step_vjp
 from fusedrnn.engines.reference.tape import Tape
-from fusedrnn.spec import Array, RNNSpec
+from fusedrnn.spec import RNNSpec
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 
 from fusedrnn import dropout
+from fusedrnn.arrays import Array
 from fusedrnn.cell.expr import Leaf
 from fusedrnn.cell.leaves import PreH, PreX, Projected, RawInput, State
 from fusedrnn.cell.primitives import ArrayArithmetic
@@ -28,7 +29,7 @@ from fusedrnn.engines.reference.step_vjp import step_vjp
 from fusedrnn.engines.reference.tape import DirectionTape, Tape
 from fusedrnn.engines.reference.unroll import store_states, unroll
 from fusedrnn.quantized_params import Params, QuantizedParams
-from fusedrnn.spec import Array, RNNSpec
+from fusedrnn.spec import RNNSpec
 
 _MATRICES = "i2h_weight", "h2h_weight", "h2r_weight"
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fusedrnn.spec import Array
+from fusedrnn.arrays import Array
 
 
 def to_full(blocks: Array, hidden_size: int) -> Array:

@@ -11,9 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from fusedrnn.arrays import Array
 
 
 def sigmoid(x: Array) -> Array:

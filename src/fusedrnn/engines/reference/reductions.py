@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from fusedrnn.arrays import Array
 from fusedrnn.cell.expr import Leaf
 from fusedrnn.cell.stage import Stage
-from fusedrnn.spec import Array
 
 
 def moments(stage: Stage, values: Sequence[Array]) -> dict[Leaf, Array]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fusedrnn.spec import Array
+from fusedrnn.arrays import Array
 
 States = tuple[Array, ...]
 

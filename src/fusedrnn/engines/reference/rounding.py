@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fusedrnn.arrays import Array
 from fusedrnn.number_formats import quantize_rows, round_to_bfloat16
 from fusedrnn.quantized_params import QuantizedParams
-from fusedrnn.spec import Array, RNNSpec
+from fusedrnn.spec import RNNSpec
 
 Rounding = Callable[[Array], Array]
 """From rows (..., K) to the same rows in the format of operands, in the same float type."""

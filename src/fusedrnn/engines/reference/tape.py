@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fusedrnn.spec import Array
+from fusedrnn.arrays import Array
 
 
 @dataclass

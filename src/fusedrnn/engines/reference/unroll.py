@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from fusedrnn.arrays import Array
 from fusedrnn.engines.reference.resets import Resets
-from fusedrnn.spec import Array
 
 Step = Callable[[Array, tuple[Array, ...]], tuple[Array, tuple[Array, ...]]]
 """From the input of a step (N, in) and the states before it to the output and the states after it."""

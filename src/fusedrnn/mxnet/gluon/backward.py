@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fusedrnn.arrays import Array
 from fusedrnn.engines.operands import GRAD_REQS
 from fusedrnn.mxnet.backward import Backward, Buffers, GradReqs, by_name, check_sequence
 from fusedrnn.mxnet.gluon.parameter import ParameterDict
 from fusedrnn.op.reserve import Reserve
 from fusedrnn.op.rnn_op import RNNOp
-from fusedrnn.spec import Array
 
 Layout = Literal["TNC", "NTC"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from fusedrnn.arrays import Array
 from fusedrnn.scalars import as_float
-from fusedrnn.spec import Array
 
 Shape = tuple[int, ...]
 Function = Callable[[Shape, np.random.Generator], Any]

@@ -10,6 +10,7 @@ from typing import Any, TypedDict, overload
 
 import numpy as np
 
+from fusedrnn.arrays import Array
 from fusedrnn.mxnet.gluon.backward import LayerBackward, Layout, time_major
 from fusedrnn.mxnet.gluon.initializers import Initializer, check_initializer
 from fusedrnn.mxnet.gluon.parameter import ParameterDict, Parameters
@@ -19,7 +20,7 @@ from fusedrnn.op import validation
 from fusedrnn.op.reserve import Reserve
 from fusedrnn.op.rnn_op import RNNOp
 from fusedrnn.scalars import as_bool, as_int, check_bytes, positive_int, shown
-from fusedrnn.spec import Array, RNNSpec
+from fusedrnn.spec import RNNSpec
 
 StateInfo = TypedDict("StateInfo", {"shape": tuple[int, ...], "__layout__": str, "dtype": str})
 States = Array | Sequence[Array] | None

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from fusedrnn.arrays import Array
 from fusedrnn.engines.operands import GRAD_REQS, GradReq, write_or_add
 from fusedrnn.layout import Parameter as LayoutEntry
 from fusedrnn.mxnet.gluon.initializers import Initializer, check_initializer, fill
 from fusedrnn.mxnet.gluon.store import LOCK, RUNNING, Deferred, ParameterStore
 from fusedrnn.op import validation
 from fusedrnn.scalars import as_bool, check_choice
-from fusedrnn.spec import Array, RNNSpec
+from fusedrnn.spec import RNNSpec
 
 
 class Parameter:

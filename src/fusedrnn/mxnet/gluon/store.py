@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fusedrnn.arrays import Array
 from fusedrnn.locks import Lock
 from fusedrnn.mxnet.gluon.initializers import Initializer
-from fusedrnn.spec import Array, RNNSpec
+from fusedrnn.spec import RNNSpec
 
 LOCK = Lock()
 """Held by whatever gives a layer values, such as a call that runs a deferred initialization.

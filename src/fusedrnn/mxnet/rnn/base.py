@@ -9,9 +9,10 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import DTypeLike
 
+from fusedrnn.arrays import Array
 from fusedrnn.mxnet.rnn.checks import Layout, Shapes, check_array, check_like, require, unroll_inputs
 from fusedrnn.scalars import check_bytes, positive_int
-from fusedrnn.spec import Array, RNNSpec
+from fusedrnn.spec import RNNSpec
 
 StateInfo = TypedDict("StateInfo", {"shape": tuple[int, ...], "__layout__": str})
 

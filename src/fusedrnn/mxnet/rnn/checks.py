@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fusedrnn.arrays import Array
 from fusedrnn.op.validation import check_is_array
 from fusedrnn.scalars import positive_int
-from fusedrnn.spec import Array
 
 Layout = Literal["NTC", "TNC"]
 Shapes = dict[str, tuple[int, ...]]

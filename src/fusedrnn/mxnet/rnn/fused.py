@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
+from fusedrnn.arrays import Array
 from fusedrnn.mxnet.rnn.base import BaseRNNCell, SpecCell, StateInfo
 from fusedrnn.mxnet.rnn.checks import Shapes, check_array, require, take
 from fusedrnn.mxnet.rnn.unfused import BidirectionalCell, GRUCell, LSTMCell, RNNCell, SequentialRNNCell
 from fusedrnn.op.rnn_op import RNNOp
 from fusedrnn.scalars import as_number, check_choice, positive_int
-from fusedrnn.spec import DTYPES, MODES, Array, RNNSpec
+from fusedrnn.spec import DTYPES, MODES, RNNSpec
 
 _CELLS: dict[str, Callable[..., BaseRNNCell]] = {
     "rnn_relu": partial(RNNCell, activation="relu"), "rnn_tanh": RNNCell, "lstm": LSTMCell, "gru": GRUCell,

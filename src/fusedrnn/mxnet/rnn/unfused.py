@@ -11,12 +11,13 @@ from weakref import WeakSet
 
 import numpy as np
 
+from fusedrnn.arrays import Array
 from fusedrnn.cell.trace import traced_cell
 from fusedrnn.engines.reference import forward as reference
 from fusedrnn.mxnet.rnn.base import BaseRNNCell, SpecCell, StateInfo
 from fusedrnn.mxnet.rnn.checks import Shapes, take
 from fusedrnn.scalars import as_number, positive_int
-from fusedrnn.spec import Array, RNNSpec
+from fusedrnn.spec import RNNSpec
 
 # MXNet's names of the gates, as in its checkpoints, in our order. Its c is our g of an LSTM, its o our n of a GRU.
 _GATE_NAMES = {"rnn_relu": ("",), "rnn_tanh": ("",), "lstm": ("_i", "_f", "_c", "_o"), "gru": ("_r", "_z", "_o")}

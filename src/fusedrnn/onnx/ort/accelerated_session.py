@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from numpy.typing import NDArray
 from onnx import ModelProto
 
 from fusedrnn.onnx.ort import interrupts
@@ -19,8 +18,6 @@ from fusedrnn.onnx.ort.report import Report
 from fusedrnn.onnx.ort.sessions import Sessions
 from fusedrnn.runtime.thread_pool import get_num_threads
 from fusedrnn.scalars import check_choice, positive_int, positive_number
-
-Array = NDArray[Any]
 
 _POLICIES = ("auto", "always")
 

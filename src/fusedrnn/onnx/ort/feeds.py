@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from fusedrnn.arrays import Array
+
 Feeds = Mapping[str, Array]
 
 _DTYPES = {

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fusedrnn.arrays import Array
 from fusedrnn.engines.cpu.executor import PlannedCall, Weights
 from fusedrnn.engines.cpu.jobs import Problem
 from fusedrnn.engines.cpu.launch.kernel_args import KernelArgs
@@ -17,8 +17,6 @@ from fusedrnn.onnx.ort.op_kernel import MAX_INPUTS, MAX_OUTPUTS, OPERATOR
 from fusedrnn.op.rnn_op import RNNOp
 from fusedrnn.runtime.buffers import Scratch
 from fusedrnn.runtime.thread_pool import pool_team
-
-Array = NDArray[Any]
 
 _SYMBOLS = {
     "X": "x", "sequence_lens": "nothing", "initial_h": "h0", "initial_c": "c0", "Y": "y", "Y_h": "h_n", "Y_c": "c_n",

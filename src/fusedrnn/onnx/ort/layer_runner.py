@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fusedrnn.arrays import Array
 from fusedrnn.frozen_array import frozen
 from fusedrnn.onnx.ort.layer_job import LayerJob
 from fusedrnn.onnx.ort.op_kernel import CALL, IN_MACHINE_CODE, IN_PYTHON, MAX_AXES, MAX_INPUTS, OPERATOR
@@ -17,8 +17,6 @@ from fusedrnn.op.rnn_op import RNNOp
 from fusedrnn.op.validation import check_lengths
 from fusedrnn.quantized_params import QuantizedParams
 from fusedrnn.runtime.thread_pool import thread_limits
-
-Array = NDArray[Any]
 
 _SHAPE_WORDS = 1 + MAX_AXES
 

@@ -9,16 +9,14 @@ from itertools import count
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fusedrnn.arrays import Array
 from fusedrnn.jit.loader import load_once
 from fusedrnn.onnx.ort import interrupts
 from fusedrnn.onnx.ort.c_api import API_VERSION, FLOAT, INT32, Api
 from fusedrnn.onnx.ort.layer_runner import LayerRunner
 from fusedrnn.onnx.ort.op_kernel import CALL, CHECK, FAILED, IN_PYTHON, OPERATOR, load_operator_functions
 from fusedrnn.onnx.ort.shared_object import load_shared_object
-
-Array = NDArray[Any]
 
 _numbers = count(1)
 _immortal: list[object] = []

@@ -7,11 +7,11 @@ is not shared: each job has its own, at the head of the workspace.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fusedrnn.arrays import Array
 from fusedrnn.engines.cpu.launch.call_kernel import CONSTANT
 from fusedrnn.engines.cpu.launch.kernel_args import JobArgs, KernelArgs, Relocation
 from fusedrnn.engines.cpu.plan.thread_trials import Forecast
@@ -20,7 +20,6 @@ from fusedrnn.jit.sync import BARRIER_BYTES
 from fusedrnn.runtime.buffers import Scratch
 from fusedrnn.runtime.job_chain import CHAIN, CHAINED_JOB
 
-Array = NDArray[Any]
 Link = int | Relocation
 """What the value of a job's symbol is: a constant, or the value of a symbol of the chain plus an addend."""
 

@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fusedrnn.arrays import Array
 from fusedrnn.engines.cpu.kernels.scratch import round_up_to_cache_line
 from fusedrnn.engines.cpu.launch.call_kernel import CONSTANT, load_bind
 from fusedrnn.engines.cpu.plan.plans import Plan
@@ -31,7 +31,6 @@ from fusedrnn.jit.struct import Struct
 from fusedrnn.lazy import cached_property
 from fusedrnn.runtime.buffers import Scratch
 
-Array = NDArray[Any]
 _RESOURCES = "weights", "reserve", "row_offsets", "seed"
 SPARE = "params", "dparams", "nothing"
 """Symbols without fields: the bases of unpacked parameters and of their gradients, and one to be ignored."""

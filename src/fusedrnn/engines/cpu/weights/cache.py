@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fusedrnn.arrays import Array
 from fusedrnn.engines.cpu import tuning as tunings
 from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.engines.cpu.weights.layout import PackedLayout
@@ -24,7 +24,6 @@ from fusedrnn.runtime.buffers import BufferPool, Lease, Workspaces
 from fusedrnn.runtime.fingerprint import MEMORY_RANGE, fingerprint_of
 from fusedrnn.runtime.thread_pool import ThreadTeam, pool_team
 
-Array = NDArray[Any]
 Frozen = Array | QuantizedParams
 _BEGIN, _COPY = MEMORY_RANGE.index["begin"], MEMORY_RANGE.index["copy"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fusedrnn.arrays import Array
 from fusedrnn.engines.cpu.kernels.scratch import round_up_to_cache_line
 from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.engines.cpu.tiling import Tiling
@@ -22,8 +22,6 @@ from fusedrnn.engines.cpu.weights.pack_kernel import (
 )
 from fusedrnn.layout import Kind
 from fusedrnn.quantized_params import num_operands
-
-Array = NDArray[Any]
 
 
 class PackedWeightsOffsets(NamedTuple):

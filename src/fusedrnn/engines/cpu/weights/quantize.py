@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
+from fusedrnn.arrays import Array
 from fusedrnn.engines.cpu.kernels.operand_rows import OWN_RANGE
 from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.quantized_params import QuantizedParams, is_matrix, num_operands, quantized_entries
-
-Array = NDArray[Any]
 
 
 def quantized(tiling: Tiling, params: Array | QuantizedParams) -> Array:
