@@ -71,7 +71,7 @@ class CallTable:
             "lock": 0, "first": 0, "num_threads": num_threads_cell(), "prepare": address(self._prepare),
             "messages": self._messages.ctypes.data,
         }  # fmt: skip
-        self._table[:] = [values[name] for name in TABLE.names]
+        self._table[:] = TABLE.values(values)
         function(code, "set_table", 1)(self._table.ctypes.data)
         publish_num_threads(process_num_threads())
 

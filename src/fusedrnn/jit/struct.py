@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from fusedrnn.jit.builder import Function, Value
 
 
@@ -25,6 +27,14 @@ class Struct:
     def offset(self, name: str) -> int:
         """Bytes from the beginning of the struct to a field."""
         return 8 * self.index[name]
+
+    def values(self, fields: Mapping[str, int]) -> list[int]:
+        """The values of the fields in the order of memory; other entries of the mapping are left out.
+
+        Raises:
+            KeyError: If a field has no value.
+        """
+        return [fields[name] for name in self.names]
 
     def read(self, function: Function, address: Value) -> Fields:
         """Access to the fields of the struct at an address."""

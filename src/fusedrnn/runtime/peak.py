@@ -139,7 +139,7 @@ class _TimedJob:
         self._barrier = aligned_empty((BARRIER_BYTES,), np.uint8)
         self._barrier[:] = 0
         fields |= {"barrier": self._barrier.ctypes.data, "num_threads": threads, "spins": self._team.spins}
-        self._arguments = np.array([fields[name] for name in struct.names], np.int64)
+        self._arguments = np.array(struct.values(fields), np.int64)
 
     def run(self, job: Callable[..., None]) -> float:
         """Seconds of a round."""

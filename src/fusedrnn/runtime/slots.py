@@ -53,7 +53,7 @@ class Slots:
             "num_parts": len(parts), "num_owners": 0, "items_offset": layout.items_offset if layout else 0,
             "data_offset": layout.data_offset if layout else 0,
         }  # fmt: skip
-        self._struct = np.array([fields[name] for name in SLOTS.names], np.int64)
+        self._struct = np.array(SLOTS.values(fields), np.int64)
         self.address = self._struct.ctypes.data
         self._use = load_use_slots(layout is not None)
         self.use = self._use if layout is not None else self._use_by_address

@@ -176,7 +176,7 @@ class BufferCall:
 
 def _struct(layout: Struct, fields: dict[str, int]) -> Array:
     struct = aligned_empty((len(layout),), np.int64)
-    struct[:] = [fields[name] for name in layout.names]
+    struct[:] = layout.values(fields)
     return struct
 
 

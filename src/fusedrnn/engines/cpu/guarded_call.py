@@ -121,7 +121,7 @@ class GuardedJob:
             "plan_offset": args.plan_offset, "num_threads": args.num_threads,
             "relocs": args.relocs, "num_fields": args.num_fields,
         }  # fmt: skip
-        call = np.array([fields[name] for name in CALL_CACHE.names], np.int64)
+        call = np.array(CALL_CACHE.values(fields), np.int64)
         return call, call.ctypes.data, args.num_threads, args.size
 
     def run(

@@ -137,7 +137,7 @@ class TensorCall:
             "args_offset": args.args_offset, "plan_offset": args.plan_offset,
             "job": address(planned.job) if planned.is_single else 0,
         }  # fmt: skip
-        struct = np.array([fields[field] for field in TENSOR_CALL.names], np.int64)
+        struct = np.array(TENSOR_CALL.values(fields), np.int64)
         # Another thread may have been faster: its struct is kept, since it may be in use.
         return self._structs.setdefault(id(args), (struct.ctypes.data, (args, values, struct)))[0]
 
