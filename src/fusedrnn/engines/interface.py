@@ -123,23 +123,23 @@ class CachesCalls(Protocol):
         """The cached form of a backward call; None if there is none."""
 
 
-StridedPtr = tuple[int, int, int]
+StridedAddress = tuple[int, int, int]
 """An array (T, N, features) in memory, its last axis contiguous: address, and the strides of T and N in bytes."""
-NULL: StridedPtr = (0, 0, 0)
-StatePtrs = tuple[int, ...]
+NULL: StridedAddress = (0, 0, 0)
+StateAddresses = tuple[int, ...]
 """Addresses of h and c, and of further states, each (L·D, N, size) and contiguous. An address is 0 for zeros, for a
 result that is not wanted, and for c if there is no c."""
 
 
-class GradPointers(NamedTuple):
+class GradAddresses(NamedTuple):
     """The addresses where gradients go, 0 for those that are not computed; and whether to add to what is there.
 
     ``params`` are in ``by_layer_direction`` order; ``states`` are dh0 and dc0.
     """
 
-    x: StridedPtr
+    x: StridedAddress
     params: Sequence[int]
-    states: StatePtrs
+    states: StateAddresses
     add_x: bool = False
     add_params: bool = False
     add_states: bool = False

@@ -91,7 +91,7 @@ class RNNOp(Operator, QuantizesParams, MakesStreams):
         Raises:
             NotImplementedError: If the engine takes only NumPy arrays.
         """
-        executor: Executor | None = getattr(self._engine, "pointers", None)
+        executor: Executor | None = getattr(self._engine, "executor", None)
         if executor is None:
             raise NotImplementedError(f"engine {self.backend!r} takes NumPy arrays alone")
         return executor

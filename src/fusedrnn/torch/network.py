@@ -78,7 +78,7 @@ class Network:
         """The symbols of kernel arguments for the states, such as h0 and c0 in the form ``"{}0"``."""
         return state_symbols(STATE_LETTERS[: self.num_states], form)
 
-    def state_pointers(self, states: Tensors) -> tuple[int, ...]:
+    def state_addresses(self, states: Tensors) -> tuple[int, ...]:
         """The addresses of states, as the engine takes them; 0 for a missing state."""
         addresses = [0 if state is None else state.data_ptr() for state in states]
         return (*addresses, *(0,) * (max(2, self.num_states) - len(addresses)))

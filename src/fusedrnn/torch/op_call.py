@@ -1,7 +1,7 @@
 """The arguments of the operators in torch's registry, and checks that the operands match.
 
 The operators are public, since graphs hold them: a program may be moved to another dtype, and any code may call
-``torch.ops.fusedrnn``. The kernels take pointers, so every operand is checked first.
+``torch.ops.fusedrnn``. The kernels take addresses, so every operand is checked first.
 """
 
 from __future__ import annotations

@@ -131,9 +131,9 @@ class RepeatedCall:
         states = as_tuple(hx) or None
         self._shape = shape = CallShape(network, data, None, batch_sizes, plan.is_cell)
         self._is_recorded = is_recorded = self._is_grad_enabled and eager.require_grad(data, states, weights)
-        pointers = tuple([0 if weight is None else weight.data_ptr() for weight in weights])
+        addresses = tuple([0 if weight is None else weight.data_ptr() for weight in weights])
         is_short = network.engine.is_short(shape.steps, shape.batch, network.drops or is_recorded)
-        self._engine_weights = network.engine.weights_at(pointers) if is_short else None
+        self._engine_weights = network.engine.weights_at(addresses) if is_short else None
         self.short: ShortCall | None = None
         if is_short and not network.drops:
             short = ShortCall(module, plan, shape, x, states, weights, is_recorded)

@@ -55,7 +55,7 @@ class ShortBackward:
         guards += [guard_of(grad, symbol) for grad, symbol in zip(grads, symbols, strict=True) if grad is not None]
         constants = {}
         for name, tensor in (("dy", dy), ("dx", grads[0])):
-            _, constants[f"{name}_step"], constants[f"{name}_row"] = tensor_calls.strided_pointer(network, tensor)
+            _, constants[f"{name}_step"], constants[f"{name}_row"] = tensor_calls.strided_address(network, tensor)
         problem = network.engine.problem("backward", shape.steps, shape.batch, info.layout)
         self._call = TensorCall(
             network.engine, problem, team(), shape.varlen,

@@ -71,7 +71,7 @@ class ShortCall:
         engine = shape.network.engine
         self._info = engine.describe_reserve(shape.steps, shape.batch, shape.varlen) if is_recorded else None
         data = data.transpose(0, 1) if self._is_transposed else data
-        _, x_step, x_row = tensor_calls.strided_pointer(shape.network, data)
+        _, x_step, x_row = tensor_calls.strided_address(shape.network, data)
         constants = {
             "x_step": x_step, "x_row": x_row, **dict(zip(("y_step", "y_row"), shape.output_strides, strict=True)),
         }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Calls of the operator on plain CPU tensors by pointer, without autograd and without torch's dispatcher."""
+"""Calls of the operator on plain CPU tensors by address, without autograd and without torch's dispatcher."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fusedrnn.engines.cpu.state_options import StateOptions
-from fusedrnn.engines.interface import NULL, GradPointers, StridedPtr
+from fusedrnn.engines.interface import NULL, GradAddresses, StridedAddress
 from fusedrnn.runtime.thread_pool import ThreadTeam
 from fusedrnn.torch.network import BYTES, CallShape, Network, Results, Tensors, check_trainable
 from fusedrnn.torch.openmp import team
@@ -116,8 +116,8 @@ def _run(
     final, others = shape.new_states(x), shape.new_all_states(x)
     y = None if shape.is_cell else shape.new(x, network.output_size)
     network.engine.run(
-        shape.steps, shape.batch, engine_weights, strided_pointer(network, x), network.state_pointers(initial),
-        ((final[0] if y is None else y).data_ptr(), *shape.output_strides), network.state_pointers(final),
+        shape.steps, shape.batch, engine_weights, strided_address(network, x), network.state_addresses(initial),
+        ((final[0] if y is None else y).data_ptr(), *shape.output_strides), network.state_addresses(final),
         varlen=shape.varlen, residuals=info, reserve=reserve, team=threads,
         options=_options(shape, reset_states, others),
     )  # fmt: skip
@@ -129,7 +129,7 @@ def _options(shape: CallShape, reset_states: Tensors, all_states: Tensors) -> St
     if shape.resets is None and not all_states:
         return None
     before = (0,) * shape.network.spec.output_is_state
-    return StateOptions(shape.resets, _pointers(reset_states), before + _pointers(all_states))
+    return StateOptions(shape.resets, _addresses(reset_states), before + _addresses(all_states))
 
 
 @_torch_memory_errors
@@ -169,12 +169,12 @@ def backward(
         engine_weights = engine.weights_at(packed=packed.data_ptr())
     else:
         check_exist(saved.weights)
-        engine_weights = engine.weights_at(_pointers(saved.weights))
+        engine_weights = engine.weights_at(_addresses(saved.weights))
     dy, dfinal = readable(dy, dfinal)
     dfinal, dothers = dfinal[:num_states], dfinal[num_states:]
     engine.run_backward(
-        saved.info, reserve.data_ptr(), engine_weights, strided_pointer(network, dy), network.state_pointers(dfinal),
-        GradPointers(strided_pointer(network, dx), _pointers(dweights), network.state_pointers(dstates)), team(),
+        saved.info, reserve.data_ptr(), engine_weights, strided_address(network, dy), network.state_addresses(dfinal),
+        GradAddresses(strided_address(network, dx), _addresses(dweights), network.state_addresses(dstates)), team(),
         _options(shape, dreset, dothers),
     )  # fmt: skip
     for first, last in network.adjacent_weights:  # callers do not expect shared memory
@@ -197,7 +197,7 @@ def _engine_weights(shape: CallShape, weights: Tensors, training: bool, threads:
     # Packed weights live as long as the storage rather than the tensor, since torch.utils.swap_tensors refuses tensors
     # that have weak references.
     owner: Any = weights[0].untyped_storage()  # type: ignore[union-attr]
-    return shape.network.engine.weights(shape.steps, shape.batch, _pointers(weights), training, threads, owner)
+    return shape.network.engine.weights(shape.steps, shape.batch, _addresses(weights), training, threads, owner)
 
 
 def _saved_weights(engine_weights: Any, weights: Tensors) -> list[Tensor | None]:
@@ -230,11 +230,11 @@ def _aligned(memory: Tensor) -> Tensor:
     return buffer[-buffer.data_ptr() % ALIGNMENT :][: len(memory)].copy_(memory)
 
 
-def _pointers(tensors: Tensors) -> tuple[int, ...]:
+def _addresses(tensors: Tensors) -> tuple[int, ...]:
     return tuple([0 if tensor is None else tensor.data_ptr() for tensor in tensors])
 
 
-def strided_pointer(network: Network, x: Tensor | None) -> StridedPtr:
+def strided_address(network: Network, x: Tensor | None) -> StridedAddress:
     """The address of an input, an output or their gradient, with the bytes between steps and between rows."""
     if x is None:
         return NULL

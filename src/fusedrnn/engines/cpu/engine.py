@@ -15,8 +15,8 @@ from fusedrnn.engines.cpu.network import CPUNetwork
 from fusedrnn.engines.cpu.reserve_layout import CpuResiduals, ResidualInfo
 from fusedrnn.engines.cpu.state_options import StateOptions
 from fusedrnn.engines.cpu.varlen import VarLen
-from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightPointers
-from fusedrnn.engines.interface import NULL, GradPointers, SavePolicy, StatePtrs, StridedPtr
+from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightAddresses
+from fusedrnn.engines.interface import NULL, GradAddresses, SavePolicy, StateAddresses, StridedAddress
 from fusedrnn.engines.operands import BackwardOperands, ForwardOperands
 from fusedrnn.network_spec import NetworkSpec
 from fusedrnn.spec import RNNSpec
@@ -27,25 +27,25 @@ class CPUEngine:
 
     Attributes:
         spec: The network.
-        pointers: Its calls on operands by address.
+        executor: Its calls on operands by address.
     """
 
     def __init__(self, spec: RNNSpec) -> None:
-        self.spec, self.pointers = spec, Executor(spec)
+        self.spec, self.executor = spec, Executor(spec)
         self._num_addresses = max(2, len(spec.state_names))
 
     def compile(self, training: bool = False) -> None:
         """Compile or load the kernels for inference, or for ``training``; else the first call does it."""
-        self.pointers.compile(training)
+        self.executor.compile(training)
 
     def reserve_bytes(self, steps: int, batch: int, save: SavePolicy) -> int:
         """Bytes of the reserve of a training call with T steps of N sequences."""
-        return self.pointers.reserve_bytes(steps, batch, save)
+        return self.executor.reserve_bytes(steps, batch, save)
 
     def forward(self, operands: ForwardOperands) -> tuple[Array, ...]:
         """Inference."""
         steps, batch = operands.x.shape[:2]
-        weights = self.pointers.weights_of(operands.params, steps, batch, None)
+        weights = self.executor.weights_of(operands.params, steps, batch, None)
         return self._run(operands, weights, _varlen(operands))
 
     def train(
@@ -54,15 +54,15 @@ class CPUEngine:
         """Training."""
         steps, batch = operands.x.shape[:2]
         varlen = _varlen(operands)
-        weights = self.pointers.weights_of(operands.params, steps, batch, save)
-        info = self.pointers.describe_reserve(steps, batch, varlen, save, seed, operands.resets)
-        lease = self.pointers.lease_reserve(info.layout.size)
+        weights = self.executor.weights_of(operands.params, steps, batch, save)
+        info = self.executor.describe_reserve(steps, batch, varlen, save, seed, operands.resets)
+        lease = self.executor.lease_reserve(info.layout.size)
         return self._run(operands, weights, varlen, info, lease.address), CpuResiduals(info, lease, weights)
 
     def _run(
         self,
         operands: ForwardOperands,
-        weights: PackedWeights | WeightPointers,
+        weights: PackedWeights | WeightAddresses,
         varlen: VarLen | None,
         residuals: ResidualInfo | None = None,
         reserve: int = 0,
@@ -70,7 +70,7 @@ class CPUEngine:
         x, y = operands.x, operands.y
         steps, batch = x.shape[:2]
         final = tuple(np.empty(shape, x.dtype) for shape in self.spec.state_shape(batch))
-        self.pointers.run(
+        self.executor.run(
             steps, batch, weights, _strided(x), self._addresses(operands.states), _strided(y), self._addresses(final),
             varlen=varlen, residuals=residuals, reserve=reserve,
             options=self._options(operands.resets, operands.reset_states, operands.all_states),
@@ -79,9 +79,9 @@ class CPUEngine:
 
     def backward(self, residuals: CpuResiduals, operands: BackwardOperands) -> None:
         """The gradients."""
-        grads, executor = operands.grads, self.pointers
+        grads, executor = operands.grads, self.executor
         params = 0 if grads.params is None else grads.params.ctypes.data
-        pointers = GradPointers(
+        grad_addresses = GradAddresses(
             _strided(grads.x), executor.weight_cache.addresses(params), self._addresses(grads.states),
             grads.add_x, grads.add_params, grads.add_states,
         )  # fmt: skip
@@ -90,7 +90,7 @@ class CPUEngine:
                 buffer.fill(0)  # kernels add
         dy, dstates = _strided(operands.dy), self._addresses(operands.dstates)
         executor.run_backward(
-            residuals.info, residuals.lease.address, residuals.weights, dy, dstates, pointers,
+            residuals.info, residuals.lease.address, residuals.weights, dy, dstates, grad_addresses,
             options=self._options(residuals.info.resets, grads.reset_states, operands.dall_states),
         )  # fmt: skip
 
@@ -98,20 +98,20 @@ class CPUEngine:
         self, operands: ForwardOperands, states: Sequence[Array | None] | None, residuals: CpuResiduals | None
     ) -> CachedForward | None:
         """The cached form of a forward call that has just run; None if there is none."""
-        return try_to_cache(self.pointers.debug, CachedForward, self.pointers, operands, states, residuals)
+        return try_to_cache(self.executor.debug, CachedForward, self.executor, operands, states, residuals)
 
     def cache_backward(
         self, residuals: CpuResiduals, operands: BackwardOperands, grad_req: Any
     ) -> CachedBackward | None:
         """The cached form of a backward call that has just run; None if there is none."""
-        return try_to_cache(self.pointers.debug, CachedBackward, self.pointers, residuals, operands, grad_req)
+        return try_to_cache(self.executor.debug, CachedBackward, self.executor, residuals, operands, grad_req)
 
     @staticmethod
     def network(spec: NetworkSpec, layers: Sequence[CPUEngine]) -> CPUNetwork:
         """What runs a network as one job; ``layers`` are the engines of the entries of its chain."""
-        return CPUNetwork(spec, [layer.pointers for layer in layers])
+        return CPUNetwork(spec, [layer.executor for layer in layers])
 
-    def _addresses(self, states: Sequence[Array | None] | None) -> StatePtrs:
+    def _addresses(self, states: Sequence[Array | None] | None) -> StateAddresses:
         """The addresses of states or of their gradients, at least two; 0 for None and for a missing state."""
         addresses = tuple([0 if state is None else state.ctypes.data for state in states or ()])
         return addresses + (0,) * (self._num_addresses - len(addresses))
@@ -129,7 +129,7 @@ class CPUEngine:
         return StateOptions(resets, replaced, (0,) * self.spec.output_is_state + every)
 
 
-def _strided(array: Array | None) -> StridedPtr:
+def _strided(array: Array | None) -> StridedAddress:
     return NULL if array is None else (array.ctypes.data, array.strides[0], array.strides[1])
 
 

@@ -23,8 +23,8 @@ from fusedrnn.engines.cpu.state_options import StateOptions
 from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.engines.cpu.tuning import Tuning
 from fusedrnn.engines.cpu.varlen import VarLen
-from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightCache, WeightPointers
-from fusedrnn.engines.interface import GradPointers, SavePolicy, StatePtrs, StridedPtr
+from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightAddresses, WeightCache
+from fusedrnn.engines.interface import GradAddresses, SavePolicy, StateAddresses, StridedAddress
 from fusedrnn.frozen_array import is_frozen
 from fusedrnn.jit.loader import Job
 from fusedrnn.jit.target import Target
@@ -35,7 +35,7 @@ from fusedrnn.spec import RNNSpec
 
 logger = logging.getLogger(__name__)
 
-Weights = PackedWeights | WeightPointers
+Weights = PackedWeights | WeightAddresses
 
 
 class PlannedCall(PlannedJob[KernelArgs]):
@@ -139,7 +139,7 @@ class Executor:
         weight_cache = self.weight_cache_for(steps, batch)
         self._compile(training, weight_cache.tiling.target)
         if self.is_short(steps, batch, training):
-            return WeightPointers(addresses)
+            return WeightAddresses(addresses)
         return weight_cache.packed(addresses, training, team, owner)
 
     def weights_of(self, params: Any, steps: int, batch: int, save: SavePolicy | None) -> Weights:
@@ -157,18 +157,18 @@ class Executor:
         elif training:
             weights = self.weight_cache.copied_vector(params)
         else:
-            weights = WeightPointers(self.weight_cache.addresses(params.ctypes.data))
+            weights = WeightAddresses(self.weight_cache.addresses(params.ctypes.data))
         if self.debug >= 2:
             logger.info(f"weights {(perf_counter() - began) * 1e6:.1f} us")
         return weights
 
-    def weights_at(self, addresses: tuple[int, ...] = (), packed: int = 0) -> WeightPointers:
+    def weights_at(self, addresses: tuple[int, ...] = (), packed: int = 0) -> WeightAddresses:
         """The weights of an earlier call that were moved: unpacked, now at ``addresses``, or packed, now at ``packed``.
 
         Packed weights are the bytes in the ``lease`` of what :meth:`weights` returned, from its ``address`` on. If the
         weights are unpacked, this ``address`` is 0.
         """
-        return WeightPointers(addresses or self.weight_cache.nowhere, address=packed)
+        return WeightAddresses(addresses or self.weight_cache.nowhere, address=packed)
 
     def varlen(self, lengths: Array, steps: int) -> VarLen:
         """Sequences of different lengths, int64 (N,), each from 0 to T, in arrays (T, N, features)."""
@@ -195,8 +195,8 @@ class Executor:
         return self._reserves.lease(size)
 
     def run(
-        self, steps: int, batch: int, weights: Weights, x: StridedPtr, initial: StatePtrs, y: StridedPtr,
-        final: StatePtrs, *, varlen: VarLen | None = None, residuals: ResidualInfo | None = None, reserve: int = 0,
+        self, steps: int, batch: int, weights: Weights, x: StridedAddress, initial: StateAddresses, y: StridedAddress,
+        final: StateAddresses, *, varlen: VarLen | None = None, residuals: ResidualInfo | None = None, reserve: int = 0,
         team: ThreadTeam | None = None, options: StateOptions | None = None,
     ) -> None:  # fmt: skip
         """Run a forward call; with ``residuals`` a training call, which fills the reserve. Skips the padding of y."""
@@ -211,8 +211,8 @@ class Executor:
         self._run_job(problem, values, weights.matrices, varlen, team)
 
     def run_backward(
-        self, residuals: ResidualInfo, reserve: int, weights: Weights, dy: StridedPtr, dstates: StatePtrs,
-        grads: GradPointers, team: ThreadTeam | None = None, options: StateOptions | None = None,
+        self, residuals: ResidualInfo, reserve: int, weights: Weights, dy: StridedAddress, dstates: StateAddresses,
+        grads: GradAddresses, team: ThreadTeam | None = None, options: StateOptions | None = None,
     ) -> None:  # fmt: skip
         """Compute the gradients of a training call that used these weights; its reserve is at address ``reserve``."""
         layout, varlen = residuals.layout, residuals.varlen

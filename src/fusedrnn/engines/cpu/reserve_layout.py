@@ -11,7 +11,7 @@ from fusedrnn.engines.cpu.kernels.scratch import pad_against_conflicts, round_up
 from fusedrnn.engines.cpu.kernels.stages import derivative_of
 from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.engines.cpu.varlen import VarLen
-from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightPointers
+from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightAddresses
 from fusedrnn.engines.interface import SavePolicy
 from fusedrnn.runtime.buffers import Lease
 
@@ -96,7 +96,7 @@ class CpuResiduals:
 
     info: ResidualInfo
     lease: Lease
-    weights: PackedWeights | WeightPointers
+    weights: PackedWeights | WeightAddresses
 
     @property
     def nbytes(self) -> int:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedrnn.engines.interface import StatePtrs
+from fusedrnn.engines.interface import StateAddresses
 
 
 class StateOptions(NamedTuple):
@@ -22,8 +22,8 @@ class StateOptions(NamedTuple):
     """
 
     resets: NDArray[np.bool_] | None = None
-    reset_states: StatePtrs = ()
-    all_states: StatePtrs = ()
+    reset_states: StateAddresses = ()
+    all_states: StateAddresses = ()
 
     def values(self, num_letters: int) -> tuple[int, ...]:
         """The values of their symbols, for structs with fields for so many states."""
@@ -32,5 +32,5 @@ class StateOptions(NamedTuple):
         return (*_padded(self.reset_states, num_letters), *_padded(self.all_states, num_letters), address)
 
 
-def _padded(addresses: StatePtrs, count: int) -> StatePtrs:
+def _padded(addresses: StateAddresses, count: int) -> StateAddresses:
     return (*addresses, *(0,) * (count - len(addresses)))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from fusedrnn.jit.sync import BARRIER_BYTES, CACHE_LINE, PROGRESS_BYTES
 
-_POINTER_BYTES = 8
+_ADDRESS_BYTES = 8
 
 
 def round_up_to_cache_line(size: int) -> int:
@@ -43,7 +43,7 @@ def packed_part_bytes(rows: int, gate_lanes: int, panel_bytes: int) -> int:
 
     ``gate_lanes`` are the elements of all gates of a unit vector.
     """
-    return round_up_to_cache_line(_POINTER_BYTES * rows) + max(PACKED_K, gate_lanes) * panel_bytes
+    return round_up_to_cache_line(_ADDRESS_BYTES * rows) + max(PACKED_K, gate_lanes) * panel_bytes
 
 
 class Arena:
@@ -87,7 +87,7 @@ class Scratch:
     The workspace begins with the barriers and the progress of layers, which must be zero.
 
     Attributes:
-        fields: The struct's fields: pointers to the workspace's regions, offsets and sizes of the arenas, strides.
+        fields: The struct's fields: addresses of the workspace's regions, offsets and sizes of the arenas, strides.
     """
 
     def __init__(self, workspace: Arena, *arenas: Arena, strides: tuple[str, ...]) -> None:
@@ -116,20 +116,20 @@ _STATES = Arena(
 _FORWARD_THREAD = Arena(
     "scratch_stride",
     # Addresses of a chunk's input rows, and of the rows that stages multiply; those of h twice.
-    x_rows=lambda s: _POINTER_BYTES * s.chunk * s.rows,
-    h_rows=lambda s: _POINTER_BYTES * (2 + s.num_operands) * s.rows,
+    x_rows=lambda s: _ADDRESS_BYTES * s.chunk * s.rows,
+    h_rows=lambda s: _ADDRESS_BYTES * (2 + s.num_operands) * s.rows,
     gates=lambda s: s.chunk * s.rows * s.gates_stride,
     recurrent=lambda s: max(s.rows * s.recurrent_row, s.one_recurrent_row),
     masked=lambda s: s.chunk * s.rows * s.masked_row,
     # Rows converted to the format of operands, and their addresses.
     operand_rows=lambda s: s.converted_rows * s.operand_row,
-    operand_table=lambda s: s.converted_rows * _POINTER_BYTES,
+    operand_table=lambda s: s.converted_rows * _ADDRESS_BYTES,
     # The biases of the input, then those of the state.
     biases=lambda s: 2 * s.biases_size,
     # A packed part of a panel, for GEMMs on unpacked weights.
     unpacked=lambda s: s.unpacked_size,
     # Addresses of the part of rows that a head reads.
-    head_table=lambda s: _POINTER_BYTES * s.head_rows,
+    head_table=lambda s: _ADDRESS_BYTES * s.head_rows,
 )
 FORWARD = Scratch(
     Arena(
@@ -161,11 +161,11 @@ _DIRECTION_GROUP = Arena(
 _BACKWARD_THREAD = Arena(
     "scratch_stride",
     # Addresses of rows: two tables for each stage, one for a chunk; one for the states of a chunk that is recomputed.
-    row_tables=lambda s: _POINTER_BYTES * ((2 * s.num_stages + s.chunk) * s.rows + s.recomputed_rows),
+    row_tables=lambda s: _ADDRESS_BYTES * ((2 * s.num_stages + s.chunk) * s.rows + s.recomputed_rows),
     # Time and sequence of each row of a block, and the time of the states before.
-    row_positions=lambda s: 3 * _POINTER_BYTES * s.block * s.batch,
+    row_positions=lambda s: 3 * _ADDRESS_BYTES * s.block * s.batch,
     # The first row of each pair of a block, and its number of rows, where pairs are multiplied.
-    row_pairs=lambda s: 2 * _POINTER_BYTES * s.row_pairs,
+    row_pairs=lambda s: 2 * _ADDRESS_BYTES * s.row_pairs,
     # A row of zeros, the initial accumulators, then a panel of dx.
     panel=lambda s: s.tiling.panel_bytes * (1 + s.chunk * s.rows),
     packed=lambda s: s.packed_panels * s.inner * s.tiling.panel_bytes,
@@ -175,13 +175,13 @@ _BACKWARD_THREAD = Arena(
     masked=lambda s: s.recomputed_rows * s.masked_row,
     # Rows converted to the format of operands, and their addresses.
     operand_rows=lambda s: s.converted_rows * s.operand_row,
-    operand_table=lambda s: s.converted_rows * _POINTER_BYTES,
+    operand_table=lambda s: s.converted_rows * _ADDRESS_BYTES,
     # A packed part of a panel, for GEMMs on unpacked weights.
     unpacked=lambda s: s.unpacked_size,
     # The gradients of means and variances of each row.
     moments=lambda s: s.rows * s.num_moments * s.tiling.vector_bytes,
     # Addresses of the part of rows that a head reads.
-    head_table=lambda s: _POINTER_BYTES * s.head_rows,
+    head_table=lambda s: _ADDRESS_BYTES * s.head_rows,
 )
 BACKWARD = Scratch(
     Arena(

@@ -82,8 +82,8 @@ class _PlanFields:
         if len(self.letters) > len(state_letters(0)) or self.spec.scalar_kinds or self.reduces:
             layer_dir = self.extended_struct(lowered_cell(self.spec.variant))
         bounds = {name: np.array(bound, np.int64) for name, bound in self.plan.bounds.items()}
-        pointers = {name: array.ctypes.data for name, array in bounds.items()}
-        fields = {**self.call(), **pointers, "layer_dirs": Relocation("args", call.size)}
+        addresses = {name: array.ctypes.data for name, array in bounds.items()}
+        fields = {**self.call(), **addresses, "layer_dirs": Relocation("args", call.size)}
         # Made one at a time: all at once would take much memory.
         layer_dirs = ((layer_dir, self.layer_dir(index, offsets)) for index, offsets in enumerate(weights))
         num_fields = len(call.names) + len(weights) * len(layer_dir.names)

@@ -60,7 +60,7 @@ class PackedWeights:
 
 
 @dataclass(frozen=True, eq=False)
-class WeightPointers:
+class WeightAddresses:
     """Parameters by address, unpacked or packed.
 
     Attributes:
@@ -115,11 +115,11 @@ class WeightCache:
         flags = params.flags
         return params.dtype == self._dtype and params.shape == self._shape and flags.c_contiguous and flags.aligned
 
-    def copied_vector(self, params: Array) -> WeightPointers:
+    def copied_vector(self, params: Array) -> WeightAddresses:
         """An unpacked copy of a flat parameter vector."""
         lease = self._pool.lease(params.nbytes)
         lease.buffer[: params.nbytes] = params.view(np.uint8)
-        return WeightPointers(self.addresses(lease.address), lease)
+        return WeightAddresses(self.addresses(lease.address), lease)
 
     def addresses(self, begin: int) -> tuple[int, ...]:
         """The address of each parameter of a flat vector, in ``by_layer_direction`` order; zeros for 0."""
