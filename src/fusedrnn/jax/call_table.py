@@ -132,7 +132,7 @@ def _buffer_call(job: NetworkJob, steps: int, batch: int, threads: int) -> Buffe
     executor = executor_of(call.spec)
     layout = None
     if kind != "forward":
-        layout = executor.describe_reserve(steps, batch, resets=True if "resets" in call.options else None).layout
+        layout = executor.training_call(steps, batch, resets=True if "resets" in call.options else None).layout
     problem = executor.problem(kind, steps, batch, layout)
     arrays = None if call.arrays is None else _gathered_params(call.arrays, call.spec.dtype)
     return BufferCall(executor, problem, threads, buffers, call.batch_first, arrays)

@@ -74,8 +74,8 @@ def _backward(*arguments: Any) -> list[Tensor]:
     call, cotangents, reserve, needed = op_backward_call.checked_backward(*arguments)
     call, shape, seed = _prepared(call)
     saved = tensor_calls.saved_for(shape, reserve.contiguous(), call.weights, seed)
-    if len(reserve) != saved.info.layout.size:
-        raise RuntimeError(f"reserve must have {saved.info.layout.size} bytes; got {len(reserve)}")
+    if len(reserve) != saved.call.layout.size:
+        raise RuntimeError(f"reserve must have {saved.call.layout.size} bytes; got {len(reserve)}")
     dy, *dfinal = map(op_call.materialized, cotangents)
     grads = tensor_calls.backward(shape, saved, dy, dfinal, call.grads_needed(needed))
     return [grad for grad in grads if grad is not None]

@@ -48,7 +48,7 @@ class FusedRNN(torch.autograd.Function):
         ctx.save_for_backward(for_backward.reserve, *packed, *[operands[number] for number in saved])
         ctx.weights = None if packed else weights
         ctx.unsaved = [(operands[number], _version(operands[number])) for number in unsaved]
-        ctx.shape, ctx.info = shape, for_backward.info
+        ctx.shape, ctx.call = shape, for_backward.call
         ctx.set_materialize_grads(False)
         return final if y is None else (y, *final)
 
@@ -67,9 +67,9 @@ class FusedRNN(torch.autograd.Function):
             operands = _in_order(ctx.numbers, saved, [_unchanged(*operand) for operand in ctx.unsaved])
             extent = double_backward.Extent.of(shape)
             with torch.autocast("cpu", enabled=False):  # backward may be called under autocast
-                grads = double_backward.vjp(network.spec, extent, ctx.info.seed, operands, (dy, *dfinal), needs_grad)
+                grads = double_backward.vjp(network.spec, extent, ctx.call.seed, operands, (dy, *dfinal), needs_grad)
         else:
-            grads = _gradients(shape, SavedForBackward(reserve, weights, ctx.info), dy, dfinal, needs_grad)
+            grads = _gradients(shape, SavedForBackward(reserve, weights, ctx.call), dy, dfinal, needs_grad)
         return None, None, *grads
 
 
@@ -80,7 +80,7 @@ def _gradients(
     if shape.backwards is not None and not saved.packed:
         tensor_calls.check_exist(saved.weights)
         dy, dfinal = tensor_calls.readable(dy, dfinal)
-        backward = short_backward.prepared(shape, saved.info, needs_grad, dy, dfinal, saved.weights)
+        backward = short_backward.prepared(shape, saved.call, needs_grad, dy, dfinal, saved.weights)
         grads = None if backward is None else backward.run(saved.reserve, saved.weights, dy, dfinal)
         if grads is not None:
             return grads

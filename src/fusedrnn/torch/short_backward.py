@@ -21,7 +21,7 @@ class ShortBackward:
 
     Args:
         shape: The shape of the call.
-        info: The engine's description of the reserve.
+        call: The training call, as the engine describes it.
         needs_grad: Which gradients are computed, of x, each initial state and each weight.
         dy: The cotangent of the output, None for zeros.
         dfinal: The cotangents of the final states, None for zeros.
@@ -32,7 +32,7 @@ class ShortBackward:
     """
 
     def __init__(
-        self, shape: CallShape, info: Any, needs_grad: Sequence[bool], dy: Tensor | None, dfinal: Tensors,
+        self, shape: CallShape, call: Any, needs_grad: Sequence[bool], dy: Tensor | None, dfinal: Tensors,
         weights: Tensors,
     ) -> None:  # fmt: skip
         network, first_weight = shape.network, 1 + shape.network.num_states
@@ -56,7 +56,7 @@ class ShortBackward:
         constants = {}
         for name, tensor in (("dy", dy), ("dx", grads[0])):
             _, constants[f"{name}_step"], constants[f"{name}_row"] = tensor_calls.strided_address(network, tensor)
-        problem = network.engine.problem("backward", shape.steps, shape.batch, info.layout)
+        problem = network.engine.problem("backward", shape.steps, shape.batch, call.layout)
         self._call = TensorCall(
             network.engine, problem, team(), shape.varlen,
             guards, constants, DESCRIBE,
@@ -78,13 +78,13 @@ class ShortBackward:
 
 
 def prepared(
-    shape: CallShape, info: Any, needs_grad: tuple[bool, ...], dy: Tensor | None, dfinal: Tensors, weights: Tensors
+    shape: CallShape, call: Any, needs_grad: tuple[bool, ...], dy: Tensor | None, dfinal: Tensors, weights: Tensors
 ) -> ShortBackward | None:
     """The backward for cotangents like these, which a repeated shape keeps; None if there is none."""
     assert shape.backwards is not None
     key = needs_grad, dy is None, *[cotangent is None for cotangent in dfinal]
     if key not in shape.backwards:
-        backward = ShortBackward(shape, info, needs_grad, dy, dfinal, weights)
+        backward = ShortBackward(shape, call, needs_grad, dy, dfinal, weights)
         shape.backwards[key] = backward if backward.is_possible else None
     known: ShortBackward | None = shape.backwards[key]
     return known

@@ -46,13 +46,13 @@ class SavedForBackward(NamedTuple):
         reserve: The reserve, a tensor of bytes.
         weights: One tensor with the bytes of the packed weights, or the matrices themselves with None for biases. They
             are separate tensors, which do not change if a parameter gets other memory.
-        info: The engine's description of the reserve.
+        call: The call, as the engine describes it.
         under_autocast: Whether the operands that autocast converts may change before backward.
     """
 
     reserve: Tensor
     weights: list[Tensor | None]
-    info: Any
+    call: Any
     under_autocast: bool = False
 
     @property
@@ -85,12 +85,12 @@ def train(
     check_trainable(shape.network.spec)
     threads = team()
     engine_weights = engine_weights or _engine_weights(shape, weights, True, threads)
-    info = shape.network.engine.describe_reserve(
+    call = shape.network.engine.training_call(
         shape.steps, shape.batch, shape.varlen, "gates", seed, shape.resets
     )
-    reserve, address = new_reserve(shape.network.engine, info.layout.size)
-    saved = SavedForBackward(reserve, _saved_weights(engine_weights, weights), info)
-    y, final = _run(shape, x, states, engine_weights, threads, info, address)
+    reserve, address = new_reserve(shape.network.engine, call.layout.size)
+    saved = SavedForBackward(reserve, _saved_weights(engine_weights, weights), call)
+    y, final = _run(shape, x, states, engine_weights, threads, call, address)
     return y, final, saved
 
 
@@ -107,9 +107,9 @@ def new_reserve(engine: Any, size: int) -> tuple[Tensor, int]:
 
 def _run(
     shape: CallShape, x: Tensor, states: Tensors | None, engine_weights: Any, threads: ThreadTeam,
-    info: Any = None, reserve: int = 0,
+    call: Any = None, reserve: int = 0,
 ) -> Results:  # fmt: skip
-    """The output and the final states. In training, with ``info``, this also fills the reserve at that address."""
+    """The output and the final states. In training, with ``call``, this also fills the reserve at that address."""
     network = shape.network
     x, before = _with_unit_stride(x), contiguous(states or ())
     initial, reset_states = before[: network.num_states], before[network.num_states :]
@@ -118,7 +118,7 @@ def _run(
     network.engine.run(
         shape.steps, shape.batch, engine_weights, strided_address(network, x), network.state_addresses(initial),
         ((final[0] if y is None else y).data_ptr(), *shape.output_strides), network.state_addresses(final),
-        varlen=shape.varlen, residuals=info, reserve=reserve, team=threads,
+        varlen=shape.varlen, call=call, reserve=reserve, team=threads,
         options=_options(shape, reset_states, others),
     )  # fmt: skip
     return y, (*final, *others)
@@ -136,10 +136,10 @@ def _options(shape: CallShape, reset_states: Tensors, all_states: Tensors) -> St
 def saved_for(shape: CallShape, reserve: Tensor, weights: Tensors, seed: int) -> SavedForBackward:
     """What :func:`train` saved, rebuilt from the reserve and the arguments of the call."""
     engine_weights = _engine_weights(shape, weights, True, team())
-    info = shape.network.engine.describe_reserve(
+    call = shape.network.engine.training_call(
         shape.steps, shape.batch, shape.varlen, "gates", seed, shape.resets
     )
-    return SavedForBackward(reserve, _saved_weights(engine_weights, weights), info)
+    return SavedForBackward(reserve, _saved_weights(engine_weights, weights), call)
 
 
 @_torch_memory_errors
@@ -173,7 +173,7 @@ def backward(
     dy, dfinal = readable(dy, dfinal)
     dfinal, dothers = dfinal[:num_states], dfinal[num_states:]
     engine.run_backward(
-        saved.info, reserve.data_ptr(), engine_weights, strided_address(network, dy), network.state_addresses(dfinal),
+        saved.call, reserve.data_ptr(), engine_weights, strided_address(network, dy), network.state_addresses(dfinal),
         GradAddresses(strided_address(network, dx), _addresses(dweights), network.state_addresses(dstates)), team(),
         _options(shape, dreset, dothers),
     )  # fmt: skip

@@ -78,7 +78,7 @@ class CachedForward(_CachedCall):
         x, params, _, _, y, *_ = operands
         self._shape = y.shape
         steps, batch = y.shape[:2]
-        self._layout = None if residuals is None else residuals.info.layout
+        self._layout = None if residuals is None else residuals.call.layout
         self._save = None if self._layout is None else self._layout.save
         self._state_shapes = executor.spec.state_shape(batch)
         initial = self._all_states(states)
@@ -142,11 +142,11 @@ class CachedForward(_CachedCall):
             return (y, final, None) if self._guarded.run(arrays, address) else None
         assert weights is not None
         steps, batch, _ = self._shape
-        info = self._executor.describe_reserve(steps, batch, None, "gates", seed, resets)
-        lease = self._executor.lease_reserve(info.layout.size)
-        if info.layout is not self._layout or not self._guarded.run(arrays, address, lease.address, signed(seed)):
+        call = self._executor.training_call(steps, batch, None, "gates", seed, resets)
+        lease = self._executor.lease_reserve(call.layout.size)
+        if call.layout is not self._layout or not self._guarded.run(arrays, address, lease.address, signed(seed)):
             return None
-        return y, final, CpuResiduals(info, lease, weights)
+        return y, final, CpuResiduals(call, lease, weights)
 
 
 class CachedBackward(_CachedCall):
@@ -164,7 +164,7 @@ class CachedBackward(_CachedCall):
     ) -> None:
         super().__init__(executor)
         dy, dstates, grads, _ = operands
-        self._layout, self._grad_req = residuals.info.layout, comparable(grad_req)
+        self._layout, self._grad_req = residuals.call.layout, comparable(grad_req)
         self._packed = isinstance(residuals.weights, PackedWeights)
         steps, batch = self._layout.steps, self._layout.batch
         self._dx_shape = None if grads.x is None else (steps, batch, executor.spec.input_size)
@@ -175,8 +175,8 @@ class CachedBackward(_CachedCall):
         assert final is not None
         initial = (*(grads.states or ()), *self._no_states)[: len(self._letters)]
         names, arrays = backward_operands(self._letters), (dy, *final, grads.x, grads.params, *initial)
-        if residuals.info.resets is not None:
-            names, arrays = names | RESETS, (*arrays, residuals.info.resets)
+        if residuals.call.resets is not None:
+            names, arrays = names | RESETS, (*arrays, residuals.call.resets)
         self._guarded = GuardedCall(
             executor, Problem("backward", steps, batch, self._layout, self._packed), names, arrays,
             "weights" if self._packed else "params",
@@ -187,12 +187,12 @@ class CachedBackward(_CachedCall):
         self, dy: Any, dstates: Any, residuals: CpuResiduals, grad_req: Any, out: Any
     ) -> tuple[Array | None, Array | None, tuple[Array, ...] | None] | None:
         """The gradients; None if the arguments differ."""
-        info, weights = residuals.info, residuals.weights
+        call, weights = residuals.call, residuals.weights
         final = self._all_states(dstates)
         if (
             final is None
-            or info.layout is not self._layout
-            or info.varlen is not None
+            or call.layout is not self._layout
+            or call.varlen is not None
             or isinstance(weights, PackedWeights) is not self._packed
             or get_num_threads() != self._threads
             or comparable(grad_req) != self._grad_req
@@ -214,8 +214,8 @@ class CachedBackward(_CachedCall):
             initial = states if self._num_states > 1 else (states[0], None)
         address = weights.address or weights.matrices[0]
         arrays = (dy, *final, dx, dparams, *initial)
-        if info.resets is not None:  # the original call had resets too, so the layout has a place for them
-            arrays = (*arrays, info.resets)
-        if not self._guarded.run(arrays, address, residuals.lease.address, signed(info.seed)):
+        if call.resets is not None:  # the original call had resets too, so the layout has a place for them
+            arrays = (*arrays, call.resets)
+        if not self._guarded.run(arrays, address, residuals.lease.address, signed(call.seed)):
             return None
         return dx, dparams, None if states is None else tuple(states)

@@ -12,7 +12,7 @@ from fusedrnn.engines.cpu.cached_call import CachedBackward, CachedForward
 from fusedrnn.engines.cpu.executor import Executor
 from fusedrnn.engines.cpu.guarded_call import try_to_cache
 from fusedrnn.engines.cpu.network import CPUNetwork
-from fusedrnn.engines.cpu.reserve_layout import CpuResiduals, ResidualInfo
+from fusedrnn.engines.cpu.reserve_layout import CpuResiduals, TrainingCall
 from fusedrnn.engines.cpu.state_options import StateOptions
 from fusedrnn.engines.cpu.varlen import VarLen
 from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightAddresses
@@ -55,16 +55,16 @@ class CPUEngine:
         steps, batch = operands.x.shape[:2]
         varlen = _varlen(operands)
         weights = self.executor.weights_of(operands.params, steps, batch, save)
-        info = self.executor.describe_reserve(steps, batch, varlen, save, seed, operands.resets)
-        lease = self.executor.lease_reserve(info.layout.size)
-        return self._run(operands, weights, varlen, info, lease.address), CpuResiduals(info, lease, weights)
+        call = self.executor.training_call(steps, batch, varlen, save, seed, operands.resets)
+        lease = self.executor.lease_reserve(call.layout.size)
+        return self._run(operands, weights, varlen, call, lease.address), CpuResiduals(call, lease, weights)
 
     def _run(
         self,
         operands: ForwardOperands,
         weights: PackedWeights | WeightAddresses,
         varlen: VarLen | None,
-        residuals: ResidualInfo | None = None,
+        call: TrainingCall | None = None,
         reserve: int = 0,
     ) -> tuple[Array, ...]:
         x, y = operands.x, operands.y
@@ -72,7 +72,7 @@ class CPUEngine:
         final = tuple(np.empty(shape, x.dtype) for shape in self.spec.state_shape(batch))
         self.executor.run(
             steps, batch, weights, _strided(x), self._addresses(operands.states), _strided(y), self._addresses(final),
-            varlen=varlen, residuals=residuals, reserve=reserve,
+            varlen=varlen, call=call, reserve=reserve,
             options=self._options(operands.resets, operands.reset_states, operands.all_states),
         )  # fmt: skip
         return final
@@ -90,8 +90,8 @@ class CPUEngine:
                 buffer.fill(0)  # kernels add
         dy, dstates = _strided(operands.dy), self._addresses(operands.dstates)
         executor.run_backward(
-            residuals.info, residuals.lease.address, residuals.weights, dy, dstates, grad_addresses,
-            options=self._options(residuals.info.resets, grads.reset_states, operands.dall_states),
+            residuals.call, residuals.lease.address, residuals.weights, dy, dstates, grad_addresses,
+            options=self._options(residuals.call.resets, grads.reset_states, operands.dall_states),
         )  # fmt: skip
 
     def cache_forward(

@@ -18,7 +18,7 @@ from fusedrnn.engines.cpu.plan.plans import make_plan
 from fusedrnn.engines.cpu.plan.sizes import reads_unpacked
 from fusedrnn.engines.cpu.plan.thread_trials import ThreadChoices
 from fusedrnn.engines.cpu.plan.weight_format import ANY_ROWS, max_narrow_rows, weight_target
-from fusedrnn.engines.cpu.reserve_layout import ReserveLayout, ResidualInfo
+from fusedrnn.engines.cpu.reserve_layout import ReserveLayout, TrainingCall
 from fusedrnn.engines.cpu.state_options import StateOptions
 from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.engines.cpu.tuning import Tuning
@@ -178,17 +178,17 @@ class Executor:
         """A packed sequence, sorted by falling length; ``batch_sizes``, int64 (T,): how many have each step."""
         return VarLen.packed(batch_sizes)
 
-    def describe_reserve(
+    def training_call(
         self, steps: int, batch: int, varlen: VarLen | None = None, save: SavePolicy = "gates", seed: int = 0,
         resets: Any = None,
-    ) -> ResidualInfo:  # fmt: skip
+    ) -> TrainingCall:  # fmt: skip
         """What backward needs to know of a training call; ``resets`` must not change until backward has run."""
         key, layout = self._layout
         if key != (steps, batch, save, resets is not None):
             key = steps, batch, save, resets is not None
             layout = ReserveLayout.of(self.tiling, *key)
             self._layout = key, layout
-        return ResidualInfo(layout, seed, varlen, resets)
+        return TrainingCall(layout, seed, varlen, resets)
 
     def lease_reserve(self, size: int) -> Lease:
         """Memory for a reserve of so many bytes."""
@@ -196,11 +196,11 @@ class Executor:
 
     def run(
         self, steps: int, batch: int, weights: Weights, x: StridedAddress, initial: StateAddresses, y: StridedAddress,
-        final: StateAddresses, *, varlen: VarLen | None = None, residuals: ResidualInfo | None = None, reserve: int = 0,
+        final: StateAddresses, *, varlen: VarLen | None = None, call: TrainingCall | None = None, reserve: int = 0,
         team: ThreadTeam | None = None, options: StateOptions | None = None,
     ) -> None:  # fmt: skip
-        """Run a forward call; with ``residuals`` a training call, which fills the reserve. Skips the padding of y."""
-        layout, seed = (None, 0) if residuals is None else (residuals.layout, residuals.seed)
+        """Run a forward call; with ``call`` that training call, which fills the reserve. Skips the padding of y."""
+        layout, seed = (None, 0) if call is None else (call.layout, call.seed)
         job: JobName = "forward" if layout is None else "training"
         values = (
             *x, *y, *initial, *final, weights.address, reserve,
@@ -211,16 +211,16 @@ class Executor:
         self._run_job(problem, values, weights.matrices, varlen, team)
 
     def run_backward(
-        self, residuals: ResidualInfo, reserve: int, weights: Weights, dy: StridedAddress, dstates: StateAddresses,
+        self, call: TrainingCall, reserve: int, weights: Weights, dy: StridedAddress, dstates: StateAddresses,
         grads: GradAddresses, team: ThreadTeam | None = None, options: StateOptions | None = None,
     ) -> None:  # fmt: skip
         """Compute the gradients of a training call that used these weights; its reserve is at address ``reserve``."""
-        layout, varlen = residuals.layout, residuals.varlen
-        if options is None and residuals.resets is not None:
-            options = StateOptions(residuals.resets)
+        layout, varlen = call.layout, call.varlen
+        if options is None and call.resets is not None:
+            options = StateOptions(call.resets)
         values = (
             *dy, *grads.x, *dstates, *grads.states, weights.address, reserve,
-            0 if varlen is None else varlen.row_offsets_address, signed(residuals.seed),
+            0 if varlen is None else varlen.row_offsets_address, signed(call.seed),
             grads.add_x, grads.add_params, grads.add_states,
             *(self._no_options if options is None else options.values(self._num_letters)),
         )  # fmt: skip

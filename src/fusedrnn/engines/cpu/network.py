@@ -37,7 +37,7 @@ class CPUNetwork:
 
     def reserve_bytes(self, steps: int, batch: int, save: SavePolicy) -> int:
         """Bytes of the reserve of a training call with T steps of N sequences."""
-        return self.executor.describe_reserve(steps, batch, save, False).size
+        return self.executor.reserve_layout(steps, batch, save, False).size
 
     def forward(self, operands: NetworkOperands) -> LayerStates:
         """Inference."""
@@ -51,7 +51,7 @@ class CPUNetwork:
         """Training."""
         steps, batch = operands.x.shape[:2]
         varlen, weights = _varlen(operands), self.executor.weights_of(operands.params, steps, batch, save)
-        layout = self.executor.describe_reserve(steps, batch, save, operands.resets is not None)
+        layout = self.executor.reserve_layout(steps, batch, save, operands.resets is not None)
         lease = self.executor.runner.lease_reserve(layout.size)
         values = {"reserve": lease.address}
         final = self._run_forward(operands, "training", weights, varlen, layout, values | by_layer("seed", seeds))

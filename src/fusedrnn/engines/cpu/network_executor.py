@@ -82,7 +82,7 @@ class NetworkExecutor:
         for executor in self.layers:
             executor.compile(training)
 
-    def describe_reserve(self, steps: int, batch: int, save: SavePolicy, resets: bool) -> NetworkReserveLayout:
+    def reserve_layout(self, steps: int, batch: int, save: SavePolicy, resets: bool) -> NetworkReserveLayout:
         """The layout of a training call's reserve; the last one is cached."""
         key, last = (steps, batch, save, resets), self._layout
         if last is None or last[0] != key:

@@ -81,7 +81,7 @@ class ReserveLayout:
 
 
 @dataclass(frozen=True, eq=False)
-class ResidualInfo:
+class TrainingCall:
     """What backward needs of its training call besides the reserve's memory and the weights."""
 
     layout: ReserveLayout
@@ -94,11 +94,11 @@ class ResidualInfo:
 class CpuResiduals:
     """What a training call on arrays saves."""
 
-    info: ResidualInfo
+    call: TrainingCall
     lease: Lease
     weights: PackedWeights | WeightAddresses
 
     @property
     def nbytes(self) -> int:
         """Bytes of the reserve; weights are shared with other calls and do not count."""
-        return self.info.layout.size
+        return self.call.layout.size
