@@ -103,7 +103,7 @@ class BackwardOperands(NamedTuple):
     dall_states: Sequence[Array | None] = ()
 
 
-class Operand(NamedTuple):
+class ArrayUse(NamedTuple):
     """How a call uses one of its arrays.
 
     Attributes:
@@ -115,37 +115,37 @@ class Operand(NamedTuple):
     contiguous: bool
 
 
-def forward_operands(letters: str) -> dict[str, Operand]:
-    """The arrays of a forward call by name, in the order in which a cached call passes them to machine code.
+def forward_uses(letters: str) -> dict[str, ArrayUse]:
+    """How a forward call uses its arrays, by name, in the order in which a cached call passes them to machine code.
 
     ``letters`` are the letters of the states, ``"hc"`` and further ones.
     """
     return {
-        "x": Operand(written=False, contiguous=False),
-        "params": Operand(written=False, contiguous=True),
-        **{f"{letter}0": Operand(written=False, contiguous=True) for letter in letters},
-        "y": Operand(written=True, contiguous=False),
-        **{f"{letter}_n": Operand(written=True, contiguous=True) for letter in letters},
+        "x": ArrayUse(written=False, contiguous=False),
+        "params": ArrayUse(written=False, contiguous=True),
+        **{f"{letter}0": ArrayUse(written=False, contiguous=True) for letter in letters},
+        "y": ArrayUse(written=True, contiguous=False),
+        **{f"{letter}_n": ArrayUse(written=True, contiguous=True) for letter in letters},
     }
 
 
-RESETS = {"resets": Operand(written=False, contiguous=True)}
-"""The last array of a call that has resets; backward reads those of the forward call."""
+RESETS_USE = {"resets": ArrayUse(written=False, contiguous=True)}
+"""The use of the last array of a call that has resets; backward reads those of the forward call."""
 
 
-def backward_operands(letters: str) -> dict[str, Operand]:
-    """The arrays of a backward call in the same form."""
+def backward_uses(letters: str) -> dict[str, ArrayUse]:
+    """How a backward call uses its arrays, likewise."""
     return {
-        "dy": Operand(written=False, contiguous=False),
-        **{f"d{letter}_n": Operand(written=False, contiguous=True) for letter in letters},
-        "dx": Operand(written=True, contiguous=False),
-        "dparams": Operand(written=True, contiguous=True),
-        **{f"d{letter}0": Operand(written=True, contiguous=True) for letter in letters},
+        "dy": ArrayUse(written=False, contiguous=False),
+        **{f"d{letter}_n": ArrayUse(written=False, contiguous=True) for letter in letters},
+        "dx": ArrayUse(written=True, contiguous=False),
+        "dparams": ArrayUse(written=True, contiguous=True),
+        **{f"d{letter}0": ArrayUse(written=True, contiguous=True) for letter in letters},
     }
 
 
-FORWARD, BACKWARD = forward_operands("hc"), backward_operands("hc")
-"""The arrays of calls with one or two states; a further state is used like these."""
+FORWARD_USES, BACKWARD_USES = forward_uses("hc"), backward_uses("hc")
+"""The uses of the arrays of calls with one or two states; a further state is used like these."""
 
 
 def entries(value: object, count: int) -> Sequence[Any] | None:

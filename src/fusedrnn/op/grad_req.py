@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fusedrnn.arrays import Array
-from fusedrnn.engines.operands import BACKWARD, GRAD_REQS, BackwardOperands, GradBuffers, GradReq, misplaced_buffer
+from fusedrnn.engines.operands import BACKWARD_USES, GRAD_REQS, BackwardOperands, GradBuffers, GradReq, misplaced_buffer
 from fusedrnn.op.reserve import PLAIN_CALL, CallKind
 from fusedrnn.op.resets import split_cotangents
 from fusedrnn.op.validation import check_buffer, check_dstates, check_dy, check_no_alias, check_tuple
@@ -103,7 +103,7 @@ def check_buffers(
     checked = []
     for (name, shape), value in zip(shapes.items(), check_tuple(f"out: {gradient}", buffers, shapes), strict=True):
         buffer = check_buffer(f"out: {name}", value, spec, shape)
-        if BACKWARD.get(name, BACKWARD["dh0"]).contiguous and not buffer.flags.c_contiguous:
+        if BACKWARD_USES.get(name, BACKWARD_USES["dh0"]).contiguous and not buffer.flags.c_contiguous:
             raise ValueError(f"out: {name} must be contiguous; got strides {buffer.strides}")
         check_no_alias(f"out: {name}", buffer, unshared)
         unshared[f"out: {name}"] = (buffer,)

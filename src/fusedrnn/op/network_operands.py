@@ -13,7 +13,7 @@ import numpy as np
 
 from fusedrnn.arrays import Array
 from fusedrnn.engines.network import NetworkGradBuffers, NetworkGradOperands, NetworkOperands
-from fusedrnn.engines.operands import FORWARD
+from fusedrnn.engines.operands import FORWARD_USES
 from fusedrnn.network_spec import NetworkSpec
 from fusedrnn.op import validation
 from fusedrnn.op.grad_req import GRADIENTS, RESET_GRADIENTS, check_buffers, check_out, parse_grad_req
@@ -53,7 +53,7 @@ def check_params(params: object, spec: NetworkSpec) -> Array:
         raise ValueError(
             f"params must have shape ({spec.layout.size},), as the network's layout has it; got {checked.shape}"
         )
-    return readable(FORWARD["params"], checked)
+    return readable(FORWARD_USES["params"], checked)
 
 
 def _by_layer(name: str, value: object, spec: NetworkSpec) -> Sequence[Any]:

@@ -17,7 +17,7 @@ import numpy.ma
 
 from fusedrnn.arrays import Array
 from fusedrnn.engines import registry
-from fusedrnn.engines.operands import BACKWARD, FORWARD, ForwardOperands, Operand, entries, is_sequence
+from fusedrnn.engines.operands import BACKWARD_USES, FORWARD_USES, ArrayUse, ForwardOperands, entries, is_sequence
 from fusedrnn.network_spec import NetworkSpec
 from fusedrnn.quantized_params import QuantizedParams, check_quantized
 from fusedrnn.scalars import shown
@@ -26,7 +26,7 @@ from fusedrnn.spec import DTYPES, RNNSpec
 # The effort to find out whether arrays share memory; arrays whose strides need more count as sharing. (The type is
 # for NumPy's stubs, which know only -1 and 0.)
 _OVERLAP_WORK: Any = 1000
-_STATE = Operand(written=False, contiguous=True)
+_STATE = ArrayUse(written=False, contiguous=True)
 
 
 def check_op(spec: object, backend: object) -> None:
@@ -70,9 +70,9 @@ def check_tuple(name: str, value: object, entry_shapes: Mapping[str, object], or
     raise ValueError(f"{name} must be {expected}; got a sequence of {len(value)}")
 
 
-def readable(operand: Operand, value: Array) -> Array:
+def readable(use: ArrayUse, value: Array) -> Array:
     """The array itself, or a contiguous copy if a kernel cannot read it as it is."""
-    if operand.contiguous:
+    if use.contiguous:
         return np.ascontiguousarray(value) if value.flags.aligned else value.copy()
     contiguous = value.shape[-1] == 1 or value.strides[-1] == value.itemsize
     return value if contiguous and value.flags.aligned else np.ascontiguousarray(value).copy()
@@ -85,7 +85,7 @@ def check_x(x: object, spec: RNNSpec) -> Array:
         raise ValueError(f"x must have shape (T, N, {spec.input_size}); got {checked.shape}")
     if 0 in checked.shape[:2]:
         raise ValueError(f"x must have at least one step and one sequence; got shape {checked.shape}")
-    return readable(FORWARD["x"], checked)
+    return readable(FORWARD_USES["x"], checked)
 
 
 def check_params(params: object, spec: RNNSpec) -> Any:
@@ -100,7 +100,7 @@ def check_params(params: object, spec: RNNSpec) -> Any:
         raise ValueError(
             f"params must have shape ({spec.layout.size},), as the spec's layout has it; got {checked.shape}"
         )
-    return readable(FORWARD["params"], checked)
+    return readable(FORWARD_USES["params"], checked)
 
 
 def check_states(
@@ -120,7 +120,7 @@ def check_dy(dy: object, spec: RNNSpec, steps: int, batch: int) -> Array | None:
     """The output's gradient (T, N, D·S), a copy if a kernel cannot read it as it is; None for zeros."""
     if dy is None:
         return None
-    return readable(BACKWARD["dy"], check_array("dy", dy, spec, (steps, batch, spec.output_size)))
+    return readable(BACKWARD_USES["dy"], check_array("dy", dy, spec, (steps, batch, spec.output_size)))
 
 
 def check_dstates(dstates: object, spec: RNNSpec, batch: int, name: str = "dstates") -> tuple[Array | None, ...]:

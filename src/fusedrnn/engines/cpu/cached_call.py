@@ -21,13 +21,13 @@ from fusedrnn.engines.cpu.launch.kernel_args import signed
 from fusedrnn.engines.cpu.reserve_layout import CpuResiduals
 from fusedrnn.engines.cpu.weights.cache import PackedWeights
 from fusedrnn.engines.operands import (
-    RESETS,
+    RESETS_USE,
     BackwardOperands,
     ForwardOperands,
-    backward_operands,
+    backward_uses,
     comparable,
     entries,
-    forward_operands,
+    forward_uses,
     misplaced_buffer,
 )
 from fusedrnn.frozen_array import is_frozen
@@ -96,11 +96,11 @@ class CachedForward(_CachedCall):
         symbol = "weights" if not self._unpacked else "nothing" if self._params_in_place else "params"
         job: JobName = "forward" if self._layout is None else "training"
         problem = Problem(job, steps, batch, self._layout, not self._unpacked)
-        names, arrays = forward_operands(self._letters), (x, params, *initial, y, *final)
+        uses, arrays = forward_uses(self._letters), (x, params, *initial, y, *final)
         self._has_resets = operands.resets is not None
         if self._has_resets:
-            names, arrays = names | RESETS, (*arrays, operands.resets)
-        self._guarded = GuardedCall(executor, problem, names, arrays, symbol, {})
+            uses, arrays = uses | RESETS_USE, (*arrays, operands.resets)
+        self._guarded = GuardedCall(executor, problem, uses, arrays, symbol, {})
 
     def __call__(
         self, x: Any, params: Any, states: Any, out: Any, seed: int = 0, resets: Any = None
@@ -174,11 +174,11 @@ class CachedBackward(_CachedCall):
         final = self._all_states(dstates)
         assert final is not None
         initial = (*(grads.states or ()), *self._no_states)[: len(self._letters)]
-        names, arrays = backward_operands(self._letters), (dy, *final, grads.x, grads.params, *initial)
+        uses, arrays = backward_uses(self._letters), (dy, *final, grads.x, grads.params, *initial)
         if residuals.call.resets is not None:
-            names, arrays = names | RESETS, (*arrays, residuals.call.resets)
+            uses, arrays = uses | RESETS_USE, (*arrays, residuals.call.resets)
         self._guarded = GuardedCall(
-            executor, Problem("backward", steps, batch, self._layout, self._packed), names, arrays,
+            executor, Problem("backward", steps, batch, self._layout, self._packed), uses, arrays,
             "weights" if self._packed else "params",
             {"add_x": grads.add_x, "add_params": grads.add_params, "add_states": grads.add_states},
         )  # fmt: skip

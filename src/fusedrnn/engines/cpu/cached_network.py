@@ -14,13 +14,13 @@ from fusedrnn.engines.cpu.launch.kernel_args import signed
 from fusedrnn.engines.cpu.network_executor import NetworkExecutor, NetworkProblem
 from fusedrnn.engines.cpu.network_reserve import NetworkResiduals, are_packed, weights_addresses
 from fusedrnn.engines.network import NetworkGradOperands, NetworkOperands
-from fusedrnn.engines.operands import RESETS, Operand, comparable, entries, misplaced_buffer, requests_of
+from fusedrnn.engines.operands import RESETS_USE, ArrayUse, comparable, entries, misplaced_buffer, requests_of
 from fusedrnn.frozen_array import is_frozen
 from fusedrnn.runtime.thread_pool import get_num_threads
 
 _NO_BUFFERS = (None, None, None)
-_READ, _READ_WHOLE = Operand(written=False, contiguous=False), Operand(written=False, contiguous=True)
-_WRITTEN, _WRITTEN_WHOLE = Operand(written=True, contiguous=False), Operand(written=True, contiguous=True)
+_READ, _READ_WHOLE = ArrayUse(written=False, contiguous=False), ArrayUse(written=False, contiguous=True)
+_WRITTEN, _WRITTEN_WHOLE = ArrayUse(written=True, contiguous=False), ArrayUse(written=True, contiguous=True)
 
 
 class _CachedNetworkCall:
@@ -56,25 +56,25 @@ class _CachedNetworkCall:
         """New arrays for the states of all layers, one after the other."""
         return tuple([np.empty(shape, self._dtype) for shape in self._state_shapes])
 
-    def _states_like(self, form: str, use: Operand) -> dict[str, Operand]:
+    def _states_like(self, form: str, use: ArrayUse) -> dict[str, ArrayUse]:
         """How a call uses the states of all layers, by the symbols of the states."""
         layers = range(len(self._counts))
         return {symbol: use for index in layers for symbol in self._network.state_symbols(index, form)}
 
     def _guard(
-        self, problem: NetworkProblem, operands: dict[str, Operand], arrays: Sequence[Any], constants: dict[str, int]
+        self, problem: NetworkProblem, uses: dict[str, ArrayUse], arrays: Sequence[Any], constants: dict[str, int]
     ) -> GuardedJob:
         planned = self._network.planned(problem, self._threads)
         symbols = planned.args.symbol_index
         # Links give the addresses of parameters, from the symbols of the parameter vectors.
         unused = "unpacked_base", "unpacked_first", "dparams_base", "dparams_first", "param_offsets", "num_params"
-        computes_dx = dict(zip(operands, arrays, strict=True)).get("dx") is not None
+        computes_dx = dict(zip(uses, arrays, strict=True)).get("dx") is not None
         fields = {
             **dict.fromkeys(unused, 0), **dict.fromkeys(("weights_symbol", "seed_symbol"), symbols["nothing"]),
             "dx_partials_symbol": symbols["dx_partials"] if computes_dx else 0,
         }  # fmt: skip
         num_values = len(symbols) - len(planned.links.given_symbols())
-        return GuardedJob(self._network.runner, planned, operands, arrays, {}, constants, fields, num_values)
+        return GuardedJob(self._network.runner, planned, uses, arrays, {}, constants, fields, num_values)
 
 
 class CachedNetworkForward(_CachedNetworkCall):
@@ -114,7 +114,7 @@ class CachedNetworkForward(_CachedNetworkCall):
         arrays = [x, params, *initial, y, *final]
         self._has_resets = operands.resets is not None
         if self._has_resets:
-            uses, arrays = uses | RESETS, [*arrays, operands.resets]
+            uses, arrays = uses | RESETS_USE, [*arrays, operands.resets]
         name: Any = "forward" if residuals is None else "training"
         self._guarded = self._guard((name, steps, batch, self._layout, self._packed), uses, arrays, {})
 
@@ -195,7 +195,7 @@ class CachedNetworkBackward(_CachedNetworkCall):
         }  # fmt: skip
         arrays = [operands.dy, *final, grads.x, grads.params, *initial]
         if residuals.resets is not None:
-            uses, arrays = uses | RESETS, [*arrays, residuals.resets]
+            uses, arrays = uses | RESETS_USE, [*arrays, residuals.resets]
         adds = {name: int(getattr(grads, name)) for name in ("add_x", "add_params", "add_states")}
         self._guarded = self._guard(("backward", steps, batch, self._layout, self._packed), uses, arrays, adds)
 

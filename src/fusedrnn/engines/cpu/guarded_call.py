@@ -18,7 +18,7 @@ from fusedrnn.engines.cpu.executor import Executor
 from fusedrnn.engines.cpu.jobs import Problem
 from fusedrnn.engines.cpu.launch.call_kernel import CALL_CACHE, GUARD, load_guarded_call
 from fusedrnn.engines.cpu.launch.kernel_args import JobArgs, PlannedJob
-from fusedrnn.engines.operands import Operand
+from fusedrnn.engines.operands import ArrayUse
 from fusedrnn.jit import ndarray_abi
 from fusedrnn.jit.loader import address
 from fusedrnn.runtime.thread_pool import get_num_threads, get_pool, load_pool, pool_team, release_pool, try_acquire_pool
@@ -49,7 +49,7 @@ class GuardedJob:
     Args:
         executor: What ran the call.
         planned: Its arguments.
-        operands: How it uses its arrays.
+        uses: How it uses each of its arrays, by name.
         arrays: An array of the kind that each operand must be, or None.
         symbols: The symbol whose value is an array's address, by the name of the array; only where the names differ.
         constants: Values of symbols that are the same at every call.
@@ -64,7 +64,7 @@ class GuardedJob:
         self,
         executor: Executor,
         planned: PlannedJob[Any],
-        operands: Mapping[str, Operand],
+        uses: Mapping[str, ArrayUse],
         arrays: Sequence[Array | None],
         symbols: Mapping[str, str],
         constants: Mapping[str, int],
@@ -78,12 +78,12 @@ class GuardedJob:
         self._args = sleeping, spinning, single
         self._thread_choice = executor.thread_choices.of(planned.name, self._forecast)
         self._call = load_guarded_call()
-        index, by_name = sleeping.symbol_index, dict(zip(operands, arrays, strict=True))
+        index, by_name = sleeping.symbol_index, dict(zip(uses, arrays, strict=True))
         # Guards compare the identity of dtypes, so these must stay alive.
         self._dtypes = [array.dtype for array in arrays if array is not None]
         assert len(arrays) <= sleeping.num_arrays
         self._set_guards([
-            ndarray_abi.guard_of(array, index[symbols.get(name, name)], operands[name].written)
+            ndarray_abi.guard_of(array, index[symbols.get(name, name)], uses[name].written)
             for name, array in by_name.items()
         ])
         self._values = np.zeros(num_values, np.int64)
@@ -169,7 +169,7 @@ class GuardedCall(GuardedJob):
     Args:
         executor: What ran the call.
         problem: What it computed.
-        operands: How it uses its arrays.
+        uses: How it uses each of its arrays, by name.
         arrays: An array of the kind that each operand must be, or None.
         weights: The symbol whose value is the argument ``weights`` of :meth:`run`: ``"weights"`` for packed
             parameters, ``"params"`` for unpacked ones, ``"nothing"`` if unpacked ones are among the arrays.
@@ -183,7 +183,7 @@ class GuardedCall(GuardedJob):
         self,
         executor: Executor,
         problem: Problem,
-        operands: Mapping[str, Operand],
+        uses: Mapping[str, ArrayUse],
         arrays: Sequence[Array | None],
         weights: str,
         constants: Mapping[str, int],
@@ -192,9 +192,9 @@ class GuardedCall(GuardedJob):
         symbols = planned.args.symbol_index
         self._param_offsets = np.array(executor.weight_cache.offsets, np.int64)
         first_param = executor.spec.layout.by_layer_direction[0].name
-        unpacked, computes_dparams = weights != "weights", _is_given("dparams", operands, arrays)
+        unpacked, computes_dparams = weights != "weights", _is_given("dparams", uses, arrays)
         optional = {
-            "dx_partials_symbol": ("dx_partials", _is_given("dx", operands, arrays)),
+            "dx_partials_symbol": ("dx_partials", _is_given("dx", uses, arrays)),
             "unpacked_base": ("params", unpacked), "unpacked_first": (f"unpacked {first_param}", unpacked),
             "dparams_base": ("dparams", computes_dparams), "dparams_first": (first_param, computes_dparams),
         }  # fmt: skip
@@ -204,12 +204,12 @@ class GuardedCall(GuardedJob):
             **{field: symbols[symbol] if used else 0 for field, (symbol, used) in optional.items()},
         }  # fmt: skip
         array_symbols = {} if weights == "nothing" else {"params": "nothing"}
-        super().__init__(executor, planned, operands, arrays, array_symbols, constants, fields, len(symbols))
+        super().__init__(executor, planned, uses, arrays, array_symbols, constants, fields, len(symbols))
 
 
-def _is_given(name: str, operands: Mapping[str, Operand], arrays: Sequence[Array | None]) -> bool:
+def _is_given(name: str, uses: Mapping[str, ArrayUse], arrays: Sequence[Array | None]) -> bool:
     """Whether there is an array of that name."""
-    return dict(zip(operands, arrays, strict=True)).get(name) is not None
+    return dict(zip(uses, arrays, strict=True)).get(name) is not None
 
 
 def _strides(arrays: Mapping[str, Array | None]) -> dict[str, int]:
