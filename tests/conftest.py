@@ -103,7 +103,7 @@ def traced(monkeypatch):
 def poisoned(monkeypatch):
     """New arrays, packed weights, reserves and scratch begin as NaN: what is read before it is written shows."""
     plain_empty, plain_aligned = np.empty, buffers.aligned_empty
-    plain_acquire, plain_lease = buffers.Workspaces.acquire, buffers.BufferPool.lease
+    plain_acquire, plain_lease = buffers.ScratchPool.acquire, buffers.BufferPool.lease
 
     def fill(array):
         if array.dtype.kind in "biuf":
@@ -129,7 +129,7 @@ def poisoned(monkeypatch):
     monkeypatch.setattr(np, "empty", empty)
     for module in (buffers, thread_pool):
         monkeypatch.setattr(module, "aligned_empty", aligned_empty)
-    monkeypatch.setattr(buffers.Workspaces, "acquire", acquire)
+    monkeypatch.setattr(buffers.ScratchPool, "acquire", acquire)
     monkeypatch.setattr(buffers.BufferPool, "lease", lease)
 
 

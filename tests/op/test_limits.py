@@ -147,7 +147,7 @@ def test_memory_errors_in_torch(monkeypatch, part):
     net(x)[0].sum().backward()
     expected = net(x)[0]
     with monkeypatch.context() as patch:
-        for kind in (buffers.Workspaces, buffers.BufferPool):
+        for kind in (buffers.ScratchPool, buffers.BufferPool):
             patch.setattr(kind, "lease" if kind is buffers.BufferPool else "acquire", _no_memory)
         with pytest.raises(RuntimeError, match="DefaultCPUAllocator: can't allocate memory"):
             if part == "forward":

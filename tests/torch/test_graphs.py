@@ -188,4 +188,4 @@ def test_memory_is_freed_with_the_module():
     assert not engine.weight_cache._owned
     assert not engine.weight_cache._pool._idle
     assert not engine._reserves._idle
-    assert not engine.workspaces._idle
+    assert not engine.scratch_pool._idle

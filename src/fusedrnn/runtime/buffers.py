@@ -139,7 +139,7 @@ class Scratch:
         self.address: int = self.buffer.ctypes.data
 
 
-class Workspaces:
+class ScratchPool:
     """The scratch of one op. Calls at the same time get different buffers, successive calls the same one.
 
     The methods of a deque are atomic: there is no lock that an interrupt could leave locked.

@@ -95,4 +95,4 @@ def test_poisoned_fixture_fills_memory_with_nan():
     """The fixture does what the suite relies on."""
     assert np.isnan(np.empty(3, np.float32)).all()
     assert np.isnan(buffers.aligned_empty((3,), np.float64)).all()
-    assert bytes(buffers.Workspaces().acquire(64).buffer) == b"\xff" * 64
+    assert bytes(buffers.ScratchPool().acquire(64).buffer) == b"\xff" * 64

@@ -87,7 +87,7 @@ def test_bits_do_not_depend_on_blocks(mode, dtype, target, shape):
         rows = {"min_chunk_rows": chunk, "max_chunk_rows": chunk, "min_dx_chunk_rows": chunk}
         with tuned(**rows, l2_bytes=cache, block_rows=block, gemm_rows=at_once):
             plan = make_plan(problem.spec, target, shape.T, shape.N, 2, "backward")
-            gemms = (plan.scratch.fields[name] for name in ("inner", "packed_panels"))
+            gemms = (plan.workspace.fields[name] for name in ("inner", "packed_panels"))
             plans.add((plan.share.chunk, plan.share.block, *gemms))
             for threads, keep in ((1, "states"), (2, "gates"), (3, "states")):
                 with fusedrnn.thread_limits(threads):

@@ -213,7 +213,7 @@ def test_one_workspace_serves_smaller_calls(use_all_threads, monkeypatch):
     for T, N in ((30, 20), (30, 20), (3, 2), (30, 1), (1, 20), (29, 19), (30, 20)):
         op.forward(problem.x[:T, :N], problem.params)
     assert len(allocations) == 2  # the packed weights, the scratch
-    assert len(op.by_address().workspaces._idle) == 1
+    assert len(op.by_address().scratch_pool._idle) == 1
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -262,7 +262,7 @@ def test_caches_do_not_grow_with_shapes():
     for T in range(1, 40):
         op.forward(problem.x[:T, : T + 1], problem.params)
         engine = op.by_address()
-        sizes.append((engine.weight_cache.num_packed, len(engine.workspaces._idle), len(engine._planned)))
+        sizes.append((engine.weight_cache.num_packed, len(engine.scratch_pool._idle), len(engine._planned)))
     assert set(sizes) == {(1, 1, 1)}
     assert load_job.cache_info().currsize <= kernels + 2  # forward and packing
 

@@ -258,7 +258,7 @@ def test_frozen_parameters_are_planned_as_packed(target):
                 assert problem.packed is packed, (job, packed)
     case = replace(CASES["stream1"], N=16, I=512, H=512)
     unpacked, packed = (make_plan("training", "lstm", target, case, 1, packed=packed) for packed in (False, True))
-    assert packed.scratch.size < unpacked.scratch.size
+    assert packed.workspace.size < unpacked.workspace.size
 
 
 @pytest.mark.parametrize("phase", PHASES)

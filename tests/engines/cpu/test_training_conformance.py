@@ -100,7 +100,7 @@ def test_cases_have_many_chunks_and_blocks(mode, target, small_chunks):
     """With few rows in each: chunks of one step and of several, blocks of one chunk and of several, parts of blocks."""
     kinds = set()
     for shape, plan in plans(mode, "float32", target):
-        inner = plan.scratch.fields["inner"]
+        inner = plan.workspace.fields["inner"]
         kinds |= {
             ("chunks", plan.share.chunk > 1, plan.share.chunk < shape.T),
             ("blocks", plan.share.block > plan.share.chunk, plan.share.block < shape.T),

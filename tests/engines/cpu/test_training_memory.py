@@ -265,7 +265,7 @@ def test_caches_do_not_grow_with_shapes():
         for loop.keep in KEEPS:
             loop.step(T, T + 1)
         engine = loop.op.by_address()
-        sizes.append([engine.weight_cache.num_packed, len(engine.workspaces._idle), len(engine._planned)])
+        sizes.append([engine.weight_cache.num_packed, len(engine.scratch_pool._idle), len(engine._planned)])
         assert len(engine._reserves._idle) <= tuning.current().max_idle_reserves
     assert sizes == [[1, 1, 2]] * len(sizes)
 

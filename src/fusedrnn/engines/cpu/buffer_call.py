@@ -16,7 +16,7 @@ from fusedrnn.arrays import Array
 from fusedrnn.engines.cpu import tuning as tunings
 from fusedrnn.engines.cpu.executor import Executor
 from fusedrnn.engines.cpu.jobs import Problem
-from fusedrnn.engines.cpu.kernels.scratch import round_up_to_cache_line
+from fusedrnn.engines.cpu.kernels.workspace import round_up_to_cache_line
 from fusedrnn.engines.cpu.launch.buffer_kernel import BUFFER_ARGS, BUFFER_CALL, CLOCK, build_run_buffers
 from fusedrnn.engines.cpu.launch.kernel_args import KernelArgs
 from fusedrnn.engines.cpu.launch.native_weights import FORWARD, MAX_ARRAYS, TRAINING, WEIGHTS, WEIGHTS_SLOT
@@ -186,8 +186,9 @@ def _buffer_args(args: KernelArgs) -> tuple[Array, Array, Array]:
     unsorted_indices = np.ascontiguousarray(round_robin(args.plan.row_starts), np.int64)
     struct = _struct(BUFFER_ARGS, {
         "num_threads": args.num_threads, "relocs": args.relocs, "num_fields": args.num_fields,
-        "args_offset": args.args_offset, "plan_offset": args.plan_offset, "row_starts": row_starts.ctypes.data,
-        "num_groups": len(row_starts) - 1, "unsorted_indices": unsorted_indices.ctypes.data,
+        "args_offset": args.args_offset, "workspace_offset": args.workspace_offset,
+        "row_starts": row_starts.ctypes.data, "num_groups": len(row_starts) - 1,
+        "unsorted_indices": unsorted_indices.ctypes.data,
     })  # fmt: skip
     return struct, row_starts, unsorted_indices
 

@@ -29,7 +29,7 @@ from fusedrnn.frozen_array import is_frozen
 from fusedrnn.jit.loader import Job
 from fusedrnn.jit.target import Target
 from fusedrnn.locks import Lock
-from fusedrnn.runtime.buffers import BufferPool, Lease, Scratch, Workspaces
+from fusedrnn.runtime.buffers import BufferPool, Lease, Scratch, ScratchPool
 from fusedrnn.runtime.thread_pool import ThreadTeam, get_num_threads, pool_team
 from fusedrnn.spec import RNNSpec
 
@@ -72,8 +72,8 @@ class Executor:
 
     def __init__(self, spec: RNNSpec) -> None:
         self.spec, self.tuning = spec, tunings.current()
-        self.workspaces, self._reserves = Workspaces(), BufferPool(self.tuning.max_idle_reserves)
-        idle = self.workspaces, self._reserves
+        self.scratch_pool, self._reserves = ScratchPool(), BufferPool(self.tuning.max_idle_reserves)
+        idle = self.scratch_pool, self._reserves
         # For calls of one step, and for calls of several.
         self._max_narrow_rows = [max_narrow_rows(spec, steps, self.tuning) for steps in (1, 2)]
         # The target for calls of few rows, and that for calls of many rows; mostly they are the same.
@@ -279,12 +279,12 @@ class Executor:
 
     def _execute(self, job: Job, args: Args, team: ThreadTeam, bind: Bind[Args]) -> bool:
         """Bind the arguments and run the job; False if there are fewer threads now than planned."""
-        scratch = self.workspaces.acquire(args.size)
+        scratch = self.scratch_pool.acquire(args.size)
         address = bind(args, scratch)
         ran = True
         if args.num_threads == 1:
             job(address, 0)
         else:
             ran = team.run(job, address, args.num_threads)
-        self.workspaces.release(scratch)
+        self.scratch_pool.release(scratch)
         return ran

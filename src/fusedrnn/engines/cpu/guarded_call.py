@@ -71,7 +71,7 @@ class GuardedJob:
         fields: Mapping[str, int],
         num_values: int,
     ) -> None:
-        self._team, self._workspaces = pool_team(planned.threads), executor.workspaces
+        self._team, self._scratch_pool = pool_team(planned.threads), executor.scratch_pool
         sleeping, spinning = planned.args, planned.spinning_args
         self._forecast = spinning.forecast
         single = spinning if self._forecast is None else planned.single_args
@@ -118,7 +118,7 @@ class GuardedJob:
         """The cached call with these arguments."""
         fields = {
             **fields, "extents_offset": args.extents_offset, "args_offset": args.args_offset,
-            "plan_offset": args.plan_offset, "num_threads": args.num_threads,
+            "workspace_offset": args.workspace_offset, "num_threads": args.num_threads,
             "relocs": args.relocs, "num_fields": args.num_fields,
         }  # fmt: skip
         call = np.array(CALL_CACHE.values(fields), np.int64)
@@ -139,7 +139,7 @@ class GuardedJob:
             began = perf_counter()
             if not thread_choice.use_several(began):
                 _, cache, num_threads, size = self._single
-        scratch = self._workspaces.acquire(size)
+        scratch = self._scratch_pool.acquire(size)
         if values:
             self._given_values.pack_into(scratch.buffer.data, self._values.nbytes, *values)
         if num_threads == 1:
@@ -155,7 +155,7 @@ class GuardedJob:
                 ran = self._call(cache, scratch.address, arrays, pool.control(), weights, reserve, seed)
             finally:
                 release_pool(lease)
-        self._workspaces.release(scratch)
+        self._scratch_pool.release(scratch)
         team.note_call_end(num_threads)
         if thread_choice is not None and self._forecast is not None and ran:
             now = perf_counter()

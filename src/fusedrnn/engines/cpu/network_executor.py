@@ -58,7 +58,7 @@ class PlannedNetwork(PlannedJob[ChainArgs]):
 class NetworkExecutor:
     """Runs a network's jobs. Any number of threads may call it at once; it checks nothing.
 
-    Its calls use the workspaces and reserves of the first layer's executor.
+    Its calls use the scratch and the reserves of the first layer's executor.
 
     Attributes:
         spec: The network.
@@ -138,7 +138,7 @@ class NetworkExecutor:
         values |= {"spins": team.spins} | by_layer("weights", weights_addresses(weights))
 
         def bind(args: ChainArgs, scratch: Scratch) -> int:
-            known = values | {"dx_partials": scratch.address + args.plan_offset if values.get("dx") else 0}
+            known = values | {"dx_partials": scratch.address + args.workspace_offset if values.get("dx") else 0}
             if varlen is not None:
                 for job in args.jobs:
                     known[f"tables {job.layer}"] = varlen.tables(job.args.plan.row_starts).ctypes.data

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedrnn.engines.cpu.kernels.scratch import pad_against_conflicts, round_up_to_cache_line
 from fusedrnn.engines.cpu.kernels.stages import derivative_of
+from fusedrnn.engines.cpu.kernels.workspace import pad_against_conflicts, round_up_to_cache_line
 from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.engines.cpu.varlen import VarLen
 from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightAddresses

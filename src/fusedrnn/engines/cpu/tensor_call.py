@@ -100,7 +100,7 @@ class TensorCall:
         if not self.is_possible:
             return
         self._executor, self._planned, self._varlen = executor, planned, varlen
-        self._run, self._workspaces = load_tensor_call(), executor.workspaces
+        self._run, self._scratch_pool = load_tensor_call(), executor.scratch_pool
         symbols = planned.args.symbol_index
         dtype = _FLOAT | 8 * np.dtype(executor.spec.dtype).itemsize << 8 | _LANES
         self._guards = np.array([_fields(guard, symbols, dtype) for guard in guards], np.int64)
@@ -134,7 +134,7 @@ class TensorCall:
         fields = {
             **self._fields, "values": values.ctypes.data, "values_size": values.nbytes,
             "description_offset": args.extents_offset, "relocs": args.relocs, "num_fields": args.num_fields,
-            "args_offset": args.args_offset, "plan_offset": args.plan_offset,
+            "args_offset": args.args_offset, "workspace_offset": args.workspace_offset,
             "job": address(planned.job) if planned.is_single else 0,
         }  # fmt: skip
         struct = np.array(TENSOR_CALL.values(fields), np.int64)
@@ -148,9 +148,9 @@ class TensorCall:
             False if a tensor is not as its guard says: then nothing has run.
         """
         if self._single:
-            scratch = self._workspaces.acquire(self._planned.args.size)
+            scratch = self._scratch_pool.acquire(self._planned.args.size)
             ran = self._run(self._single, scratch.address, tensors, reserve)
-            self._workspaces.release(scratch)
+            self._scratch_pool.release(scratch)
             return bool(ran)
 
         def bind(args: KernelArgs, scratch: Scratch) -> int:

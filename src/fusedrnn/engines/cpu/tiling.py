@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from fusedrnn.engines.cpu.kernels.bfloat16_products import Bfloat16DotProducts
 from fusedrnn.engines.cpu.kernels.products import PRODUCTS, ProductsClass, products_class
-from fusedrnn.engines.cpu.kernels.scratch import pad_against_conflicts
 from fusedrnn.engines.cpu.kernels.stages import (
     Blocking,
     StageKernel,
@@ -18,6 +17,7 @@ from fusedrnn.engines.cpu.kernels.stages import (
     reduced_rows,
     stage_kernels,
 )
+from fusedrnn.engines.cpu.kernels.workspace import pad_against_conflicts
 from fusedrnn.jit.target import ITEM_SIZE, Target
 from fusedrnn.layout import Kind
 from fusedrnn.lazy import cached_property

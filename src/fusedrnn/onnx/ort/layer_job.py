@@ -105,7 +105,7 @@ class LayerJob:
         values = {
             "x_step": batch * self._input_row, "x_row": self._input_row,
             "y_step": self._directions * batch * self._row, "y_row": self._row, "spins": self._team.spins,
-            "workspace": scratch.address + args.plan_offset, "args": scratch.address + args.args_offset,
+            "workspace": scratch.address + args.workspace_offset, "args": scratch.address + args.args_offset,
             **{_SYMBOLS.get(name, name): value for name, value in addresses.items()},
         }  # fmt: skip
         count = len(args.symbol_index)

@@ -11,9 +11,9 @@ from fusedrnn.engines.cpu.kernels.loop import (
     rows_of_time,
     table_entry,
 )
-from fusedrnn.engines.cpu.kernels.scratch import BACKWARD
 from fusedrnn.engines.cpu.kernels.stages import StageKernel, state_letters
 from fusedrnn.engines.cpu.kernels.thread_share import Program
+from fusedrnn.engines.cpu.kernels.workspace import BACKWARD_REGIONS
 from fusedrnn.jit.builder import Function, Value
 from fusedrnn.jit.struct import Struct
 from fusedrnn.jit.vector import Vectors
@@ -23,7 +23,7 @@ CALL = Struct(
     "block", "weight_starts", "out_weight_starts", "unsorted_indices", "batch_sizes", "sorted_indices",
     "add_states", "add_params", "recompute",
     "x_gradient", "x_step", "x_row", "x_row_offsets", "x_add", "x_size",
-    *BACKWARD.fields,
+    *BACKWARD_REGIONS.fields,
 )  # fmt: skip
 """A *direction group* is the threads that work on the same direction. Its memory, ``group_stride`` bytes, holds the
 rows of gate gradients, the gradients carried from step to step, transposed gradients and the weights' gradients."""

@@ -24,16 +24,16 @@ from fusedrnn.engines.cpu.kernels.operand_rows import RANGE_BYTES
 from fusedrnn.engines.cpu.kernels.output_stores import OutputStores
 from fusedrnn.engines.cpu.kernels.panel_matrix import ColVecs, LeftOperand, Matrix, Rows, UnpackedMatrix, WeightMatrix
 from fusedrnn.engines.cpu.kernels.reductions import Reductions
-from fusedrnn.engines.cpu.kernels.scratch import FORWARD
 from fusedrnn.engines.cpu.kernels.stages import Result, StageKernel, state_letters
 from fusedrnn.engines.cpu.kernels.thread_share import Program, each_layer_dir, is_pipelined
+from fusedrnn.engines.cpu.kernels.workspace import FORWARD_REGIONS
 from fusedrnn.jit.builder import Declared, Function, Module, Value
 from fusedrnn.jit.struct import Struct
 from fusedrnn.jit.sync import flush_denormals
 from fusedrnn.jit.target import Target
 from fusedrnn.jit.tiles import released_tiles
 
-CALL = Struct(*COMMON_FIELDS, *FORWARD.fields, "nontemporal_output")
+CALL = Struct(*COMMON_FIELDS, *FORWARD_REGIONS.fields, "nontemporal_output")
 LAYER_DIR = Struct(
     "x", "x_step", "x_row", "x_row_offsets", "k", "y", "y_step", "y_row", "y_row_offsets", "reverse",
     "x_weights", "h_weights", "projection", "parameters", "x_bias", "h_bias", *UNPACKED_PARAMS,

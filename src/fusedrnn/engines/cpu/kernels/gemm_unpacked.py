@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from fusedrnn.engines.cpu.kernels.gemm import GEMM, OUTPUT_ARGUMENTS, row_tiles
 from fusedrnn.engines.cpu.kernels.panel_packing import emit_pack_columns, store_row_slots
 from fusedrnn.engines.cpu.kernels.products import STORAGE, products_of
-from fusedrnn.engines.cpu.kernels.scratch import PACKED_K
+from fusedrnn.engines.cpu.kernels.workspace import PACKED_K
 from fusedrnn.jit.builder import Declared, Function, Module, Signature, Value
 from fusedrnn.jit.sync import CACHE_LINE
 from fusedrnn.jit.target import Target

@@ -28,8 +28,8 @@ from fusedrnn.engines.cpu.kernels.layer_rows import LayerRows
 from fusedrnn.engines.cpu.kernels.operand_rows import CONVERT_ROW
 from fusedrnn.engines.cpu.kernels.panel_matrix import ColVecs, LeftOperand, Matrix, PanelMatrix, Rows
 from fusedrnn.engines.cpu.kernels.row_values import RowValues
-from fusedrnn.engines.cpu.kernels.scratch import OPERAND_ROW_OFFSET
 from fusedrnn.engines.cpu.kernels.stages import StageKernel
+from fusedrnn.engines.cpu.kernels.workspace import OPERAND_ROW_OFFSET
 from fusedrnn.jit.builder import I8, I64, Declared, Function, Value
 
 COMMON_FIELDS = (

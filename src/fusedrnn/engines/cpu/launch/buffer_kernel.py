@@ -17,7 +17,7 @@ from fusedrnn.runtime.native_memory import SLOT, emit_acquire_scratch, emit_grow
 from fusedrnn.runtime.pool_kernel import CLOSE, CONTROL, MANY_CLOSE, SPINNING
 
 BUFFER_ARGS = Struct(
-    "num_threads", "relocs", "num_fields", "args_offset", "plan_offset", "row_starts", "num_groups",
+    "num_threads", "relocs", "num_fields", "args_offset", "workspace_offset", "row_starts", "num_groups",
     "unsorted_indices",
 )  # fmt: skip
 """The kernel arguments of a plan: how they are bound, and the constants of the tables for different lengths."""
@@ -146,7 +146,7 @@ def _emit_bind_args(module: Module, bind: Function, fill_tables: Function) -> Fu
     with f.loop(0, c.num_operands) as number:
         pair = c.operands + number * 16
         f.store(_buffer(f, buffers, f.load(pair)), scratch + f.load(pair + 8) * 8)
-    workspace, kernel_args = scratch + a.plan_offset, scratch + a.args_offset
+    workspace, kernel_args = scratch + a.workspace_offset, scratch + a.args_offset
     for symbol, value in (
         (c.weights_symbol, packed), (c.workspace_symbol, workspace), (c.args_symbol, kernel_args),
     ):  # fmt: skip

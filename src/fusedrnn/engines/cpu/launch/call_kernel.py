@@ -36,7 +36,7 @@ CALL_CACHE = Struct(
     "items_offset", "type_offset", "data_offset", "ndarray_type", "guards", "num_guards", "extents_offset",
     "values", "values_size", "weights_symbol", "reserve_symbol", "seed_symbol", "workspace_symbol",
     "dx_partials_symbol", "unpacked_base", "unpacked_first", "dparams_base", "dparams_first", "param_offsets",
-    "num_params", "relocs", "num_fields", "args_symbol", "args_offset", "plan_offset", "job", "num_threads",
+    "num_params", "relocs", "num_fields", "args_symbol", "args_offset", "workspace_offset", "job", "num_threads",
     "dispatch",
 )  # fmt: skip
 """A cached call: how objects are laid out; the guards; the values of the symbols of kernel arguments; the job.
@@ -47,7 +47,7 @@ value differs from call to call. Unpacked parameters and their gradients have ``
 0 stands for no symbol.
 
 These offsets are relative to the scratch buffer: ``extents_offset`` (where the first and last byte of each argument are
-noted), ``args_offset`` (the kernel arguments) and ``plan_offset`` (the plan's own memory). If ``num_threads`` is not 1,
+noted), ``args_offset`` (the kernel arguments) and ``workspace_offset`` (the workspace). If ``num_threads`` is not 1,
 ``dispatch`` hands the job to the thread pool.
 """
 
@@ -106,7 +106,7 @@ def build_guarded_call() -> Module:
     with f.if_(held.get().is_set):
         held.set(f.call(no_alias, c.guards, c.num_guards, scratch + c.extents_offset))
     with f.if_(held.get().is_set):
-        workspace, kernel_args = scratch + c.plan_offset, scratch + c.args_offset
+        workspace, kernel_args = scratch + c.workspace_offset, scratch + c.args_offset
         values = (
             (c.weights_symbol, weights), (c.reserve_symbol, reserve), (c.seed_symbol, seed),
             (c.workspace_symbol, workspace), (c.args_symbol, kernel_args),

@@ -50,9 +50,9 @@ class ChainArgs(JobArgs):
 
     def __init__(self, jobs: Sequence[ChainedJob], symbols: Sequence[str], num_arrays: int, between: int) -> None:
         self.jobs = jobs
-        zeroed = [BARRIER_BYTES, *(job.args.plan.scratch.zeroed for job in jobs)]
+        zeroed = [BARRIER_BYTES, *(job.args.plan.workspace.zeroed for job in jobs)]
         structs = [len(CHAIN) + len(jobs) * len(CHAINED_JOB), *(job.args.num_struct_fields for job in jobs)]
-        shared = max(job.args.plan.scratch.size - job.args.plan.scratch.zeroed for job in jobs)
+        shared = max(job.args.plan.workspace.size - job.args.plan.workspace.zeroed for job in jobs)
         self._shared_offset, self._between_offset = sum(zeroed), sum(zeroed) + shared
         super().__init__(symbols, num_arrays, sum(structs), sum(zeroed), self._between_offset + between)
         self.num_threads = max(job.args.num_threads for job in jobs)
@@ -83,7 +83,7 @@ class ChainArgs(JobArgs):
             for names in (("args",), ("workspace", "dx_partials"))
         )
         linked[is_args, 1] += structs
-        own_zeros = job.args.plan.scratch.zeroed
+        own_zeros = job.args.plan.workspace.zeroed
         moved = np.where(addends < own_zeros, zeros, self._shared_offset - own_zeros)
         linked[is_memory, 1] += moved[is_memory]
         return linked
@@ -98,7 +98,8 @@ class ChainArgs(JobArgs):
 
     def bind(self, scratch: Scratch, values: Mapping[str, int]) -> int:
         """Write the fields of a call into its scratch; return their address. Symbols without a value are 0."""
-        known = {"workspace": scratch.address + self.plan_offset, "args": scratch.address + self.args_offset, **values}
+        args, workspace = scratch.address + self.args_offset, scratch.address + self.workspace_offset
+        known = {"workspace": workspace, "args": args, **values}
         numbers = [known.get(symbol, 0) for symbol in self.symbol_index]
         scratch.buffer[: 8 * len(numbers)].view(np.int64)[:] = numbers
         return self.bind_symbols(scratch)

@@ -22,7 +22,7 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 
 from fusedrnn.arrays import Array
-from fusedrnn.engines.cpu.kernels.scratch import round_up_to_cache_line
+from fusedrnn.engines.cpu.kernels.workspace import round_up_to_cache_line
 from fusedrnn.engines.cpu.launch.call_kernel import CONSTANT, load_bind
 from fusedrnn.engines.cpu.plan.plans import Plan
 from fusedrnn.engines.cpu.plan.thread_trials import Forecast
@@ -98,7 +98,7 @@ class JobArgs:
         symbol_index: The number of each symbol.
         extents_offset: Where scratch has room for the first and last bytes of a call's arrays.
         args_offset: Where it has room for the fields.
-        plan_offset: Where the workspace begins in it.
+        workspace_offset: Where the workspace begins in it.
         relocs: The address of the relocations of all fields, :data:`fusedrnn.engines.cpu.launch.call_kernel.RELOC`.
         num_fields: Fields that binding writes, including the zeros after them.
         size: Bytes of scratch.
@@ -115,9 +115,9 @@ class JobArgs:
         self.extents_offset = 8 * len(symbols)
         self.args_offset = round_up_to_cache_line(self.extents_offset + 16 * num_arrays)
         args_end = self.args_offset + 8 * num_fields
-        self.plan_offset = round_up_to_cache_line(args_end)
-        self.num_fields = num_fields + (self.plan_offset - args_end + zeroed) // 8
-        self.size = self.plan_offset + workspace
+        self.workspace_offset = round_up_to_cache_line(args_end)
+        self.num_fields = num_fields + (self.workspace_offset - args_end + zeroed) // 8
+        self.size = self.workspace_offset + workspace
         self.table: Array = np.zeros((self.num_fields, 2), np.int64)
         self.table[:, 0] = CONSTANT
         self.relocs, self._bind = self.table.ctypes.data, load_bind()
@@ -155,7 +155,7 @@ class KernelArgs(JobArgs):
     ) -> None:
         values = (*symbols, "workspace", "args", "dx_partials")
         # The workspace begins with barriers, which are zero at the start of each call.
-        super().__init__((*values, *SPARE), MAX_ARRAYS, num_fields, plan.scratch.zeroed, plan.scratch.size)
+        super().__init__((*values, *SPARE), MAX_ARRAYS, num_fields, plan.workspace.zeroed, plan.workspace.size)
         self.plan, self.num_threads, self.forecast = plan, plan.num_threads, plan.forecast
         self.num_struct_fields, self._constants = num_fields, constants
         self.field_numbers: dict[str, int] = {}
@@ -176,7 +176,7 @@ class KernelArgs(JobArgs):
 
     def bind(self, scratch: Scratch, values: Sequence[int], computes_dx: bool = False) -> int:
         """Write the structs of a call into its scratch; return their address."""
-        args, workspace = scratch.address + self.args_offset, scratch.address + self.plan_offset
+        args, workspace = scratch.address + self.args_offset, scratch.address + self.workspace_offset
         self._values.pack_into(scratch.buffer.data, 0, *values, workspace, args, workspace if computes_dx else 0)
         return self.bind_symbols(scratch)
 

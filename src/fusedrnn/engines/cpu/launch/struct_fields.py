@@ -70,7 +70,7 @@ class _PlanFields:
     y_direction_bytes: int
 
     def __init__(self, spec: RNNSpec, plan: Plan, reserve: ReserveLayout | None) -> None:
-        self.spec, self.plan, self.reserve, self.scratch = spec, plan, reserve, plan.scratch
+        self.spec, self.plan, self.reserve, self.workspace = spec, plan, reserve, plan.workspace
         self.item = np.dtype(spec.dtype).itemsize
         self.h_bytes, self.c_bytes = spec.state_size * self.item, spec.hidden_size * self.item
         self.letters = state_letters(len(spec.state_names))
@@ -103,8 +103,8 @@ class _PlanFields:
             "heads": spec.heads, "head_size": spec.hidden_size // spec.heads, "chunk": plan.share.chunk,
             **{f"grid_{name}": number for name, number in plan.grid._asdict().items()},
             **{name: Relocation("tables", offset) for name, offset in table_offsets(plan.steps, plan.batch).items()},
-            **{name: Relocation("workspace", offset) for name, offset in self.scratch.offsets.items()},
-            **self.scratch.fields,
+            **{name: Relocation("workspace", offset) for name, offset in self.workspace.offsets.items()},
+            **self.workspace.fields,
             **{field: getattr(reserve, stride, 0) for field, stride in _RESERVE_STRIDES.items()},
             "spins": Relocation("spins"), "seed": Relocation("seed"), "resets": Relocation("resets"),
         }  # fmt: skip
@@ -223,7 +223,7 @@ class _ForwardFields(_PlanFields):
     def _layer_output(self, name: str, layer: int, offset: int = 0) -> Fields:
         """The fields of a layer's output in the workspace, where layers take turns with two buffers."""
         plan = self.plan
-        begin = self.scratch.offsets["layer_outputs"] + layer % 2 * plan.layer_output_size + offset
+        begin = self.workspace.offsets["layer_outputs"] + layer % 2 * plan.layer_output_size + offset
         row = plan.layer_output_row
         return array_fields(name, Relocation("workspace", begin), plan.batch * row, row)
 
@@ -276,8 +276,8 @@ class _BackwardFields(_PlanFields):
 
     def _dx_partial(self, name: str, layer: int, direction: int, offset: int = 0, symbol: str = "workspace") -> Fields:
         """The fields of a direction's part of the gradient of a layer's input."""
-        fields, number = self.scratch.fields, layer % 2 * self.spec.num_directions + direction
-        begin = self.scratch.offsets["dx_partials"] + number * fields["dx_partial_size"] + offset
+        fields, number = self.workspace.fields, layer % 2 * self.spec.num_directions + direction
+        begin = self.workspace.offsets["dx_partials"] + number * fields["dx_partial_size"] + offset
         return array_fields(name, Relocation(symbol, begin), fields["dx_partial_step"], fields["dx_partial_row"])
 
     def _dy(self, layer: int, direction: int) -> Fields:

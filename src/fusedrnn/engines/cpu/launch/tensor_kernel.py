@@ -31,14 +31,14 @@ ANY_STRIDE = -(1 << 62)
 TENSOR_CALL = Struct(
     "items_offset", "size_offset", "type_offset", "describe", "guards", "num_guards", "description_offset", "values",
     "values_size", "reserve_symbol", "workspace_symbol", "dx_partials_symbol", "args_symbol", "relocs", "num_fields",
-    "args_offset", "plan_offset", "job",
+    "args_offset", "workspace_offset", "job",
 )  # fmt: skip
 """A call: how objects are laid out; DLPack's ``dltensor_from_py_object_no_sync``; the guards; the values of the symbols
 of kernel arguments that are the same at every call; the job of the caller's thread alone, 0 if the caller runs it.
 
 Fields named ``*_symbol`` are numbers of symbols whose values differ from call to call; number 0 stands for none. These
 offsets are relative to the scratch buffer: ``description_offset`` (where a tensor is described), ``args_offset`` (the
-kernel arguments) and ``plan_offset`` (the plan's memory).
+kernel arguments) and ``workspace_offset`` (the workspace).
 """
 DESCRIPTION_BYTES = 48
 """Size of DLPack's DLTensor."""
@@ -63,7 +63,7 @@ def build_tensor_call() -> Module:
     f.copy(scratch, c.values, c.values_size)
     alike = f.var(f.call(are_alike, call, scratch, tensors))
     with f.if_(alike.get().is_set):
-        workspace, kernel_args = scratch + c.plan_offset, scratch + c.args_offset
+        workspace, kernel_args = scratch + c.workspace_offset, scratch + c.args_offset
         f.store(workspace, scratch + c.workspace_symbol * 8)
         for symbol, value in ((c.reserve_symbol, reserve), (c.dx_partials_symbol, workspace)):
             with f.if_(symbol.is_set):

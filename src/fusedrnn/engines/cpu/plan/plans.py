@@ -1,4 +1,4 @@
-"""The plan of a call: how threads divide it, and the layout of its scratch. Made once for a problem, and printable."""
+"""The plan of a call: how threads divide it, and the layout of its workspace; made once for a problem, printable."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 from fusedrnn.engines.cpu import tuning as tunings
-from fusedrnn.engines.cpu.kernels.scratch import (
-    BACKWARD,
-    FORWARD,
-    ScratchLayout,
+from fusedrnn.engines.cpu.kernels.stages import derivative_of
+from fusedrnn.engines.cpu.kernels.workspace import (
+    BACKWARD_REGIONS,
+    FORWARD_REGIONS,
+    WorkspaceLayout,
     operand_row_bytes,
     packed_part_bytes,
     pad_against_conflicts,
     round_up_to_cache_line,
 )
-from fusedrnn.engines.cpu.kernels.stages import derivative_of
 from fusedrnn.engines.cpu.plan import partition
 from fusedrnn.engines.cpu.plan.sizes import LargestShare, Phase, ProblemSize, ThreadGrid
 from fusedrnn.engines.cpu.plan.thread_trials import Forecast
@@ -34,7 +34,7 @@ class Plan:
         steps, batch: T and N.
         share: The largest share of a thread.
         bounds: The first row or unit vector of each group, and the end, by the names of the kernels' fields.
-        scratch: The layout of the workspace.
+        workspace: The layout of the workspace.
         forecast: Predicted times; None on one thread, or if something other than the cost model chose the grid.
         layer_output_row, layer_output_size: In inference, bytes of a row of a layer's output, and of all rows.
         nontemporal_output: Whether stores of the output bypass the caches.
@@ -46,7 +46,7 @@ class Plan:
     batch: int
     share: LargestShare
     bounds: Mapping[str, tuple[int, ...]]
-    scratch: ScratchLayout
+    workspace: WorkspaceLayout
     forecast: Forecast | None
     layer_output_row: int = 0
     layer_output_size: int = 0
@@ -77,7 +77,7 @@ class Plan:
         return (
             f"{prefix}T={self.steps} N={self.batch}: {self.num_threads} thread(s) = {layer_dirs} direction(s) or "
             f"layer(s) at once x {rows} row group(s) x {units} unit group(s); {gemms}; "
-            f"workspace {self.scratch.size / 2**20:.2f} MiB"
+            f"workspace {self.workspace.size / 2**20:.2f} MiB"
         )
 
 
@@ -113,7 +113,7 @@ def make_plan(
         # With GEMMs at each step, stores take no time of their own.
         nontemporal_output = not problem.stages and sizes.layer_output_size > tuning.max_cached_output_bytes
         return Plan(
-            phase, steps, batch, share, bounds, FORWARD.lay_out(sizes), forecast,
+            phase, steps, batch, share, bounds, FORWARD_REGIONS.lay_out(sizes), forecast,
             layer_output_row=sizes.layer_output_row, layer_output_size=sizes.layer_output_size,
             nontemporal_output=nontemporal_output,
         )  # fmt: skip
@@ -121,8 +121,8 @@ def make_plan(
     bounds["weight_starts"] = _bounds(problem.unit_vecs, everyone)
     bounds["out_weight_starts"] = _bounds(problem.out_vecs, everyone)
     sizes = _backward_sizes(problem, share, tuning.l2_bytes // 2, recompute)
-    scratch, recomputes = BACKWARD.lay_out(sizes), sizes.recomputed_rows > 0
-    return Plan(phase, steps, batch, share, bounds, scratch, forecast, recomputes=recomputes)
+    workspace, recomputes = BACKWARD_REGIONS.lay_out(sizes), sizes.recomputed_rows > 0
+    return Plan(phase, steps, batch, share, bounds, workspace, forecast, recomputes=recomputes)
 
 
 def _bounds(count: int, groups: int) -> tuple[int, ...]:
@@ -131,7 +131,7 @@ def _bounds(count: int, groups: int) -> tuple[int, ...]:
 
 
 def _forward_sizes(problem: ProblemSize, share: LargestShare) -> SimpleNamespace:
-    """What the sizes of scratch regions depend on; kernels/scratch.py declares the regions."""
+    """What the sizes of the regions of a workspace depend on; kernels/workspace.py declares them."""
     spec, training = problem.spec, problem.phase == "training"
     sizes = _common_sizes(problem, share)
     sizes.state_stride = pad_against_conflicts(problem.unit_vecs * problem.vector_bytes)

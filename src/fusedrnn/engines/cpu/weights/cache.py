@@ -20,7 +20,7 @@ from fusedrnn.engines.cpu.weights.quantize import quantized
 from fusedrnn.frozen_array import is_frozen
 from fusedrnn.locks import Lock
 from fusedrnn.quantized_params import QuantizedParams
-from fusedrnn.runtime.buffers import BufferPool, Lease, Workspaces
+from fusedrnn.runtime.buffers import BufferPool, Lease, ScratchPool
 from fusedrnn.runtime.fingerprint import MEMORY_RANGE, fingerprint_of
 from fusedrnn.runtime.thread_pool import ThreadTeam, pool_team
 
@@ -88,7 +88,7 @@ class WeightCache:
         nowhere: An address of 0 for each parameter.
     """
 
-    def __init__(self, tiling: Tiling, idle: Sequence[BufferPool | Workspaces]) -> None:
+    def __init__(self, tiling: Tiling, idle: Sequence[BufferPool | ScratchPool]) -> None:
         self._tuning = tuning = tunings.current()
         self._pool = BufferPool(tuning.max_packed_vectors)
         self._idle = (self._pool, *idle)

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fusedrnn.arrays import Array
-from fusedrnn.engines.cpu.kernels.scratch import round_up_to_cache_line
 from fusedrnn.engines.cpu.kernels.stages import StageKernel
+from fusedrnn.engines.cpu.kernels.workspace import round_up_to_cache_line
 from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.engines.cpu.weights.pack_kernel import (
     PACK,

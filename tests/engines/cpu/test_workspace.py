@@ -1,15 +1,15 @@
-"""The scratch of a plan: regions do not overlap, and the kernels' struct has every field. The tuning of plans."""
+"""The workspace of a plan: regions do not overlap, and the kernels' struct has every field. The tuning of plans."""
 
 import pytest
 
 from fusedrnn import RNNSpec
 from fusedrnn.engines.cpu import tuning
 from fusedrnn.engines.cpu.kernels import backward_emitter, forward
-from fusedrnn.engines.cpu.kernels.scratch import (
-    BACKWARD,
-    FORWARD,
+from fusedrnn.engines.cpu.kernels.workspace import (
+    BACKWARD_REGIONS,
+    FORWARD_REGIONS,
     Arena,
-    Scratch,
+    WorkspaceRegions,
     pad_against_conflicts,
     round_up_to_cache_line,
 )
@@ -35,9 +35,9 @@ def test_rows_do_not_share_cache_sets():
 def test_layout_has_a_value_for_every_field():
     inner = Arena("stride", a=lambda s: s, b=lambda s: s)
     workspace = Arena("size", barriers=lambda s: 64, progress=lambda s: 64, inner=lambda s: 2 * inner.size(s))
-    scratch = Scratch(workspace, inner, strides=("real",))
-    layout = scratch.lay_out(5)
-    assert {*layout.offsets, *layout.fields} == set(scratch.fields)
+    regions = WorkspaceRegions(workspace, inner, strides=("real",))
+    layout = regions.lay_out(5)
+    assert {*layout.offsets, *layout.fields} == set(regions.fields)
     assert layout.size == 128 + 4 * 64 and layout.zeroed == 128
     assert layout.fields == {"a_offset": 0, "b_offset": 64, "stride": 128, "real": 5}
 
@@ -49,13 +49,13 @@ def test_layout_has_a_value_for_every_field():
 ], ids=str)  # fmt: skip
 def test_plan_has_the_fields_of_the_struct(spec, target):
     plans = [
-        (FORWARD, forward.CALL, make_plan(spec, target, 7, 5, 4)),
-        (FORWARD, forward.CALL, make_plan(spec, target, 7, 5, 4, "training")),
-        (BACKWARD, backward_emitter.CALL, make_plan(spec, target, 7, 5, 4, "backward", recompute=True)),
+        (FORWARD_REGIONS, forward.CALL, make_plan(spec, target, 7, 5, 4)),
+        (FORWARD_REGIONS, forward.CALL, make_plan(spec, target, 7, 5, 4, "training")),
+        (BACKWARD_REGIONS, backward_emitter.CALL, make_plan(spec, target, 7, 5, 4, "backward", recompute=True)),
     ]
-    for scratch, call, plan in plans:
-        layout = plan.scratch
-        assert {*layout.offsets, *layout.fields} == set(scratch.fields) <= set(call.names)
+    for regions, call, plan in plans:
+        layout = plan.workspace
+        assert {*layout.offsets, *layout.fields} == set(regions.fields) <= set(call.names)
         offsets = [*layout.offsets.values(), layout.size]
         assert offsets == sorted(offsets) and offsets[0] == 0 and offsets[2] == layout.zeroed
         assert offsets[4] - offsets[3] == plan.num_threads * layout.fields["scratch_stride"]

@@ -1,4 +1,4 @@
-"""The scratch memory of the forward and the backward kernels, each region declared once.
+"""The workspace of the forward and the backward kernels, each region declared once.
 
 From a declaration, plans take offsets, and kernels take the fields of a struct. The sizes ``s`` are those of
 :mod:`fusedrnn.engines.cpu.plan.plans`. Regions are declared here and not with the plan, because the order of the
@@ -72,8 +72,8 @@ class Arena:
         return self.place(sizes)[-1]
 
 
-class ScratchLayout(NamedTuple):
-    """The scratch of a plan."""
+class WorkspaceLayout(NamedTuple):
+    """The workspace of a plan."""
 
     offsets: Mapping[str, int]  # of each region in the workspace
     fields: Mapping[str, int]  # the values of the other fields of the kernels' struct
@@ -81,10 +81,10 @@ class ScratchLayout(NamedTuple):
     size: int  # bytes of the workspace
 
 
-class Scratch:
-    """The scratch of a kernel: a workspace that holds one or several copies of each arena, and strides within arenas.
+class WorkspaceRegions:
+    """The regions of a kernel's workspace, which holds one or several copies of each arena, and strides within arenas.
 
-    The workspace begins with the barriers and the progress of layers, which must be zero.
+    It begins with the barriers and the progress of layers, which must be zero.
 
     Attributes:
         fields: The struct's fields: addresses of the workspace's regions, offsets and sizes of the arenas, strides.
@@ -94,13 +94,13 @@ class Scratch:
         self._workspace, self._arenas, self._strides = workspace, arenas, strides
         self.fields = (*workspace.names, *(name for arena in arenas for name in arena.fields), *strides)
 
-    def lay_out(self, sizes: Any) -> ScratchLayout:
+    def lay_out(self, sizes: Any) -> WorkspaceLayout:
         """Place everything for the sizes of a plan."""
         *offsets, size = self._workspace.place(sizes)
         fields = {stride: getattr(sizes, stride) for stride in self._strides}
         for arena in self._arenas:
             fields.update(zip(arena.fields, arena.place(sizes), strict=True))
-        return ScratchLayout(dict(zip(self._workspace.names, offsets, strict=True)), fields, offsets[2], size)
+        return WorkspaceLayout(dict(zip(self._workspace.names, offsets, strict=True)), fields, offsets[2], size)
 
 
 _STATES = Arena(
@@ -131,7 +131,7 @@ _FORWARD_THREAD = Arena(
     # Addresses of the part of rows that a head reads.
     head_table=lambda s: _ADDRESS_BYTES * s.head_rows,
 )
-FORWARD = Scratch(
+FORWARD_REGIONS = WorkspaceRegions(
     Arena(
         "size",
         barriers=lambda s: BARRIER_BYTES * (1 + s.layer_dirs * s.row_groups),
@@ -183,7 +183,7 @@ _BACKWARD_THREAD = Arena(
     # Addresses of the part of rows that a head reads.
     head_table=lambda s: _ADDRESS_BYTES * s.head_rows,
 )
-BACKWARD = Scratch(
+BACKWARD_REGIONS = WorkspaceRegions(
     Arena(
         "size",
         barriers=lambda s: BARRIER_BYTES * (1 + s.layer_dirs * s.row_groups + s.layer_dirs),
