@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 from fusedrnn.engines.cpu import tuning as tunings
 from fusedrnn.engines.cpu.kernels.stages import derivative_of
@@ -17,6 +16,7 @@ from fusedrnn.engines.cpu.kernels.workspace import (
     pad_against_conflicts,
     round_up_to_cache_line,
 )
+from fusedrnn.engines.cpu.kernels.workspace_sizes import BackwardSizes, ForwardSizes
 from fusedrnn.engines.cpu.plan import partition
 from fusedrnn.engines.cpu.plan.sizes import LargestShare, Phase, ProblemSize, ThreadGrid
 from fusedrnn.engines.cpu.plan.thread_trials import Forecast
@@ -120,9 +120,11 @@ def make_plan(
     everyone = grid.rows * grid.units
     bounds["weight_starts"] = _bounds(problem.unit_vecs, everyone)
     bounds["out_weight_starts"] = _bounds(problem.out_vecs, everyone)
-    sizes = _backward_sizes(problem, share, tuning.l2_bytes // 2, recompute)
-    workspace, recomputes = BACKWARD_REGIONS.lay_out(sizes), sizes.recomputed_rows > 0
-    return Plan(phase, steps, batch, share, bounds, workspace, forecast, recomputes=recomputes)
+    backward_sizes = _backward_sizes(problem, share, tuning.l2_bytes // 2, recompute)
+    return Plan(
+        phase, steps, batch, share, bounds, BACKWARD_REGIONS.lay_out(backward_sizes), forecast,
+        recomputes=backward_sizes.recomputed_rows > 0,
+    )  # fmt: skip
 
 
 def _bounds(count: int, groups: int) -> tuple[int, ...]:
@@ -130,86 +132,82 @@ def _bounds(count: int, groups: int) -> tuple[int, ...]:
     return tuple(count * group // groups for group in range(groups + 1))
 
 
-def _forward_sizes(problem: ProblemSize, share: LargestShare) -> SimpleNamespace:
-    """What the sizes of the regions of a workspace depend on; kernels/workspace.py declares them."""
+def _forward_sizes(problem: ProblemSize, share: LargestShare) -> ForwardSizes:
+    """The sizes of a forward call."""
     spec, training = problem.spec, problem.phase == "training"
-    sizes = _common_sizes(problem, share)
-    sizes.state_stride = pad_against_conflicts(problem.unit_vecs * problem.vector_bytes)
-    sizes.one_recurrent_row = problem.one_row_block_col_vecs * problem.vector_bytes
-    sizes.masked_row = problem.masked_row if training else 0
-    sizes.converted_rows = share.chunk * share.rows if problem.converts_rows else 0
-    sizes.stores_operands = problem.converts_rows and not problem.products.has_scales and bool(problem.stages)
     biases = share.unit_vecs * problem.num_gates * problem.vector_bytes
     # A projection keeps its zeros there: as many as a GEMM of one row reads.
     zeros = problem.target.one_row_panels * problem.panel_bytes
-    sizes.biases_size = max(round_up_to_cache_line(biases), zeros)
-    sizes.layer_output_row = pad_against_conflicts(spec.output_size * problem.item)
-    sizes.layer_output_size = problem.steps * problem.batch * sizes.layer_output_row
-    # Layers take turns with two buffers: each reads one and writes the other. In training the reserve holds outputs.
-    sizes.num_layer_outputs = 0 if training else min(2, spec.num_layers - 1)
-    return sizes
+    layer_output_row = pad_against_conflicts(spec.output_size * problem.item)
+    return ForwardSizes(
+        **_common_sizes(problem, share),
+        masked_row=problem.masked_row if training else 0,
+        converted_rows=share.chunk * share.rows if problem.converts_rows else 0,
+        head_rows=share.rows * (spec.heads > 1),
+        state_stride=pad_against_conflicts(problem.unit_vecs * problem.vector_bytes),
+        one_recurrent_row=problem.one_row_block_col_vecs * problem.vector_bytes,
+        stores_operands=problem.converts_rows and not problem.products.has_scales and bool(problem.stages),
+        biases_size=max(round_up_to_cache_line(biases), zeros),
+        layer_output_row=layer_output_row,
+        layer_output_size=problem.steps * problem.batch * layer_output_row,
+        # Layers take turns with two buffers: each reads one and writes the other. In training the reserve has outputs.
+        num_layer_outputs=0 if training else min(2, spec.num_layers - 1),
+    )
 
 
-def _backward_sizes(problem: ProblemSize, share: LargestShare, packed: int, recompute: bool) -> SimpleNamespace:
+def _backward_sizes(problem: ProblemSize, share: LargestShare, packed: int, recompute: bool) -> BackwardSizes:
     """The sizes of a backward call. A GEMM of the weight gradients packs ``packed`` bytes."""
     spec, panel_bytes, panels = problem.spec, problem.panel_bytes, problem.feature_panels
-    sizes = _common_sizes(problem, share)
-    sizes.block, sizes.gates_row = share.block, problem.gradients_stride
-    # Gradients of a state; transposed gradients; gradients of the input weights, then of the recurrent weights.
-    sizes.carried_stride = pad_against_conflicts(panels(spec.hidden_size) * panel_bytes)
-    sizes.carried_size = problem.batch * sizes.carried_stride
-    sizes.transposed_stride = pad_against_conflicts(share.block * problem.batch * problem.vector_bytes)
+    carried_stride = pad_against_conflicts(panels(spec.hidden_size) * panel_bytes)
     weight_panels = max(panels(max(problem.inputs)) + panels(spec.state_size), panels(spec.hidden_size))
-    sizes.weights_stride = pad_against_conflicts(weight_panels * panel_bytes)
-    sizes.k_padded = problem.k_padded(*problem.column_groups)
-    sizes.pre_act_grad_vecs = sum(
-        problem.num_vectors(problem.num_units(stage)) * stage.num_grads for stage in problem.column_groups
+    saved_vecs = len(derivative_of(spec.variant).saved) if recompute else 0
+    recomputed_rows = share.chunk * share.rows if saved_vecs else 0
+    dx_partial_row = pad_against_conflicts(max(spec.output_size, spec.input_size) * problem.item)
+    return BackwardSizes(
+        **_common_sizes(problem, share),
+        masked_row=problem.masked_row,
+        converted_rows=recomputed_rows if problem.converts_rows else 0,
+        head_rows=max(share.rows, recomputed_rows) * (spec.heads > 1),
+        block=share.block,
+        gates_row=problem.gradients_stride,
+        carried_stride=carried_stride,
+        carried_size=problem.batch * carried_stride,
+        transposed_stride=pad_against_conflicts(share.block * problem.batch * problem.vector_bytes),
+        # Gradients of the input weights, then of the recurrent weights.
+        weights_stride=pad_against_conflicts(weight_panels * panel_bytes),
+        k_padded=problem.k_padded(*problem.column_groups),
+        pre_act_grad_vecs=sum(
+            problem.num_vectors(problem.num_units(stage)) * stage.num_grads for stage in problem.column_groups
+        ),
+        # A pair has at least one row.
+        row_pairs=share.block * problem.batch if problem.rows_per_group > 1 else 0,
+        inner=share.block_rows,
+        packed_panels=max(1, packed // (share.block_rows * panel_bytes)),
+        saved_vecs=saved_vecs,
+        recomputed_rows=recomputed_rows,
+        # A direction's parts of dx: for this layer and the one above. A single layer has them with two directions only.
+        dx_partial_row=dx_partial_row,
+        dx_partial_step=problem.batch * dx_partial_row,
+        dx_partial_size=problem.steps * problem.batch * dx_partial_row,
+        num_dx_partials=spec.num_directions * (2 if spec.num_layers > 1 else spec.num_directions - 1),
     )
-    # A pair has at least one row.
-    sizes.row_pairs = share.block * problem.batch if problem.rows_per_group > 1 else 0
-    # Rows and panels that a GEMM of the weight gradients packs at once.
-    sizes.inner = share.block_rows
-    sizes.packed_panels = max(1, packed // (sizes.inner * panel_bytes))
-    sizes.saved_vecs = len(derivative_of(spec.variant).saved) if recompute else 0
-    sizes.recomputed_rows = share.chunk * share.rows if sizes.saved_vecs else 0
-    sizes.head_rows = max(sizes.head_rows, sizes.recomputed_rows * (spec.heads > 1))
-    sizes.masked_row = problem.masked_row
-    sizes.converted_rows = sizes.recomputed_rows if problem.converts_rows else 0
-    # A direction's parts of dx: for this layer and the one above. A single layer has them only with two directions.
-    sizes.dx_partial_row = pad_against_conflicts(max(spec.output_size, spec.input_size) * problem.item)
-    sizes.dx_partial_step = problem.batch * sizes.dx_partial_row
-    sizes.dx_partial_size = problem.steps * sizes.dx_partial_step
-    sizes.num_dx_partials = spec.num_directions * (2 if spec.num_layers > 1 else spec.num_directions - 1)
-    return sizes
 
 
-def _common_sizes(problem: ProblemSize, share: LargestShare) -> SimpleNamespace:
-    """The sizes that forward and backward have in common."""
+def _common_sizes(problem: ProblemSize, share: LargestShare) -> dict[str, int]:
+    """The sizes that forward and backward compute in the same way."""
     spec, grid = problem.spec, share.grid
     gemm_rows, gate_lanes = share.chunk * share.rows, problem.num_gates * problem.lanes
-    return SimpleNamespace(
-        spec=spec,
-        tiling=problem,
-        batch=problem.batch,
-        rows=share.rows,
-        unit_vecs=share.unit_vecs,
-        chunk=share.chunk,
-        layer_dirs=grid.layer_dirs,
-        row_groups=grid.rows,
-        num_threads=grid.num_threads,
-        num_states=len(spec.state_names),
-        num_stages=len(problem.stages),
-        head_rows=share.rows * (spec.heads > 1),
-        # Operands of later stages.
-        num_operands=len(problem.later_products),
-        num_reduced_rows=problem.num_reduced_rows,
-        num_moments=problem.num_moments,
-        # Row groups of pipelined layers publish their progress.
-        num_progress=spec.num_layers * grid.rows * problem.is_pipelined(grid.layer_dirs),
-        gates_stride=problem.gates_stride(share.unit_vecs),
-        unpacked_size=packed_part_bytes(gemm_rows, gate_lanes, problem.panel_bytes) if problem.unpacked else 0,
-        # The products of a block of units, before the cell's maths.
-        recurrent_row=problem.block_col_vecs * problem.vector_bytes,
+    return {
+        "batch": problem.batch, "rows": share.rows, "unit_vecs": share.unit_vecs, "chunk": share.chunk,
+        "num_directions": spec.num_directions, "layer_dirs": grid.layer_dirs, "row_groups": grid.rows,
+        "num_threads": grid.num_threads, "num_states": len(spec.state_names), "num_stages": len(problem.stages),
+        "num_operands": len(problem.later_products),
+        "num_reduced_rows": problem.num_reduced_rows, "num_moments": problem.num_moments,
+        "num_progress": spec.num_layers * grid.rows * problem.is_pipelined(grid.layer_dirs),
+        "gates_stride": problem.gates_stride(share.unit_vecs),
+        "unpacked_size": packed_part_bytes(gemm_rows, gate_lanes, problem.panel_bytes) if problem.unpacked else 0,
+        "recurrent_row": problem.block_col_vecs * problem.vector_bytes,
         # Inputs and operands of stages are converted in the same place, one after the other.
-        operand_row=operand_row_bytes(max([*problem.inputs, *map(problem.operand_size, problem.stages)])),
-    )
+        "operand_row": operand_row_bytes(max([*problem.inputs, *map(problem.operand_size, problem.stages)])),
+        "vector_bytes": problem.vector_bytes, "panel_bytes": problem.panel_bytes,
+    }  # fmt: skip
