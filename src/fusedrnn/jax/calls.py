@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from fusedrnn.cell.activations import Activation
 from fusedrnn.cell.cells import Cell
-from fusedrnn.engines.cpu.kernels.stages import state_letters
+from fusedrnn.engines.cpu.kernels.lowered_cell import state_letters
 from fusedrnn.engines.cpu.launch.kernel_args import state_symbols
 from fusedrnn.engines.cpu.weights.transpose_kernel import Block
 from fusedrnn.jax.array_layout import ArrayLayout, Piece

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusedrnn.engines.cpu.kernels.stages import STATE_LETTERS
+from fusedrnn.engines.cpu.kernels.lowered_cell import STATE_LETTERS
 from fusedrnn.engines.cpu.launch.kernel_args import state_symbols
 from fusedrnn.op.rnn_op import RNNOp
 from fusedrnn.spec import RNNSpec

@@ -14,7 +14,7 @@ from fusedrnn import RNNOp, RNNSpec
 from fusedrnn.engines.cpu import buffer_call, tuning
 from fusedrnn.engines.cpu.buffer_call import BufferCall
 from fusedrnn.engines.cpu.executor import Executor
-from fusedrnn.engines.cpu.kernels.stages import state_letters
+from fusedrnn.engines.cpu.kernels.lowered_cell import state_letters
 from fusedrnn.engines.cpu.launch.buffer_kernel import BAD_LENGTH, NO_MEMORY, NOT_ALIGNED, OK
 from fusedrnn.engines.cpu.launch.kernel_args import state_symbols
 from fusedrnn.engines.cpu.reserve_layout import ReserveLayout

@@ -8,7 +8,7 @@ import pytest
 import fusedrnn
 from fusedrnn import RNNOp
 from fusedrnn.engines.cpu.kernels.gemm import GEMM, GEMM_TN, emit_gemm
-from fusedrnn.engines.cpu.kernels.stages import Blocking
+from fusedrnn.engines.cpu.kernels.lowered_cell import Blocking
 from fusedrnn.engines.cpu.plan.partition import force_grid
 from fusedrnn.engines.cpu.plan.plans import make_plan
 from fusedrnn.engines.cpu.tuning import tuned

@@ -16,7 +16,7 @@ from fusedrnn.arrays import Array
 from fusedrnn.engines.cpu.executor import Executor
 from fusedrnn.engines.cpu.guarded_call import GuardedCall
 from fusedrnn.engines.cpu.jobs import JobName, Problem
-from fusedrnn.engines.cpu.kernels.stages import state_letters
+from fusedrnn.engines.cpu.kernels.lowered_cell import state_letters
 from fusedrnn.engines.cpu.launch.kernel_args import signed
 from fusedrnn.engines.cpu.reserve_layout import CpuResiduals
 from fusedrnn.engines.cpu.weights.cache import PackedWeights

@@ -11,7 +11,7 @@ from fusedrnn import env
 from fusedrnn.arrays import Array
 from fusedrnn.engines.cpu import tuning as tunings
 from fusedrnn.engines.cpu.jobs import JobName, Problem, load_for_calls
-from fusedrnn.engines.cpu.kernels.stages import derivative_of, state_letters
+from fusedrnn.engines.cpu.kernels.lowered_cell import derivative_of, state_letters
 from fusedrnn.engines.cpu.launch.kernel_args import Args, Bind, KernelArgs, PlannedJob, signed
 from fusedrnn.engines.cpu.launch.struct_fields import lay_out_args
 from fusedrnn.engines.cpu.plan.plans import make_plan

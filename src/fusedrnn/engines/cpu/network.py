@@ -12,7 +12,7 @@ from fusedrnn.engines.cpu.cached_network import CachedFlatForward, CachedNetwork
 from fusedrnn.engines.cpu.executor import Executor, Weights
 from fusedrnn.engines.cpu.guarded_call import try_to_cache
 from fusedrnn.engines.cpu.jobs import JobName
-from fusedrnn.engines.cpu.kernels.stages import state_letters
+from fusedrnn.engines.cpu.kernels.lowered_cell import state_letters
 from fusedrnn.engines.cpu.network_executor import NetworkExecutor, NetworkProblem, by_layer
 from fusedrnn.engines.cpu.network_reserve import NetworkReserveLayout, NetworkResiduals, are_packed
 from fusedrnn.engines.cpu.varlen import VarLen

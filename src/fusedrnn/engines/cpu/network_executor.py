@@ -8,7 +8,7 @@ from functools import partial
 from fusedrnn.arrays import Array
 from fusedrnn.engines.cpu.executor import Executor, Weights
 from fusedrnn.engines.cpu.jobs import JobName, Problem
-from fusedrnn.engines.cpu.kernels.stages import state_letters
+from fusedrnn.engines.cpu.kernels.lowered_cell import state_letters
 from fusedrnn.engines.cpu.launch.chain_args import ChainArgs, ChainedJob
 from fusedrnn.engines.cpu.launch.kernel_args import PlannedJob, signed, state_symbols
 from fusedrnn.engines.cpu.launch.network_links import NetworkLinks

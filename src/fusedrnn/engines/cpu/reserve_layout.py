@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedrnn.engines.cpu.kernels.stages import derivative_of
+from fusedrnn.engines.cpu.kernels.lowered_cell import derivative_of
 from fusedrnn.engines.cpu.kernels.workspace import pad_against_conflicts, round_up_to_cache_line
 from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.engines.cpu.varlen import VarLen
@@ -53,7 +53,7 @@ class ReserveLayout:
         states_offset = round_up_to_cache_line(steps * batch * spec.input_size * tiling.item)
         state_row = pad_against_conflicts(spec.num_directions * spec.hidden_size * tiling.item)
         state_size = (steps + 2 + resets) * batch * state_row
-        num_states = len(spec.state_names) + len(tiling.later_products)
+        num_states = len(spec.state_names) + len(tiling.later_gemm_stages)
         outputs_offset = states_offset + spec.num_layers * num_states * state_size
         outputs_size = (spec.num_layers - 1) * steps * batch * state_row if not spec.output_is_state else 0
         values_offset = outputs_offset + outputs_size

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from fusedrnn.engines.cpu.kernels.bfloat16_products import Bfloat16DotProducts
-from fusedrnn.engines.cpu.kernels.products import PRODUCTS, ProductsClass, products_class
-from fusedrnn.engines.cpu.kernels.stages import (
+from fusedrnn.engines.cpu.kernels.lowered_cell import (
     Blocking,
-    StageKernel,
+    LoweredStage,
     column_groups,
-    gate_stages,
-    input_stages,
+    input_groups,
+    input_only_groups,
     is_plain,
     kept_products,
     lowered_cell,
+    lowered_stages,
     moments,
     reduced_rows,
-    stage_kernels,
 )
+from fusedrnn.engines.cpu.kernels.products import PRODUCTS, ProductsClass, products_class
 from fusedrnn.engines.cpu.kernels.workspace import pad_against_conflicts
 from fusedrnn.jit.target import ITEM_SIZE, Target
 from fusedrnn.layout import Kind
@@ -57,16 +57,16 @@ class Tiling:
         lanes: Elements of a vector.
         panel_vectors: Vectors of a panel.
         panel_bytes: Bytes of a row of a panel.
-        stages: The stages of the cell that have a GEMM.
-        later_products: Those of ``stages`` whose operands the step computes.
+        gemm_stages: The stages of the cell that have a GEMM.
+        later_gemm_stages: Those of ``gemm_stages`` whose operands the step computes.
         num_barriers: Barriers of a step, if threads share rows.
         num_reduced_rows: Rows of values that reductions read.
         num_moments: Means and variances that reductions compute.
         num_masks: Random masks inside a step.
         column_groups: The stages that have a GEMM in each step or gradients of parameters, then the groups of gates
             whose part from the input belongs to no stage.
-        product_stages: The stages that have gates.
-        gate_stages: The column groups that have columns of the input weights, in the order of these columns.
+        recurrent_stages: Those of ``gemm_stages`` that multiply by recurrent weights: all but the projection.
+        input_groups: The column groups that have columns of the input weights, in the order of these columns.
         projections: The projection, if there is one.
         num_gates: Gates that have a part from the input.
         kept_products: The products that later stages read.
@@ -87,18 +87,18 @@ class Tiling:
         self.hidden, self.out, self.item = spec.hidden_size, spec.state_size, ITEM_SIZE[spec.dtype]
         self.vector_bytes, self.panel_vectors = target.vector_bits // 8, target.tile[1]
         self.lanes, self.panel_bytes = self.vector_bytes // self.item, self.panel_vectors * self.vector_bytes
-        stages = stage_kernels(spec.variant)
-        self.stages = tuple(stage for stage in stages if stage.multiplies)
-        self.later_products = [stage for stage in self.stages if stage.operand]
+        stages = lowered_stages(spec.variant)
+        self.gemm_stages = tuple(stage for stage in stages if stage.multiplies)
+        self.later_gemm_stages = [stage for stage in self.gemm_stages if stage.operand_number]
         self.num_barriers = len(stages)
         self.num_reduced_rows, self.num_moments = len(reduced_rows(stages)), len(moments(stages))
         self.num_masks = len(cell.masks)
-        self.column_groups = column_groups(stages, input_stages(spec.variant))
-        self.product_stages = [stage for stage in self.stages if not stage.projects]
-        self.gate_stages = gate_stages(self.column_groups)
-        self.projections = [stage for stage in self.stages if stage.projects]
-        self.num_gates = sum(stage.num_gates for stage in self.gate_stages)
-        self.kept_products = kept_products(self.stages)
+        self.column_groups = column_groups(stages, input_only_groups(spec.variant))
+        self.recurrent_stages = [stage for stage in self.gemm_stages if not stage.projects]
+        self.input_groups = input_groups(self.column_groups)
+        self.projections = [stage for stage in self.gemm_stages if stage.projects]
+        self.num_gates = sum(stage.num_gates for stage in self.input_groups)
+        self.kept_products = kept_products(self.gemm_stages)
         self.reads_raw_input = cell.reads_raw_input
         self.num_param_vectors = len(cell.param_vectors)
         reads_unpacked = PRODUCTS[spec.operand_format].reads_unpacked and spec.operand_format not in target.dot_products
@@ -140,19 +140,19 @@ class Tiling:
         """Panels that hold so many features."""
         return -(-features * self.item // self.panel_bytes)
 
-    def num_units(self, stage: StageKernel) -> int:
+    def num_units(self, stage: LoweredStage) -> int:
         """Units that a stage computes: S of a projection, else H."""
         return self.out if stage.projects else self.hidden
 
-    def operand_size(self, stage: StageKernel) -> int:
+    def operand_size(self, stage: LoweredStage) -> int:
         """Elements of a row of a stage's operand."""
         return self.hidden if stage.index else self.out
 
-    def product_size(self, stage: StageKernel) -> int:
+    def gemm_k(self, stage: LoweredStage) -> int:
         """Elements of a stage's operand that a unit is multiplied with; with several heads, those of its head."""
         return self.operand_size(stage) // self.spec.heads
 
-    def num_panels(self, stage: StageKernel) -> int:
+    def num_panels(self, stage: LoweredStage) -> int:
         """Panels that hold a stage's columns."""
         return -(-self.num_vectors(self.num_units(stage)) * stage.num_gates // self.panel_vectors)
 
@@ -176,7 +176,7 @@ class Tiling:
         groups = self.products.head - (-k // self.products.group)
         return groups * self.products.group * self.panel_vectors * self.weight_vector_bytes
 
-    def k_padded(self, *stages: StageKernel) -> int:
+    def k_padded(self, *stages: LoweredStage) -> int:
         """Elements of a row of these stages' gradients, padded to whole vectors: K of their GEMMs in backward."""
         return sum(self.num_vectors(self.num_units(stage)) * stage.num_gates * self.lanes for stage in stages)
 
@@ -192,7 +192,7 @@ class Tiling:
 
     def _block_col_vecs(self, panels: int) -> int:
         vectors = panels * self.panel_vectors
-        return max((Blocking(stage.num_gates, vectors).block_col_vecs for stage in self.stages), default=0)
+        return max((Blocking(stage.num_gates, vectors).block_col_vecs for stage in self.gemm_stages), default=0)
 
     def gates_stride(self, unit_vecs: int) -> int:
         """The stride of rows of gates of so many unit vectors, and of what follows them: see kernels/row_values.py."""

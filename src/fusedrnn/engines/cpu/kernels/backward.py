@@ -25,9 +25,9 @@ from fusedrnn.engines.cpu.kernels.gemm import GEMM
 from fusedrnn.engines.cpu.kernels.gemm_unpacked import UNPACKED_GEMM_NN
 from fusedrnn.engines.cpu.kernels.heads import Head
 from fusedrnn.engines.cpu.kernels.loop import rows_of_time
+from fusedrnn.engines.cpu.kernels.lowered_cell import STATE_LETTERS, LoweredStage, is_plain
 from fusedrnn.engines.cpu.kernels.panel_matrix import ColVecs, LeftOperand, Matrix, Rows, UnpackedMatrix, WeightMatrix
 from fusedrnn.engines.cpu.kernels.recompute import Recompute
-from fusedrnn.engines.cpu.kernels.stages import STATE_LETTERS, StageKernel, is_plain
 from fusedrnn.engines.cpu.kernels.thread_share import Program, each_layer_dir, is_pipelined
 from fusedrnn.engines.cpu.kernels.weight_gradients import WeightGradients
 from fusedrnn.jit.builder import Declared, Function, Module, Value, Variable
@@ -111,7 +111,7 @@ class _DirectionLoop(CarriedGradients, CellGradient):
         f.fill_zero(self.zeros, f.constant(self.panel_bytes))
         with f.loop(0, self.rows) as row:
             sequence = self.sequence(row)
-            for stage in self.products_of_state:
+            for stage in self.gemm_stages:
                 for parity in (f.constant(0), f.constant(1)):
                     address = self.h_gate_grads(row, parity) + self.grads_offset(stage.first_h_gate)
                     f.store(address, self.grad_table(stage, parity) + row * 8)
@@ -195,19 +195,19 @@ class _DirectionLoop(CarriedGradients, CellGradient):
                 weights = self._weights(packed, self.head_k_padded(stage), p.unpacked_h_weights, c.hidden)
                 weights.gemm(part, cols, dh, dh, reverse.select(f.constant(-1), 1))
 
-    def _of_head(self, stage: StageKernel, head: Head, a: LeftOperand, weights: Value) -> tuple[LeftOperand, Value]:
+    def _of_head(self, stage: LoweredStage, head: Head, a: LeftOperand, weights: Value) -> tuple[LeftOperand, Value]:
         """A head's part of a stage's rows of gradients, and the head's recurrent weights."""
         if not self.cell.is_block_diagonal:
             return a, weights
         part = self.part_of_rows(a, head.first * (stage.num_gates * self.operand_vector_bytes))
         return part, weights + head.number * self.head_weights_bytes(stage)
 
-    def _operand_gemm(self, stage: StageKernel, num_rows: Value, step: Value) -> None:
+    def _operand_gemm(self, stage: LoweredStage, num_rows: Value, step: Value) -> None:
         """The gradient of a later stage's operand, from the gradients of the stage, for this thread's units."""
         f, c, p, units = self.f, self.c, self.p, self.hidden
         reverse = self.serpentine_reversed(step)
         weights = p.projection if stage.projects else p.h_weights
-        for earlier in () if stage.projects else self.products_of_state[: stage.number]:
+        for earlier in () if stage.projects else self.gemm_stages[: stage.gemm_number]:
             weights = weights + c.heads * self.head_weights_bytes(earlier)
         a = LeftOperand(self.grad_table(stage, step & 1), num_rows)
         with f.if_(num_rows > 0), self.heads(units.first, units.last, reverse) as head:

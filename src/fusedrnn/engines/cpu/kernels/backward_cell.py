@@ -25,8 +25,8 @@ from fusedrnn.cell.leaves import (
 from fusedrnn.cell.traversal import evaluate
 from fusedrnn.engines.cpu.kernels.bfloat16_products import rounded_to_bfloat16
 from fusedrnn.engines.cpu.kernels.loop import table_entry
+from fusedrnn.engines.cpu.kernels.lowered_cell import LoweredStage
 from fusedrnn.engines.cpu.kernels.moment_gradients import MomentGradients
-from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.jit.builder import Value
 
 
@@ -114,7 +114,7 @@ class CellGradient(MomentGradients):
 
     params_requested: Value  # whether the caller asks for gradients of parameters
 
-    def grad_rows(self, stage: StageKernel, row: Value, position: StepPosition) -> GradRows:
+    def grad_rows(self, stage: LoweredStage, row: Value, position: StepPosition) -> GradRows:
         """The addresses of this thread's row in a step."""
         f, c, p, v, time = self.f, self.c, self.p, self.v, position.time
         sequence = self.sequence(row)
@@ -138,13 +138,13 @@ class CellGradient(MomentGradients):
             h_gates=self.h_gate_grads(row, position.step & 1) + self.grads_offset(stage.first_h_gate),
             x_gates={
                 first: self.x_gate_grads(chunk_row, position.chunk_parity) + self.grads_offset(first)
-                for first in (group.first_x_gate for group in (stage, *self.input_stages))
+                for first in (group.first_x_gate for group in (stage, *self.input_only_groups))
             },
             raw=self._raw_grads(chunk_row, position.chunk_parity),
             transposed=self.transposed + block_row * v.bytes,
             carried={name: self.carried(name, row) for name in self.cell.states},
             states=states,
-            operands={other.index: self.operand_grad(other, row) for other in self.later_products},
+            operands={other.index: self.operand_grad(other, row) for other in self.later_gemm_stages},
         )
 
     def _raw_grads(self, chunk_row: Value, chunk_parity: Value) -> Value:
@@ -153,7 +153,7 @@ class CellGradient(MomentGradients):
             return self.f.constant(0)
         return self.x_gate_grads(chunk_row, chunk_parity) + self.raw_grads_offset
 
-    def cell_gradient(self, stage: StageKernel, rows: GradRows, unit_vec: Value) -> None:
+    def cell_gradient(self, stage: LoweredStage, rows: GradRows, unit_vec: Value) -> None:
         """The gradients of one stage, for one vector of units of one row."""
         v, derivative = self.v, self.derivative
         units_left = self.units_of(stage).size - unit_vec * v.lanes
@@ -162,7 +162,7 @@ class CellGradient(MomentGradients):
         names = [name for name in self.cell.states if derivative.final_stage(name) == stage.index]
         state_grads = {name: grad for name, grad in derivative.state_grads.items() if name in names}
         has_inputs = derivative.inputs_stage == stage.index
-        groups = [stage, *(group for group in self.input_stages if has_inputs and group is not stage)]
+        groups = [stage, *(group for group in self.input_only_groups if has_inputs and group is not stage)]
         raw = [derivative.raw_input] if has_inputs and derivative.raw_input is not None else []
         gate_grads = [grad for group in groups for grad in group.derivative.distinct_grads]
         kinds = gate_grads, stage.derivative.moment_grads, [*state_grads.values()], raw
@@ -184,7 +184,7 @@ class CellGradient(MomentGradients):
             self._store_gate_grads(group, rows, unit_vec, units_left, [*islice(by_group, group.num_grads)])
 
     def _store_gate_grads(
-        self, stage: StageKernel, rows: GradRows, unit_vec: Value, units_left: Value, values: Sequence[Value]
+        self, stage: LoweredStage, rows: GradRows, unit_vec: Value, units_left: Value, values: Sequence[Value]
     ) -> None:
         """Store a stage's gradients of a vector of units where the three GEMMs read them."""
         f, c, v, derivative = self.f, self.c, self.v, stage.derivative

@@ -11,7 +11,7 @@ from fusedrnn.engines.cpu.kernels.loop import (
     rows_of_time,
     table_entry,
 )
-from fusedrnn.engines.cpu.kernels.stages import StageKernel, state_letters
+from fusedrnn.engines.cpu.kernels.lowered_cell import LoweredStage, state_letters
 from fusedrnn.engines.cpu.kernels.thread_share import Program
 from fusedrnn.engines.cpu.kernels.workspace import BACKWARD_REGIONS
 from fusedrnn.jit.builder import Function, Value
@@ -59,7 +59,7 @@ class BackwardEmitter(DirectionEmitter):
         self.group = c.groups + self.layer_dir_group * c.group_stride
         self.transposed = self.group + c.transposed_offset
         self.scratch = c.scratch + self.thread * c.scratch_stride
-        self.chunk_table = self.scratch + self.rows * (16 * len(self.products_of_state))
+        self.chunk_table = self.scratch + self.rows * (16 * len(self.gemm_stages))
         self.state_table = self.chunk_table + c.chunk * self.rows * 8
         # A row of zeros, the initial accumulators of GEMMs, comes before the panel that these GEMMs write.
         self.zeros = self.scratch + c.panel_offset
@@ -69,17 +69,17 @@ class BackwardEmitter(DirectionEmitter):
         """The time of a step of the backward loop in this direction."""
         return self.time(self.c.steps - 1 - step)
 
-    def k_padded(self, stage: StageKernel) -> Value:
+    def k_padded(self, stage: LoweredStage) -> Value:
         """Elements of a row of a stage's gradients, padded to whole vectors: K of its GEMMs in backward."""
         return self.num_vectors(self.units_of(stage).size) * (stage.num_gates * self.v.lanes)
 
-    def head_k_padded(self, stage: StageKernel) -> Value:
+    def head_k_padded(self, stage: LoweredStage) -> Value:
         """The same for a head: K of its GEMM with recurrent weights."""
         if not self.cell.is_block_diagonal:
             return self.k_padded(stage)
         return self.head_vecs * (stage.num_gates * self.v.lanes)
 
-    def head_weights_bytes(self, stage: StageKernel) -> Value:
+    def head_weights_bytes(self, stage: LoweredStage) -> Value:
         """Bytes of the recurrent weights of a stage and a head, for backward."""
         vectors = self.head_vecs if self.cell.is_block_diagonal else self.num_vectors(self.operand_size(stage))
         panels = (vectors + (self.panel_vectors - 1)) // self.panel_vectors
@@ -94,19 +94,19 @@ class BackwardEmitter(DirectionEmitter):
         """Where the gradients of the raw input begin in a row of gate gradients: after those of all stages."""
         return self.gates_k_padded * self.v.item
 
-    def grad_index(self, stage: StageKernel, unit_vec: Value, grad: int) -> Value:
+    def grad_index(self, stage: LoweredStage, unit_vec: Value, grad: int) -> Value:
         """The index of a stage's distinct gradient of a vector of units, among those of all stages."""
         return self.unit_vecs * stage.first_grad + unit_vec * stage.num_grads + grad
 
-    def operand_grad(self, stage: StageKernel, row: Value) -> Value:
+    def operand_grad(self, stage: LoweredStage, row: Value) -> Value:
         """This thread's row of the gradient of a later stage's operand."""
         c = self.c
-        index = (stage.operand - 1) * c.batch + self.first_row + row
+        index = (stage.operand_number - 1) * c.batch + self.first_row + row
         return self.group + c.operands_offset + index * c.carried_stride
 
-    def grad_table(self, stage: StageKernel, parity: Value) -> Value:
+    def grad_table(self, stage: LoweredStage, parity: Value) -> Value:
         """The table of the addresses of a stage's rows of gradients: of even steps, then of odd ones."""
-        return self.scratch + (parity + 2 * stage.number) * self.rows * 8
+        return self.scratch + (parity + 2 * stage.gemm_number) * self.rows * 8
 
     def active_in_batch(self, time: Value) -> Value:
         """The number of sequences of the whole batch that have that time."""

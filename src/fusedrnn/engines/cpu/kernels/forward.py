@@ -20,11 +20,11 @@ from fusedrnn.engines.cpu.kernels.heads import Head
 from fusedrnn.engines.cpu.kernels.initial_accumulators import InitialAccumulators
 from fusedrnn.engines.cpu.kernels.layer_rows import INPUT_FIELDS
 from fusedrnn.engines.cpu.kernels.loop import COMMON_FIELDS, UNPACKED_PARAMS, CellPosition, rows_of_time
+from fusedrnn.engines.cpu.kernels.lowered_cell import LoweredStage, Result, state_letters
 from fusedrnn.engines.cpu.kernels.operand_rows import RANGE_BYTES
 from fusedrnn.engines.cpu.kernels.output_stores import OutputStores
 from fusedrnn.engines.cpu.kernels.panel_matrix import ColVecs, LeftOperand, Matrix, Rows, UnpackedMatrix, WeightMatrix
 from fusedrnn.engines.cpu.kernels.reductions import Reductions
-from fusedrnn.engines.cpu.kernels.stages import Result, StageKernel, state_letters
 from fusedrnn.engines.cpu.kernels.thread_share import Program, each_layer_dir, is_pipelined
 from fusedrnn.engines.cpu.kernels.workspace import FORWARD_REGIONS
 from fusedrnn.jit.builder import Declared, Function, Module, Value
@@ -145,14 +145,14 @@ class Inference(InitialAccumulators, BetweenSteps, Reductions, OutputStores):
             with f.if_(is_pipelined(c)):
                 self.barrier()
 
-    def _weights(self, stage: StageKernel, head: Head | None = None) -> Matrix:
+    def _weights(self, stage: LoweredStage, head: Head | None = None) -> Matrix:
         """A stage's input weights, or its recurrent weights of a head; their bias is the initial accumulator."""
         of_state = head is not None
         c, p, first_unit_vec = self.c, self.p, self.hidden.first
 
         def packed() -> Matrix:
             base, bias = (p.h_weights, p.h_bias) if of_state else (p.x_weights, p.x_bias)
-            k = self.product_size(stage) if of_state else p.k
+            k = self.gemm_k(stage) if of_state else p.k
             return self.packed(self._gemm, base, k, bias, stage, head)
 
         def unpacked() -> Matrix:
@@ -196,10 +196,10 @@ class Inference(InitialAccumulators, BetweenSteps, Reductions, OutputStores):
         for stage in self.maths_stages:
             if stage.index:
                 self.barrier()
-            run = self._stage if stage in self.products_of_state else self._elementwise
+            run = self._stage if stage in self.gemm_stages else self._elementwise
             run(stage, position)
 
-    def _elementwise(self, stage: StageKernel, position: StepPosition) -> None:
+    def _elementwise(self, stage: LoweredStage, position: StepPosition) -> None:
         """A stage without a GEMM: of reductions, or of maths alone."""
         f, c = self.f, self.c
         with f.loop(0, position.active_rows) as row:
@@ -210,7 +210,7 @@ class Inference(InitialAccumulators, BetweenSteps, Reductions, OutputStores):
             with f.loop(self.hidden.first, self.hidden.last) as unit:
                 self._cell(CellPosition(stage, row, unit, gate_row, self.recurrent), position.step & 1, output_rows)
 
-    def _stage(self, stage: StageKernel, position: StepPosition) -> None:
+    def _stage(self, stage: LoweredStage, position: StepPosition) -> None:
         """A stage's GEMM and the cell's maths on its results, for one block of units after the other."""
         f, c = self.f, self.c
         parity = position.step & 1
@@ -219,7 +219,7 @@ class Inference(InitialAccumulators, BetweenSteps, Reductions, OutputStores):
         if self.stores_operands:
             a = LeftOperand(table, position.active_rows)
         else:
-            operand_range = self.p.ranges + (1 + stage.number) * RANGE_BYTES
+            operand_range = self.p.ranges + (1 + stage.gemm_number) * RANGE_BYTES
             a = self.left_operand(table, position.active_rows, self.operand_size(stage), operand_range)
         reverse = self.serpentine_reversed(position.step)
         units = self.units_of(stage)
@@ -237,7 +237,7 @@ class Inference(InitialAccumulators, BetweenSteps, Reductions, OutputStores):
                         self._cell(CellPosition(stage, row, unit, gate_row, recurrent), parity, output_rows)
 
     def _recurrent_gemm(
-        self, stage: StageKernel, a: LeftOperand, head: Head, block: tuple[Value, Value], gates: Value, reverse: Value
+        self, stage: LoweredStage, a: LeftOperand, head: Head, block: tuple[Value, Value], gates: Value, reverse: Value
     ) -> None:
         """The GEMM of a block of units of a head, accumulated onto the gates or stored by itself."""
         f, blocking = self.f, self.blocking(stage)
@@ -291,7 +291,7 @@ class Inference(InitialAccumulators, BetweenSteps, Reductions, OutputStores):
             self._store_result(stage, result, value, unit_vec, output_rows)
 
     def _store_result(
-        self, stage: StageKernel, result: Result, value: Value, unit_vec: Value, output_rows: OutputRows
+        self, stage: LoweredStage, result: Result, value: Value, unit_vec: Value, output_rows: OutputRows
     ) -> None:
         """Store a vector of a result where it is needed in addition to the state buffers."""
         if result == self.output_result:

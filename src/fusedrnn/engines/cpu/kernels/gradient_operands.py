@@ -13,9 +13,9 @@ from typing import NamedTuple
 from fusedrnn.engines.cpu.kernels.bfloat16_products import rounded_to_bfloat16
 from fusedrnn.engines.cpu.kernels.dropout import DROP_PANEL
 from fusedrnn.engines.cpu.kernels.loop import table_entry
+from fusedrnn.engines.cpu.kernels.lowered_cell import LoweredStage
 from fusedrnn.engines.cpu.kernels.parameter_sums import ParameterSums, Share
 from fusedrnn.engines.cpu.kernels.products import gradient_format, products_of
-from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.engines.cpu.kernels.thread_share import Program
 from fusedrnn.jit.builder import Declared, Function, Value
 
@@ -23,7 +23,7 @@ from fusedrnn.jit.builder import Declared, Function, Value
 class Weights(NamedTuple):
     """A stage's input weights; with ``of_state`` its recurrent weights, or its projection."""
 
-    stage: StageKernel
+    stage: LoweredStage
     of_state: bool
 
     @property
@@ -60,7 +60,7 @@ class GradientOperands(ParameterSums):
         self.panel_features = self.panel_bytes // self.v.item
         self.num_pairs = f.var(0)
 
-    def share_of(self, stage: StageKernel) -> Share:
+    def share_of(self, stage: LoweredStage) -> Share:
         """This thread's share of a stage's units."""
         return self.out_share if stage.projects else self.hidden_share
 
@@ -69,11 +69,11 @@ class GradientOperands(ParameterSums):
         """Groups of the block."""
         return self.num_pairs.get() if self.multiplies_pairs else self.num_rows
 
-    def weights_of(self, stage: StageKernel) -> list[Weights]:
+    def weights_of(self, stage: LoweredStage) -> list[Weights]:
         """The weights of a stage: input weights if it has any, then recurrent ones or the projection."""
         return [weights for weights in (Weights(stage, False), Weights(stage, True)) if weights.grads]
 
-    def gradients(self, stage: StageKernel, unit_vec: Value, grad: int) -> Value:
+    def gradients(self, stage: LoweredStage, unit_vec: Value, grad: int) -> Value:
         """A stage's distinct gradient of a vector of units: a vector for each row of the block."""
         return self.transposed + self.grad_index(stage, unit_vec, grad) * self.c.transposed_stride
 
@@ -105,7 +105,7 @@ class GradientOperands(ParameterSums):
         first, num = (self.f.load(self.row_pairs + pair * 16 + word) for word in (0, 8))
         return first, num
 
-    def join_gradients(self, stage: StageKernel) -> None:
+    def join_gradients(self, stage: LoweredStage) -> None:
         """Replace this thread's transposed gradients of a stage by pairs, in place.
 
         A pair is stored in the place of its first row or before it, where the rows have already been read.

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from fusedrnn.engines.cpu.kernels.lowered_cell import LoweredStage
 from fusedrnn.engines.cpu.kernels.panel_matrix import LeftOperand
-from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.engines.cpu.kernels.thread_share import ThreadShare
 from fusedrnn.jit.builder import Value
 
@@ -55,11 +55,11 @@ class HeadShare(ThreadShare):
             f.store(f.load(a.address + row * 8) + offset, table + row * 8)
         return LeftOperand(table, a.num_rows)
 
-    def product_size(self, stage: StageKernel) -> Value:
+    def gemm_k(self, stage: LoweredStage) -> Value:
         """Elements of a stage's operand that a unit is multiplied with."""
         return self.c.head_size if self.cell.is_block_diagonal else self.operand_size(stage)
 
-    def col_vecs_of_head(self, stage: StageKernel) -> Value:
+    def col_vecs_of_head(self, stage: LoweredStage) -> Value:
         """Vectors of columns of a head in the packed recurrent weights of a stage: whole panels."""
         return self.whole_panels(self.head_vecs * stage.num_gates)
 
@@ -68,7 +68,7 @@ class HeadShare(ThreadShare):
         width = self.panel_vectors
         return (vectors + (width - 1)) // width * width
 
-    def col_vecs(self, stages: Sequence[StageKernel], of_state: bool = False) -> Value:
+    def col_vecs(self, stages: Sequence[LoweredStage], of_state: bool = False) -> Value:
         """Vectors of columns of these stages; each stage, and each head of recurrent weights, has whole panels."""
         total = self.f.constant(0)
         for stage in stages:

@@ -6,7 +6,7 @@ from typing import Any
 
 from fusedrnn.cell.leaves import NewState, Output
 from fusedrnn.engines.cpu.kernels.dropout import DROP_ROW
-from fusedrnn.engines.cpu.kernels.stages import STATE_LETTERS, Result
+from fusedrnn.engines.cpu.kernels.lowered_cell import STATE_LETTERS, Result
 from fusedrnn.engines.cpu.kernels.thread_share import ThreadShare
 from fusedrnn.jit.builder import Declared, Value
 

@@ -25,10 +25,10 @@ from fusedrnn.cell.leaves import (
 )
 from fusedrnn.engines.cpu.kernels.heads import Head, HeadShare
 from fusedrnn.engines.cpu.kernels.layer_rows import LayerRows
+from fusedrnn.engines.cpu.kernels.lowered_cell import LoweredStage
 from fusedrnn.engines.cpu.kernels.operand_rows import CONVERT_ROW
 from fusedrnn.engines.cpu.kernels.panel_matrix import ColVecs, LeftOperand, Matrix, PanelMatrix, Rows
 from fusedrnn.engines.cpu.kernels.row_values import RowValues
-from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.engines.cpu.kernels.workspace import OPERAND_ROW_OFFSET
 from fusedrnn.jit.builder import I8, I64, Declared, Function, Value
 
@@ -77,7 +77,7 @@ def rows_of_time(
 class CellPosition(NamedTuple):
     """A stage's maths on one vector of units of one row."""
 
-    stage: StageKernel
+    stage: LoweredStage
     row: Value
     unit_vec: Value
     gate_row: Value  # the row's pre-activations, of this thread's units
@@ -164,11 +164,11 @@ class DirectionEmitter(HeadShare, RowValues, LayerRows):
             base, later = p.saved_operand, number - num_states
         return base + self.c.saved_state_size * later if later else base
 
-    def saved_operand(self, stage: StageKernel) -> Value:
+    def saved_operand(self, stage: LoweredStage) -> Value:
         """The array of the reserve that holds the operand of a later stage."""
-        return self.saved_array(len(self.cell.states) + stage.operand - 1)
+        return self.saved_array(len(self.cell.states) + stage.operand_number - 1)
 
-    def gates_offset(self, stage: StageKernel) -> Value:
+    def gates_offset(self, stage: LoweredStage) -> Value:
         """Where a stage's gates begin in a row of this thread's gates."""
         return (self.hidden.last - self.hidden.first) * (stage.first_x_gate * self.v.bytes)
 
@@ -191,7 +191,7 @@ class DirectionEmitter(HeadShare, RowValues, LayerRows):
             case PreH(gate):
                 return v.load(position.recurrent + position.stage.gate_names.index(gate) * v.bytes)
             case PreX(gate) | PreSum(gate):
-                stage = next(stage for stage in self.gate_stages if gate in stage.gate_names)
+                stage = next(stage for stage in self.input_groups if gate in stage.gate_names)
                 index = (position.unit_vec - self.hidden.first) * stage.num_gates + stage.gate_names.index(gate)
                 return v.load(position.gate_row + self.gates_offset(stage) + index * v.bytes)
         raise AssertionError(leaf)
@@ -206,16 +206,16 @@ class DirectionEmitter(HeadShare, RowValues, LayerRows):
         count, index = len(cell.param_vectors), cell.param_vectors.index(leaf.name)
         return v.load(base + (unit_vec * count + index) * v.bytes)
 
-    def input_gemm(self, a: LeftOperand, weights: Callable[[StageKernel], Matrix], gates: Rows) -> None:
+    def input_gemm(self, a: LeftOperand, weights: Callable[[LoweredStage], Matrix], gates: Rows) -> None:
         """The input GEMM of all stages: rows of the layer's input by the columns of this thread's units."""
-        for stage in self.gate_stages:
+        for stage in self.input_groups:
             begin, end = self.hidden.first * stage.num_gates, self.hidden.last * stage.num_gates
             with self.panels(begin, end, num_rows=a.num_rows) as cols:
                 into = gates.address + self.gates_offset(stage) + (cols.first - begin) * self.v.bytes
                 weights(stage).gemm(a, cols, Rows(into, gates.stride))
 
     def block_output(
-        self, stage: StageKernel, cols: ColVecs, first: Value, gates: Rows, recurrent: Value
+        self, stage: LoweredStage, cols: ColVecs, first: Value, gates: Rows, recurrent: Value
     ) -> tuple[Rows, Rows | None]:
         """C and C_in of the recurrent GEMM of a block.
 
@@ -245,7 +245,7 @@ class DirectionEmitter(HeadShare, RowValues, LayerRows):
         return LeftOperand(converted_table, num_rows)
 
     def packed(
-        self, function: Declared, base: Value, k: Value, bias: Value | None = None, stage: StageKernel | None = None,
+        self, function: Declared, base: Value, k: Value, bias: Value | None = None, stage: LoweredStage | None = None,
         head: Head | None = None,
     ) -> PanelMatrix:  # fmt: skip
         """Packed weights: the columns of one stage among those of all gates; without a stage, a matrix as a whole.
@@ -257,12 +257,12 @@ class DirectionEmitter(HeadShare, RowValues, LayerRows):
         groups = k if group == 1 else (k + (group - 1)) // group + self.products.head
         scales, first, of_input = None, None, head is None
         if stage is not None:
-            before = self.gate_stages if of_input else self.stages
+            before = self.input_groups if of_input else self.stages
             first = self.col_vecs(before[: before.index(stage)], not of_input)
             if self.cell.is_block_diagonal and head is not None:
                 first = first + head.number * self.col_vecs_of_head(stage)
         if self.products.has_scales:
-            scaled_stages = self.stages[-1:] if stage is None else self.gate_stages if of_input else self.stages
+            scaled_stages = self.stages[-1:] if stage is None else self.input_groups if of_input else self.stages
             scaled_stages = [other for other in scaled_stages if stage is None or not other.projects]
             scales = base - self.col_vecs(scaled_stages) * v.bytes
         return PanelMatrix(v, self.panel_vectors, slot_bytes, function, base, groups, bias, first, scales)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from fusedrnn.cell.leaves import MeanCotangent, RowMean, RowVariance, VarianceCotangent
 from fusedrnn.engines.cpu.kernels.backward_emitter import BackwardEmitter
+from fusedrnn.engines.cpu.kernels.lowered_cell import LoweredStage, moments
 from fusedrnn.engines.cpu.kernels.row_sums import row_mean
-from fusedrnn.engines.cpu.kernels.stages import StageKernel, moments
 from fusedrnn.jit.builder import Value
 
 
@@ -17,7 +17,7 @@ class MomentGradients(BackwardEmitter):
     def moment_row(self, leaf: RowMean | RowVariance, row: Value) -> Value:
         """This thread's row of what units add to a gradient, after the gradients of operands."""
         c = self.c
-        number = len(self.later_products) + moments(self.stages).index(leaf)
+        number = len(self.later_gemm_stages) + moments(self.stages).index(leaf)
         return self.group + c.operands_offset + (c.batch * number + self.first_row + row) * c.carried_stride
 
     def moment_grad(self, leaf: RowMean | RowVariance, row: Value) -> Value:
@@ -35,13 +35,13 @@ class MomentGradients(BackwardEmitter):
         kind = RowMean if isinstance(leaf, MeanCotangent) else RowVariance
         return self.v.load(self.moment_grad(kind(leaf.stage, leaf.index), row))
 
-    def store_moment_grads(self, stage: StageKernel, row: Value, unit_vec: Value, values: Sequence[Value]) -> None:
+    def store_moment_grads(self, stage: LoweredStage, row: Value, unit_vec: Value, values: Sequence[Value]) -> None:
         """Store what a vector of units adds to the gradients of a stage's moments."""
         leaves = [leaf for reduction in stage.reductions for leaf in reduction.leaves]
         for leaf, value in zip(leaves, values, strict=True):
             self.v.store(value, self.moment_row(leaf, row) + unit_vec * self.v.bytes)
 
-    def reduce_moment_grads(self, stage: StageKernel, num_rows: Value) -> None:
+    def reduce_moment_grads(self, stage: LoweredStage, num_rows: Value) -> None:
         """Compute the gradients of a stage's moments from what all units add to them."""
         v = self.v
         with self.f.loop(0, num_rows) as row:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from fusedrnn.cell.leaves import ParamScalar, ParamVector
 from fusedrnn.engines.cpu.kernels.backward_emitter import BackwardEmitter
-from fusedrnn.engines.cpu.kernels.stages import StageKernel
+from fusedrnn.engines.cpu.kernels.lowered_cell import LoweredStage
 from fusedrnn.engines.cpu.kernels.thread_share import Program
 from fusedrnn.jit.builder import Function, Value
 
@@ -38,15 +38,15 @@ class ParameterSums(BackwardEmitter):
         return Share(first, last, size)
 
     @property
-    def summed_stages(self) -> list[StageKernel]:
+    def summed_stages(self) -> list[LoweredStage]:
         """What has gradients of biases or of the cell's own parameters."""
         return [stage for stage in self.column_groups if not stage.projects]
 
-    def bias_sums(self, stage: StageKernel, unit_vec: Value) -> Value:
+    def bias_sums(self, stage: LoweredStage, unit_vec: Value) -> Value:
         """The sums of a stage's distinct gradients for a vector of units."""
         return self.group + self.c.sums_offset + self.grad_index(stage, unit_vec, 0) * self.v.bytes
 
-    def add_bias_sums(self, stage: StageKernel) -> None:
+    def add_bias_sums(self, stage: LoweredStage) -> None:
         """Add up transposed gradients over the rows: the gradients of biases and parameters."""
         f, c, v = self.f, self.c, self.v
         with f.loop(*self.hidden_share[:2]) as unit_vec:
@@ -59,7 +59,7 @@ class ParameterSums(BackwardEmitter):
             for grad, total in enumerate(sums):
                 v.store(total.get(), address + grad * v.bytes)
 
-    def bias_grads(self, stage: StageKernel) -> Iterator[tuple[Value, int, int]]:
+    def bias_grads(self, stage: LoweredStage) -> Iterator[tuple[Value, int, int]]:
         """For each sum of a vector of units: the array that it goes to, the part of it, the distinct gradient."""
         p, derivative = self.p, stage.derivative
         for gate, grad in enumerate(derivative.x_grads):
@@ -71,7 +71,7 @@ class ParameterSums(BackwardEmitter):
             if isinstance(leaf, ParamVector):
                 yield p.d_param_vectors, self.cell.param_vectors.index(leaf.name), grad
 
-    def store_scalar_sums(self, stage: StageKernel) -> None:
+    def store_scalar_sums(self, stage: LoweredStage) -> None:
         """Give the gradients of scalars to the caller: sums over all units, which the first thread computes."""
         f, c, v, p = self.f, self.c, self.v, self.p
         grads = {leaf: grad for leaf, grad in stage.derivative.param_grads.items() if isinstance(leaf, ParamScalar)}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from fusedrnn.engines.cpu.kernels.lowered_cell import kept_products
 from fusedrnn.engines.cpu.kernels.panel_matrix import Rows
-from fusedrnn.engines.cpu.kernels.stages import kept_products
 from fusedrnn.engines.cpu.kernels.thread_share import ThreadShare
 from fusedrnn.jit.builder import Value
 

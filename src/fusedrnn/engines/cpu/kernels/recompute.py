@@ -15,8 +15,8 @@ from fusedrnn.engines.cpu.kernels.backward_emitter import BackwardEmitter
 from fusedrnn.engines.cpu.kernels.gemm import GEMM
 from fusedrnn.engines.cpu.kernels.heads import Head
 from fusedrnn.engines.cpu.kernels.loop import CellPosition
+from fusedrnn.engines.cpu.kernels.lowered_cell import LoweredStage, moments
 from fusedrnn.engines.cpu.kernels.panel_matrix import ColVecs, LeftOperand, Rows
-from fusedrnn.engines.cpu.kernels.stages import StageKernel, moments
 from fusedrnn.engines.cpu.kernels.thread_share import Program
 from fusedrnn.jit.builder import Declared, Function, Value
 
@@ -46,7 +46,7 @@ class Recompute(BackwardEmitter):
             self.input_gemm(self.left_operand(self.chunk_table, num_rows, p.k), x_weights, self.gates)
             if not self.multiplies_output:
                 self._elementwise(num_rows)
-            for stage in self.products_of_state:
+            for stage in self.gemm_stages:
                 if stage.projects:
                     continue
                 table = self.state_table
@@ -94,7 +94,7 @@ class Recompute(BackwardEmitter):
         copy = self.scratch + self.c.masked_offset + index * self.c.masked_row
         return self.masked_input_row(source, copy, sequence, time)
 
-    def _operand_of(self, stage: StageKernel) -> Callable[[Value, Value, Value], Value]:
+    def _operand_of(self, stage: LoweredStage) -> Callable[[Value, Value, Value], Value]:
         """The rows of a later stage's operand, which the reserve holds for the same step."""
         return lambda time, sequence, index: self.saved_state(self.saved_operand(stage), time, sequence)
 
@@ -102,7 +102,7 @@ class Recompute(BackwardEmitter):
         """A row of h that a step started from."""
         return self.saved_state(self.p.saved_h, self.time_before(time, sequence), sequence)
 
-    def _block(self, stage: StageKernel, head: Head, block: tuple[Value, Value], a: LeftOperand) -> None:
+    def _block(self, stage: LoweredStage, head: Head, block: tuple[Value, Value], a: LeftOperand) -> None:
         """The recurrent GEMM of a block of units of a head, then the values that forward would have saved."""
         f, v, p = self.f, self.v, self.p
         unit_vec, end = (head.first + bound for bound in block)
@@ -111,7 +111,7 @@ class Recompute(BackwardEmitter):
         with self.panels(block[0] * stage.num_gates, block[1] * stage.num_gates) as cols:
             all_cols = ColVecs(before + cols.first, cols.num)
             c, c_in = self.block_output(stage, all_cols, unit_vec * stage.num_gates, self.gates, self.recurrent)
-            weights = self.packed(self._gemm, p.forward_h_weights, self.product_size(stage), p.h_bias, stage, head)
+            weights = self.packed(self._gemm, p.forward_h_weights, self.gemm_k(stage), p.h_bias, stage, head)
             weights.gemm(a, cols, c, c_in)
         with f.loop(0, a.num_rows) as row, f.loop(unit_vec, end) as unit:
             recurrent = self.recurrent + row * row_bytes + (unit - unit_vec) * (stage.num_gates * v.bytes)

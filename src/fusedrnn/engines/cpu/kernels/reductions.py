@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from fusedrnn.cell.leaves import ReducedRow, RowMean, RowVariance
+from fusedrnn.engines.cpu.kernels.lowered_cell import LoweredStage, reduced_rows
 from fusedrnn.engines.cpu.kernels.row_sums import moments_of
-from fusedrnn.engines.cpu.kernels.stages import StageKernel, reduced_rows
 from fusedrnn.engines.cpu.kernels.states import StateEmitter
 from fusedrnn.jit.builder import Value
 
@@ -15,10 +15,10 @@ class Reductions(StateEmitter):
     def reduced_row(self, leaf: ReducedRow, row: Value) -> Value:
         """This thread's row of a value that is reduced, after the operands of later stages."""
         c = self.c
-        number = len(self.later_products) + reduced_rows(self.stages).index(leaf)
+        number = len(self.later_gemm_stages) + reduced_rows(self.stages).index(leaf)
         return self.states + c.operands_offset + (row + c.batch * number) * c.state_stride
 
-    def reduce(self, stage: StageKernel, row: Value, gate_row: Value, saved: Value | None) -> None:
+    def reduce(self, stage: LoweredStage, row: Value, gate_row: Value, saved: Value | None) -> None:
         """Compute the moments of a row, and store them with its gates; also at ``saved`` in the reserve, if given."""
         first = 0
         for reduction in stage.reductions:

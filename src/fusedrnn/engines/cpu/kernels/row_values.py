@@ -9,8 +9,8 @@ from __future__ import annotations
 from fusedrnn.cell.leaves import KeptProduct, Mask, RowMean, RowVariance
 from fusedrnn.dropout import step_stream, step_word, threshold
 from fusedrnn.engines.cpu.kernels.dropout import DROP_PANEL
+from fusedrnn.engines.cpu.kernels.lowered_cell import kept_products, moments
 from fusedrnn.engines.cpu.kernels.raw_input import RawInputRows
-from fusedrnn.engines.cpu.kernels.stages import kept_products, moments
 from fusedrnn.jit.builder import Declared, Value
 
 _FLOAT64_ONE = 0x3FF0000000000000

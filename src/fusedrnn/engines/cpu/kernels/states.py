@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from fusedrnn.engines.cpu.kernels.bfloat16_products import rounded_to_bfloat16
 from fusedrnn.engines.cpu.kernels.loop import DirectionEmitter
+from fusedrnn.engines.cpu.kernels.lowered_cell import STATE_LETTERS, LoweredStage
 from fusedrnn.engines.cpu.kernels.operand_rows import CONVERT_ROW
-from fusedrnn.engines.cpu.kernels.stages import STATE_LETTERS, StageKernel
 from fusedrnn.engines.cpu.kernels.thread_share import Program
 from fusedrnn.jit.builder import Declared, Value
 from fusedrnn.jit.struct import Struct
@@ -27,15 +27,15 @@ class StateEmitter(DirectionEmitter):
         # h has two buffers, for even and odd steps, if other threads may still read what a step would overwrite.
         self.h_size = c.c_offset / 2 if self.stages else self.f.constant(0)
 
-    def operand_row(self, stage: StageKernel, row: Value) -> Value:
+    def operand_row(self, stage: LoweredStage, row: Value) -> Value:
         """This thread's row of the operand of a later stage."""
         c = self.c
-        index = (stage.operand - 1) * c.batch + row
+        index = (stage.operand_number - 1) * c.batch + row
         return self.states + c.operands_offset + index * c.state_stride
 
-    def operand_table(self, stage: StageKernel, parity: Value) -> Value:
+    def operand_table(self, stage: LoweredStage, parity: Value) -> Value:
         """The table of addresses of a stage's operand rows; h has two, for even and odd steps, a later operand one."""
-        index = stage.operand + 1 if stage.operand else parity
+        index = stage.operand_number + 1 if stage.operand_number else parity
         return self.h_rows + index * self.rows * 8
 
     def h_operand(self, row: Value) -> Value:
@@ -80,7 +80,7 @@ class StateEmitter(DirectionEmitter):
             if self.multiplies_output:
                 f.store(self.h_operand(row), self.h_rows + row * 8)
                 f.store(self.h_operand(row) + self.h_size, self.h_rows + (self.rows + row) * 8)
-            for stage in self.later_products:
+            for stage in self.later_gemm_stages:
                 f.store(self.operand_row(stage, row), self.operand_table(stage, f.constant(0)) + row * 8)
             for name, initial, _ in self._caller_states():
                 units = self.units_of_state(name)

@@ -14,19 +14,19 @@ from dataclasses import dataclass
 from fusedrnn.cell.cells import Variant
 from fusedrnn.cell.derivative import Derivative
 from fusedrnn.cell.trace import TracedCell
-from fusedrnn.engines.cpu.kernels.panel_matrix import ColVecs
-from fusedrnn.engines.cpu.kernels.products import STORAGE, products_of
-from fusedrnn.engines.cpu.kernels.stages import (
+from fusedrnn.engines.cpu.kernels.lowered_cell import (
     Blocking,
-    StageKernel,
+    LoweredStage,
     column_groups,
     derivative_of,
-    gate_stages,
-    input_stages,
+    input_groups,
+    input_only_groups,
     is_plain,
     lowered_cell,
-    stage_kernels,
+    lowered_stages,
 )
+from fusedrnn.engines.cpu.kernels.panel_matrix import ColVecs
+from fusedrnn.engines.cpu.kernels.products import STORAGE, products_of
 from fusedrnn.jit.builder import Function, Module, Operand, Value
 from fusedrnn.jit.struct import Fields, Struct
 from fusedrnn.jit.sync import (
@@ -54,8 +54,8 @@ class Program:
     target: Target
     cell: TracedCell
     derivative: Derivative
-    stages: tuple[StageKernel, ...]
-    input_stages: tuple[StageKernel, ...]
+    stages: tuple[LoweredStage, ...]
+    input_only_groups: tuple[LoweredStage, ...]
     barrier: Function
     wait_for_progress: Function
     is_residual: bool
@@ -67,7 +67,7 @@ class Program:
         wait = emit_wait(module)
         return cls(
             module, compute, STORAGE[compute], target,
-            lowered_cell(variant), derivative_of(variant), stage_kernels(variant), input_stages(variant),
+            lowered_cell(variant), derivative_of(variant), lowered_stages(variant), input_only_groups(variant),
             emit_barrier(module, wait), emit_wait_for_progress(module, wait), variant.residual == "identity",
         )  # fmt: skip
 
@@ -116,7 +116,7 @@ class ThreadShare:
 
     def __init__(self, program: Program, name: str, structs: tuple[Struct, Struct], more: tuple[str, ...] = ()) -> None:
         self.cell, self.derivative, self.stages = program.cell, program.derivative, program.stages
-        self.input_stages, self.is_residual = program.input_stages, program.is_residual
+        self.input_only_groups, self.is_residual = program.input_only_groups, program.is_residual
         self._barrier, self._wait_for_progress = program.barrier, program.wait_for_progress
         self.f = f = Function(program.module, name, ["call", "thread", "layer", "direction", *more])
         self.v = Vectors(f, program.target, program.dtype)
@@ -128,7 +128,7 @@ class ThreadShare:
         self.one_row_vectors = self.panel_vectors * program.target.one_row_panels
         # A result that needs no scale is converted as it is stored, not where it is read.
         converts_results = self.products.converts_rows and not self.products.has_scales
-        self.stores_operands = converts_results and bool(self.products_of_state)
+        self.stores_operands = converts_results and bool(self.gemm_stages)
         self.operand_vector_bytes = self.v.lanes * self.products.a_item
         self.can_read_unpacked = is_plain(program.cell) and self.products.reads_unpacked
         call, self.thread, self.layer, self.direction = f.arguments[:4]
@@ -152,7 +152,7 @@ class ThreadShare:
         offset, end = first * v.bytes, (last * v.lanes).at_most(size)
         return UnitRange(first, last, size, offset, end * v.item - offset)
 
-    def units_of(self, stage: StageKernel) -> UnitRange:
+    def units_of(self, stage: LoweredStage) -> UnitRange:
         """This thread's share of the units that a stage computes."""
         return self.out if stage.projects else self.hidden
 
@@ -160,39 +160,39 @@ class ThreadShare:
         """This thread's share of a state."""
         return self.out if name == self.cell.first_state else self.hidden
 
-    def operand_size(self, stage: StageKernel) -> Value:
+    def operand_size(self, stage: LoweredStage) -> Value:
         """Elements of a row of a stage's operand."""
         return self.c.hidden if stage.index else self.c.out
 
     @property
-    def products_of_state(self) -> list[StageKernel]:
+    def gemm_stages(self) -> list[LoweredStage]:
         """The stages that have a GEMM."""
         return [stage for stage in self.stages if stage.multiplies]
 
     @property
-    def later_products(self) -> list[StageKernel]:
+    def later_gemm_stages(self) -> list[LoweredStage]:
         """The stages with a GEMM whose operands the step computes."""
-        return [stage for stage in self.products_of_state if stage.operand]
+        return [stage for stage in self.gemm_stages if stage.operand_number]
 
     @property
     def multiplies_output(self) -> bool:
         """Whether a step begins with a GEMM of the output before it."""
-        return self.products_of_state != self.later_products
+        return self.gemm_stages != self.later_gemm_stages
 
     @property
-    def maths_stages(self) -> list[StageKernel]:
+    def maths_stages(self) -> list[LoweredStage]:
         """The stages; if a cell has none, the groups of gates of the input, which then have all of its maths."""
         return [*self.stages] or self.column_groups
 
     @property
-    def gate_stages(self) -> list[StageKernel]:
+    def input_groups(self) -> list[LoweredStage]:
         """The stages and groups of gates that have columns of the input weights, in the order of these columns."""
-        return gate_stages(self.column_groups)
+        return input_groups(self.column_groups)
 
     @property
-    def column_groups(self) -> list[StageKernel]:
+    def column_groups(self) -> list[LoweredStage]:
         """The stages that have a GEMM or gradients, then the gates whose part from the input belongs to no stage."""
-        return column_groups(self.stages, self.input_stages)
+        return column_groups(self.stages, self.input_only_groups)
 
     def num_vectors(self, size: Value) -> Value:
         """Vectors that hold so many elements."""
@@ -219,7 +219,7 @@ class ThreadShare:
         with self.f.if_(is_pipelined(self.c) & self.unit_group.is_zero):
             publish_progress(self.f, self._progress(self.layer), steps)
 
-    def blocking(self, stage: StageKernel) -> Blocking:
+    def blocking(self, stage: LoweredStage) -> Blocking:
         """How a stage's columns fill panels."""
         return Blocking(stage.num_gates, self.panel_vectors)
 
@@ -251,7 +251,7 @@ class ThreadShare:
 
     @contextmanager
     def blocks(
-        self, stage: StageKernel, units: tuple[Value, Value], reverse: Value | None = None, num_rows: Operand = 0
+        self, stage: LoweredStage, units: tuple[Value, Value], reverse: Value | None = None, num_rows: Operand = 0
     ) -> Iterator[tuple[Value, Value]]:
         """Loop over the blocks of unit vectors of a range; yields the first unit vector and the one past the last.
 

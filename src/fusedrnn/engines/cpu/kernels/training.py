@@ -9,7 +9,7 @@ from __future__ import annotations
 from fusedrnn.cell.cells import Variant
 from fusedrnn.cell.leaves import KeptProduct, NewState, Output, ReducedRow, Saved, StageOperand
 from fusedrnn.engines.cpu.kernels.forward import Inference, OutputRows, StepPosition, build_job
-from fusedrnn.engines.cpu.kernels.stages import STATE_LETTERS, Result, StageKernel
+from fusedrnn.engines.cpu.kernels.lowered_cell import STATE_LETTERS, LoweredStage, Result
 from fusedrnn.engines.cpu.kernels.thread_share import Program
 from fusedrnn.jit.builder import Module, Value
 from fusedrnn.jit.target import Target
@@ -30,7 +30,7 @@ class _Training(Inference):
     def _saved_arrays(self) -> OutputRows:
         """Where the reserve holds the states of this layer-direction, and the operands of later stages."""
         results: list[Result] = [*map(NewState, self.cell.states)]
-        results += [StageOperand(stage.index) for stage in self.later_products]
+        results += [StageOperand(stage.index) for stage in self.later_gemm_stages]
         return {result: self.saved_array(number) for number, result in enumerate(results)}
 
     def save_initial(self, name: str, row: Value, sequence: Value, source: Value) -> None:
@@ -67,7 +67,7 @@ class _Training(Inference):
         return {**rows, "moments": self.p.moments + offset} if self.cell.reduces else rows
 
     def _store_result(
-        self, stage: StageKernel, result: Result, value: Value, unit_vec: Value, output_rows: OutputRows
+        self, stage: LoweredStage, result: Result, value: Value, unit_vec: Value, output_rows: OutputRows
     ) -> None:
         f, v, num_saved = self.f, self.v, len(self.derivative.saved)
         if isinstance(result, Saved):

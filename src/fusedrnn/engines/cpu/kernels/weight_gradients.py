@@ -158,7 +158,7 @@ class WeightGradients(GradientOperands):
         if stage.projects:
             return WeightGrad(p.d_projection, self.operand_size(stage), self.f.constant(0))
         if weights.of_state:
-            return WeightGrad(p.d_h_weights, self.product_size(stage), self.x_panels)
+            return WeightGrad(p.d_h_weights, self.gemm_k(stage), self.x_panels)
         return WeightGrad(p.d_x_weights, p.k, self.f.constant(0))
 
     def _weight_sums(self, weights: Weights, unit_vec: Value, gate: int) -> Value:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fusedrnn.engines.cpu.kernels.stages import state_letters
+from fusedrnn.engines.cpu.kernels.lowered_cell import state_letters
 from fusedrnn.engines.cpu.kernels.workspace import pad_against_conflicts
 from fusedrnn.engines.cpu.launch.chain_args import Link
 from fusedrnn.engines.cpu.launch.kernel_args import Relocation, state_symbols

@@ -86,7 +86,7 @@ class _Layer:
             # Each thread converts the inputs of its rows, and all units of states that need a scale.
             operands = self.features
             if problem.products.has_scales:
-                operands += sum(map(problem.operand_size, problem.stages))
+                operands += sum(map(problem.operand_size, problem.gemm_stages))
             self.cost["cell"] += self.rows * problem.num_vectors(operands) * machine.conversion
 
     def recurrent_gemms(self, shapes: Sequence[tuple[int, int]], other_bytes: int) -> int:
@@ -160,7 +160,7 @@ class _ForwardLayer(_Layer):
         problem, share, machine, cost = self.problem, self.share, self.machine, self.cost
         col_vecs = share.unit_vecs * problem.num_gates
         gates_bytes = share.chunk * share.rows * col_vecs * problem.vector_bytes
-        shapes = [(problem.product_size(s), s.num_gates * share.unit_vecs_of(s)) for s in problem.stages]
+        shapes = [(problem.gemm_k(s), s.num_gates * share.unit_vecs_of(s)) for s in problem.gemm_stages]
         recurrent_bytes = self.recurrent_gemms(shapes, gates_bytes)
         input_bytes = self.features * col_vecs * problem.weight_vector_bytes
         fits_l2 = input_bytes + recurrent_bytes + gates_bytes < machine.usable_l2 * machine.l2_bytes
@@ -185,12 +185,13 @@ class _BackwardLayer(_Layer):
         gates_bytes = share.rows * problem.unit_vecs * problem.num_gates * problem.vector_bytes
         heads = problem.spec.heads
         shapes = [
-            (problem.k_padded(s) // heads, share.unit_vecs if s.index else share.out_unit_vecs) for s in problem.stages
+            (problem.k_padded(stage) // heads, share.unit_vecs if stage.index else share.out_unit_vecs)
+            for stage in problem.gemm_stages
         ]
         self.recurrent_gemms(shapes, 2 * gates_bytes)
         x_vecs = problem.num_vectors(self.features)
         self.gemm(
-            "input GEMM", self.chunks, self.rows / self.chunks, problem.k_padded(*problem.gate_stages),
+            "input GEMM", self.chunks, self.rows / self.chunks, problem.k_padded(*problem.input_groups),
             -(-x_vecs // share.grid.units), 0.0, self.features,
         )  # fmt: skip
         self.cell()
@@ -202,7 +203,7 @@ class _BackwardLayer(_Layer):
         problem, share, machine, cost = self.problem, self.share, self.machine, self.cost
         all_rows = problem.steps * problem.batch
         # A projection's rows are H long, but there are fewer of them.
-        operand_size = sum(problem.product_size(stage) * stage.num_gates for stage in problem.stages)
+        operand_size = sum(problem.gemm_k(stage) * stage.num_gates for stage in problem.gemm_stages)
         operand_vecs = operand_size / problem.lanes
         panels = (x_vecs * problem.num_gates + operand_vecs) / problem.panel_vectors
         row_panels = share.weight_unit_vecs * panels

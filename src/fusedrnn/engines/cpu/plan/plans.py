@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fusedrnn.engines.cpu import tuning as tunings
-from fusedrnn.engines.cpu.kernels.stages import derivative_of
+from fusedrnn.engines.cpu.kernels.lowered_cell import derivative_of
 from fusedrnn.engines.cpu.kernels.workspace import (
     BACKWARD_REGIONS,
     FORWARD_REGIONS,
@@ -111,7 +111,7 @@ def make_plan(
     if phase != "backward":
         sizes = _forward_sizes(problem, share)
         # With GEMMs at each step, stores take no time of their own.
-        nontemporal_output = not problem.stages and sizes.layer_output_size > tuning.max_cached_output_bytes
+        nontemporal_output = not problem.gemm_stages and sizes.layer_output_size > tuning.max_cached_output_bytes
         return Plan(
             phase, steps, batch, share, bounds, FORWARD_REGIONS.lay_out(sizes), forecast,
             layer_output_row=sizes.layer_output_row, layer_output_size=sizes.layer_output_size,
@@ -146,7 +146,7 @@ def _forward_sizes(problem: ProblemSize, share: LargestShare) -> ForwardSizes:
         head_rows=share.rows * (spec.heads > 1),
         state_stride=pad_against_conflicts(problem.unit_vecs * problem.vector_bytes),
         one_recurrent_row=problem.one_row_block_col_vecs * problem.vector_bytes,
-        stores_operands=problem.converts_rows and not problem.products.has_scales and bool(problem.stages),
+        stores_operands=problem.converts_rows and not problem.products.has_scales and bool(problem.gemm_stages),
         biases_size=max(round_up_to_cache_line(biases), zeros),
         layer_output_row=layer_output_row,
         layer_output_size=problem.steps * problem.batch * layer_output_row,
@@ -200,14 +200,14 @@ def _common_sizes(problem: ProblemSize, share: LargestShare) -> dict[str, int]:
     return {
         "batch": problem.batch, "rows": share.rows, "unit_vecs": share.unit_vecs, "chunk": share.chunk,
         "num_directions": spec.num_directions, "layer_dirs": grid.layer_dirs, "row_groups": grid.rows,
-        "num_threads": grid.num_threads, "num_states": len(spec.state_names), "num_stages": len(problem.stages),
-        "num_operands": len(problem.later_products),
+        "num_threads": grid.num_threads, "num_states": len(spec.state_names), "num_stages": len(problem.gemm_stages),
+        "num_operands": len(problem.later_gemm_stages),
         "num_reduced_rows": problem.num_reduced_rows, "num_moments": problem.num_moments,
         "num_progress": spec.num_layers * grid.rows * problem.is_pipelined(grid.layer_dirs),
         "gates_stride": problem.gates_stride(share.unit_vecs),
         "unpacked_size": packed_part_bytes(gemm_rows, gate_lanes, problem.panel_bytes) if problem.unpacked else 0,
         "recurrent_row": problem.block_col_vecs * problem.vector_bytes,
         # Inputs and operands of stages are converted in the same place, one after the other.
-        "operand_row": operand_row_bytes(max([*problem.inputs, *map(problem.operand_size, problem.stages)])),
+        "operand_row": operand_row_bytes(max([*problem.inputs, *map(problem.operand_size, problem.gemm_stages)])),
         "vector_bytes": problem.vector_bytes, "panel_bytes": problem.panel_bytes,
     }  # fmt: skip

@@ -9,7 +9,7 @@ from fusedrnn.cell.cells import Variant
 from fusedrnn.cell.expr import Constant, Expr, Operation
 from fusedrnn.cell.primitives import PRIMITIVES
 from fusedrnn.cell.traversal import walk
-from fusedrnn.engines.cpu.kernels.stages import StageKernel, derivative_of, lowered_cell
+from fusedrnn.engines.cpu.kernels.lowered_cell import LoweredStage, derivative_of, lowered_cell
 from fusedrnn.engines.cpu.kernels.tile_gemm import ROWS_PER_KERNEL
 from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.engines.cpu.tuning import Tuning
@@ -76,7 +76,7 @@ class ProblemSize(Tiling):
         self.inputs = tuple(spec.layer_input_size(layer) for layer in range(spec.num_layers))
         self.rows_per_tile = target.tile[0]
         self.instructions = _cell_instructions(spec.variant, phase)
-        self.states = len(spec.state_names) + len(self.later_products)
+        self.states = len(spec.state_names) + len(self.later_gemm_stages)
         self.saved = len(derivative_of(spec.variant).saved)
         self.pre_act_grads = sum(stage.num_grads for stage in self.column_groups)
 
@@ -145,7 +145,7 @@ class LargestShare(NamedTuple):
             weight_unit_vecs=-(-problem.unit_vecs // (grid.rows * grid.units)),
         )
 
-    def unit_vecs_of(self, stage: StageKernel) -> int:
+    def unit_vecs_of(self, stage: LoweredStage) -> int:
         """Unit vectors of a stage."""
         return self.out_unit_vecs if stage.projects else self.unit_vecs
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fusedrnn.arrays import Array
-from fusedrnn.engines.cpu.kernels.stages import StageKernel
+from fusedrnn.engines.cpu.kernels.lowered_cell import LoweredStage
 from fusedrnn.engines.cpu.kernels.workspace import round_up_to_cache_line
 from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.engines.cpu.weights.pack_kernel import (
@@ -113,13 +113,13 @@ class _LayerDirTasks:
 
     def matrices(self) -> dict[str, list[PackTask]]:
         """The tasks of each matrix and bias; ``dest`` is relative to the matrix, or to its scales if it has any."""
-        tiling, gates, projections = self._tiling, self._tiling.gate_stages, self._tiling.projections
-        products, heads = tiling.product_stages, self._heads
-        features, size = tiling.spec.layer_input_size(self._layer), tiling.product_size
+        tiling, gates, projections = self._tiling, self._tiling.input_groups, self._tiling.projections
+        recurrent, heads = tiling.recurrent_stages, self._heads
+        features, size = tiling.spec.layer_input_size(self._layer), tiling.gemm_k
         matrices = {
             "x_weights": self._scales("i2h_weight", gates) + [self._gates(s, features, "i2h_weight") for s in gates],
-            "h_weights": self._scales("h2h_weight", products)
-            + [task for s in products for task in heads(self._gates(s, size(s), "h2h_weight"))],
+            "h_weights": self._scales("h2h_weight", recurrent)
+            + [task for s in recurrent for task in heads(self._gates(s, size(s), "h2h_weight"))],
             "projection": self._scales("h2r_weight", projections)
             + [self._gates(s, size(s), "h2r_weight") for s in projections],
             "parameters": self._parameters(),
@@ -127,11 +127,11 @@ class _LayerDirTasks:
                 self._bias(s, "i2h_bias", "h2h_bias") if s.accumulates_in_place else self._bias(s, "i2h_bias")
                 for s in gates
             ],
-            "h_bias": [task for s in products for task in heads(self._bias(s, "h2h_bias"))],
+            "h_bias": [task for s in recurrent for task in heads(self._bias(s, "h2h_bias"))],
             "ranges": self._ranges(),
             "x_back": [self._back(s, features, "i2h_weight", tiling.k_padded(*gates)) for s in gates],
             "h_back": [
-                task for s in products for task in heads(self._back(s, size(s), "h2h_weight", tiling.k_padded(s)))
+                task for s in recurrent for task in heads(self._back(s, size(s), "h2h_weight", tiling.k_padded(s)))
             ],
             "projection_back": [self._back(s, size(s), "h2r_weight", tiling.k_padded(s)) for s in projections],
         }
@@ -155,7 +155,7 @@ class _LayerDirTasks:
         row_bytes = units * task.k * tiling.item
         return [of_head._replace(source=task.source + head * row_bytes) for head in range(heads)]
 
-    def _task(self, stage: StageKernel, kind: int, k: int, sources: Mapping[Kind, int]) -> PackTask:
+    def _task(self, stage: LoweredStage, kind: int, k: int, sources: Mapping[Kind, int]) -> PackTask:
         """The task of a stage's gates of the matrices or vectors that begin at these offsets, by kind."""
         tiling = self._tiling
         units, row_bytes = tiling.num_units(stage), k * tiling.item
@@ -168,21 +168,21 @@ class _LayerDirTasks:
     def _offset(self, kind: Kind) -> int:
         return self._layout.entry(self._layer, self._direction, kind).offset * self._tiling.item
 
-    def _gates(self, stage: StageKernel, k: int, kind: Kind) -> PackTask:
+    def _gates(self, stage: LoweredStage, k: int, kind: Kind) -> PackTask:
         """The task of a stage's gates of a matrix, for forward."""
         return self._task(stage, PACK_TRANSPOSED, k, {kind: self._offset(kind)})
 
-    def _back(self, stage: StageKernel, k: int, kind: Kind, panel_rows: int) -> PackTask:
+    def _back(self, stage: LoweredStage, k: int, kind: Kind, panel_rows: int) -> PackTask:
         """The task of a stage's gates of a matrix, for backward."""
         task = self._task(stage, PACK, k, {kind: self._offset(kind)})
         return task._replace(panels=self._tiling.feature_panels(k), panel_rows=panel_rows)
 
-    def _bias(self, stage: StageKernel, *kinds: Kind) -> PackTask:
+    def _bias(self, stage: LoweredStage, *kinds: Kind) -> PackTask:
         """The task of a stage's gates of a bias: the sum of the ``kinds`` that the spec has."""
         sources = {kind: self._offset(kind) for kind in kinds if self._layout.has(kind)}
         return self._task(stage, (PACK_ZEROS, PACK_VECTOR, PACK_SUM)[len(sources)], 1, sources)
 
-    def _scales(self, kind: Kind, stages: Sequence[StageKernel]) -> list[PackTask]:
+    def _scales(self, kind: Kind, stages: Sequence[LoweredStage]) -> list[PackTask]:
         """The tasks of the scales of the rows of a quantized matrix; none for other matrices."""
         offset = self._tiling.scale_offsets.get((self._layer, self._direction, kind))
         return [] if offset is None else [self._task(stage, PACK_VECTOR, 1, {kind: offset}) for stage in stages]

@@ -89,9 +89,9 @@ stage reduces, a product that later stages read, or a value that training saves 
 R = TypeVar("R", bound=Result)
 
 
-@dataclass(frozen=True)
-class StageKernel:
-    """A stage of a cell: one GEMM and the maths on its results; or reductions and maths, or maths alone.
+@dataclass(frozen=True, kw_only=True)
+class LoweredStage:
+    """A stage of a lowered cell: one GEMM and the maths on its results; or reductions and maths, or maths alone.
 
     It may also be a group of gates whose part from the input belongs to no stage: the group has columns of the input
     GEMM alone. In a cell without stages, such a group has the maths of a step.
@@ -107,8 +107,8 @@ class StageKernel:
     first_grad: int  # the number of distinct gradients of the stages before
     results: tuple[tuple[Result, Expr], ...] = ()  # what is computed after its GEMM, each with its expression
     multiplies: bool = False  # whether it has a GEMM of each step
-    number: int = 0  # among the stages that have a GEMM
-    operand: int = 0  # among the operands: 0 for the output before the step, 1 and up for those that stages compute
+    gemm_number: int = 0  # among the stages that have a GEMM
+    operand_number: int = 0  # among the operands: 0 for the output before the step, from 1 on those of stages
     reductions: tuple[Reduction, ...] = ()  # what it computes instead of a GEMM
     recomputed: tuple[tuple[Saved, Expr], ...] = ()  # saved values that are computed again with it
 
@@ -133,7 +133,7 @@ class StageKernel:
 
 
 @lru_cache(maxsize=256)
-def stage_kernels(variant: Variant) -> tuple[StageKernel, ...]:
+def lowered_stages(variant: Variant) -> tuple[LoweredStage, ...]:
     """The stages of a cell: GEMMs and reductions.
 
     Raises:
@@ -143,49 +143,53 @@ def stage_kernels(variant: Variant) -> tuple[StageKernel, ...]:
     cell, derivative = lowered_cell(variant), derivative_of(variant)
     results = _results(cell, derivative)
     recomputed = _recomputed(cell, derivative, results)
-    stages: list[StageKernel] = []
-    first_gate = first_grad = number = 0
+    stages: list[LoweredStage] = []
+    first_h_gate = first_grad = gemm_number = 0
     for index, stage in enumerate(cell.stages):
-        adjacent = stage.projects or cell.h_gates[first_gate : first_gate + len(stage.gates)] == stage.gates
+        adjacent = stage.projects or cell.h_gates[first_h_gate : first_h_gate + len(stage.gates)] == stage.gates
         if not adjacent or (stage.projects and index < len(cell.stages) - 1):
             raise NotImplementedError(f"a cell in which the weights of stage {index} are not adjacent")
-        kernel = StageKernel(
-            index, stage.gates, stage.projects, stage.accumulates_in_place, derivative.stages[index],
-            cell.x_gates.index(stage.gates[0]) if derivative.stages[index].x_grads else 0, first_gate, first_grad,
-            tuple((result, expr) for ready, result, expr in results if ready == index), stage.multiplies,
-            number, number + (not cell.stages[0].multiplies), stage.reductions,
-            tuple((saved, expr) for product, saved, expr in recomputed if product == index),
+        lowered = LoweredStage(
+            index=index, gate_names=stage.gates, projects=stage.projects,
+            accumulates_in_place=stage.accumulates_in_place, derivative=derivative.stages[index],
+            first_x_gate=cell.x_gates.index(stage.gates[0]) if derivative.stages[index].x_grads else 0,
+            first_h_gate=first_h_gate, first_grad=first_grad,
+            results=tuple((result, expr) for ready, result, expr in results if ready == index),
+            multiplies=stage.multiplies, gemm_number=gemm_number,
+            operand_number=gemm_number + (not cell.stages[0].multiplies), reductions=stage.reductions,
+            recomputed=tuple((saved, expr) for product, saved, expr in recomputed if product == index),
         )  # fmt: skip
-        stages.append(kernel)
-        number += stage.multiplies
-        first_gate, first_grad = first_gate + kernel.num_gates, first_grad + kernel.num_grads
+        stages.append(lowered)
+        gemm_number += stage.multiplies
+        first_h_gate, first_grad = first_h_gate + lowered.num_gates, first_grad + lowered.num_grads
     _check_order(cell, stages)
     return tuple(stages)
 
 
 @lru_cache(maxsize=256)
-def input_stages(variant: Variant) -> tuple[StageKernel, ...]:
+def input_only_groups(variant: Variant) -> tuple[LoweredStage, ...]:
     """The gates whose part from the input belongs to no stage, in groups that are adjacent in the input weights."""
-    cell, derivative, stages = lowered_cell(variant), derivative_of(variant), stage_kernels(variant)
+    cell, derivative, stages = lowered_cell(variant), derivative_of(variant), lowered_stages(variant)
     results = [] if stages else _results(cell, derivative)
     recomputed = _recomputed(cell, derivative, results)
-    groups: list[StageKernel] = []
+    groups: list[LoweredStage] = []
     for gates, grads in derivative.inputs.items():
         first_grad = sum(stage.num_grads for stage in (*stages, *groups))
-        group = StageKernel(
-            len(stages), gates, False, False, grads, cell.x_gates.index(gates[0]), 0, first_grad,
-            tuple(result[1:] for result in results), recomputed=tuple(saved[1:] for saved in recomputed),
+        group = LoweredStage(
+            index=len(stages), gate_names=gates, projects=False, accumulates_in_place=False, derivative=grads,
+            first_x_gate=cell.x_gates.index(gates[0]), first_h_gate=0, first_grad=first_grad,
+            results=tuple(result[1:] for result in results), recomputed=tuple(saved[1:] for saved in recomputed),
         )  # fmt: skip
         groups.append(group)
     return tuple(groups)
 
 
-def column_groups(stages: Sequence[StageKernel], inputs: Sequence[StageKernel]) -> list[StageKernel]:
-    """The stages and groups of inputs that have a GEMM in each step or gradients of parameters."""
+def column_groups(stages: Sequence[LoweredStage], inputs: Sequence[LoweredStage]) -> list[LoweredStage]:
+    """The stages and groups of the input alone that have a GEMM in each step or gradients of parameters."""
     return [stage for stage in (*stages, *inputs) if stage.multiplies or stage.num_grads]
 
 
-def gate_stages(groups: Sequence[StageKernel]) -> list[StageKernel]:
+def input_groups(groups: Sequence[LoweredStage]) -> list[LoweredStage]:
     """Those of :func:`column_groups` that have columns of the input GEMM, in the order of the columns."""
     return sorted((group for group in groups if group.has_inputs), key=lambda group: group.first_x_gate)
 
@@ -251,17 +255,17 @@ def _recomputed(
     ]  # fmt: skip
 
 
-def reduced_rows(stages: Sequence[StageKernel]) -> list[ReducedRow]:
+def reduced_rows(stages: Sequence[LoweredStage]) -> list[ReducedRow]:
     """The rows that reductions read."""
     return [row for stage in stages for row in stage.results_of(ReducedRow)]
 
 
-def moments(stages: Sequence[StageKernel]) -> list[RowMean | RowVariance]:
+def moments(stages: Sequence[LoweredStage]) -> list[RowMean | RowVariance]:
     """The means and variances."""
     return [leaf for stage in stages for reduction in stage.reductions for leaf in reduction.leaves]
 
 
-def kept_products(stages: Sequence[StageKernel]) -> list[KeptProduct]:
+def kept_products(stages: Sequence[LoweredStage]) -> list[KeptProduct]:
     """The products that later stages read."""
     return [kept for stage in stages for kept in stage.results_of(KeptProduct)]
 
@@ -283,7 +287,7 @@ def _new_state_stages(cell: TracedCell) -> list[int]:
         stages[1:] = last[1:]
 
 
-def _check_order(cell: TracedCell, stages: Sequence[StageKernel]) -> None:
+def _check_order(cell: TracedCell, stages: Sequence[LoweredStage]) -> None:
     """Refuse a cell that needs a state after its stage has replaced it, as stages do with all states but the first."""
     replaced: set[str] = set()
     for stage in stages:
