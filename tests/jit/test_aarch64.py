@@ -8,7 +8,7 @@ import pytest
 
 from fusedrnn.cell.cells import FAMILIES
 from fusedrnn.engines.cpu.kernels.backward import build_backward
-from fusedrnn.engines.cpu.kernels.common import build_common, build_common_training
+from fusedrnn.engines.cpu.kernels.common_kernels import build_common, build_common_training
 from fusedrnn.engines.cpu.kernels.forward import build_forward
 from fusedrnn.engines.cpu.kernels.training import build_training
 from fusedrnn.jit.target import known_targets

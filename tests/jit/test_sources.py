@@ -17,7 +17,7 @@ from fusedrnn.jit import sources
 
 PACKAGE = Path(fusedrnn.__file__).parent
 FORWARD, BACKWARD = "fusedrnn.engines.cpu.kernels.forward", "fusedrnn.engines.cpu.kernels.backward"
-GEMM = "fusedrnn.engines.cpu.kernels.gemm"
+COMMON, GEMM = "fusedrnn.engines.cpu.kernels.common_kernels", "fusedrnn.engines.cpu.kernels.gemm"
 UNUSED = "torch", "jax", "keras", "mxnet", "onnx", "bench", "cli", "testing"  # no test here imports them
 UNUSED_FILES = shutil.ignore_patterns("__pycache__", *UNUSED)
 
@@ -86,7 +86,7 @@ def digest(emitter, changed=None):
 
 def test_module_that_cannot_emit():
     """Nothing is kept on disk under a key that does not cover the emitter, as for a ``functools.partial`` of one."""
-    assert {FORWARD, BACKWARD, "fusedrnn.engines.cpu.kernels.common", "fusedrnn.runtime.fingerprint"} <= set(KERNELS)
+    assert {FORWARD, BACKWARD, COMMON, "fusedrnn.runtime.fingerprint"} <= set(KERNELS)
     assert digest("functools") is None and digest("fusedrnn.spec") is None and digest("no.such.module") is None
 
 

@@ -3,7 +3,7 @@
 import re
 from functools import cache
 
-from fusedrnn.engines.cpu.kernels.common import build_common, build_common_training
+from fusedrnn.engines.cpu.kernels.common_kernels import build_common, build_common_training
 from fusedrnn.jit import compiler
 from fusedrnn.jit.target import is_x86, known_targets
 

@@ -9,7 +9,7 @@ import pytest
 from fences import AVAILABLE, fenced
 from fusedrnn import NetworkOp, NetworkSpec, RNNOp, frozen, init_params, thread_limits
 from fusedrnn.engines.cpu import cached_network, tuning
-from fusedrnn.engines.cpu.network import CPUNetwork
+from fusedrnn.engines.cpu.network_engine import CPUNetwork
 from fusedrnn.runtime import buffers
 from networks import NETWORKS, assert_same, chained, flat, make_network_problem, run
 

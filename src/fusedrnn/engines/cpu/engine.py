@@ -11,7 +11,7 @@ from fusedrnn.arrays import Array
 from fusedrnn.engines.cpu.cached_call import CachedBackward, CachedForward
 from fusedrnn.engines.cpu.executor import Executor
 from fusedrnn.engines.cpu.guarded_call import try_to_cache
-from fusedrnn.engines.cpu.network import CPUNetwork
+from fusedrnn.engines.cpu.network_engine import CPUNetwork
 from fusedrnn.engines.cpu.reserve_layout import CpuResiduals, TrainingCall
 from fusedrnn.engines.cpu.state_options import StateOptions
 from fusedrnn.engines.cpu.varlen import VarLen

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from fusedrnn.cell.cells import Variant
 from fusedrnn.engines.cpu.kernels.backward import build_backward
-from fusedrnn.engines.cpu.kernels.common import build_common, build_common_training
+from fusedrnn.engines.cpu.kernels.common_kernels import build_common, build_common_training
 from fusedrnn.engines.cpu.kernels.forward import build_forward
 from fusedrnn.engines.cpu.kernels.training import build_training
 from fusedrnn.engines.cpu.launch.call_kernel import load_bind, load_guarded_call
@@ -40,8 +40,8 @@ class Problem(NamedTuple):
     packed: bool
 
 
-_SHARED = {"common": build_common, "common_training": build_common_training}
-# What emits each job, the function to call, and the shared modules whose functions it calls.
+_COMMON = {"common": build_common, "common_training": build_common_training}
+# What emits each job, the function to call, and the common modules whose functions it calls.
 _JOBS: dict[JobName, tuple[Callable[..., Module], str, tuple[str, ...]]] = {
     "forward": (build_forward, "forward", ("common",)),
     "training": (build_training, "forward", ("common", "common_training")),
@@ -50,15 +50,15 @@ _JOBS: dict[JobName, tuple[Callable[..., Module], str, tuple[str, ...]]] = {
 
 
 @load_once(64)
-def _shared(name: str, compute: str, target: Target) -> bytes:
-    return fetch(f"{name}_{compute}", target, _SHARED[name], compute, target)
+def _common(name: str, compute: str, target: Target) -> bytes:
+    return fetch(f"{name}_{compute}", target, _COMMON[name], compute, target)
 
 
 @load_once(128)
 def load_job(name: JobName, variant: Variant, compute: str, target: Target) -> Job:
     """A job of a cell, a format of operands and a target."""
-    build, entry, shared = _JOBS[name]
-    links = [_shared(module, compute, target) for module in shared]
+    build, entry, common = _JOBS[name]
+    links = [_common(module, compute, target) for module in common]
     code = load(f"{name}_{variant.slug}_{compute}", target, build, variant, compute, target, links=links)
     return function(code, entry, 2)
 

@@ -20,11 +20,11 @@ from fusedrnn.cell.cells import Variant
 from fusedrnn.engines.cpu.kernels.backward_cell import CellGradient, StepPosition
 from fusedrnn.engines.cpu.kernels.backward_emitter import CALL, emit_add_directions, emit_store_or_add
 from fusedrnn.engines.cpu.kernels.carried_gradients import CarriedGradients
+from fusedrnn.engines.cpu.kernels.direction_emitter import rows_of_time
 from fusedrnn.engines.cpu.kernels.dropout import DROP_PANEL
 from fusedrnn.engines.cpu.kernels.gemm import GEMM
 from fusedrnn.engines.cpu.kernels.gemm_unpacked import UNPACKED_GEMM_NN
 from fusedrnn.engines.cpu.kernels.heads import Head
-from fusedrnn.engines.cpu.kernels.loop import rows_of_time
 from fusedrnn.engines.cpu.kernels.lowered_cell import STATE_LETTERS, LoweredStage, is_plain
 from fusedrnn.engines.cpu.kernels.panel_matrix import ColVecs, LeftOperand, Matrix, Rows, UnpackedMatrix, WeightMatrix
 from fusedrnn.engines.cpu.kernels.recompute import Recompute

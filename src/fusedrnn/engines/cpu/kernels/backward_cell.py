@@ -24,7 +24,7 @@ from fusedrnn.cell.leaves import (
 )
 from fusedrnn.cell.traversal import evaluate
 from fusedrnn.engines.cpu.kernels.bfloat16_products import rounded_to_bfloat16
-from fusedrnn.engines.cpu.kernels.loop import table_entry
+from fusedrnn.engines.cpu.kernels.direction_emitter import table_entry
 from fusedrnn.engines.cpu.kernels.lowered_cell import LoweredStage
 from fusedrnn.engines.cpu.kernels.moment_gradients import MomentGradients
 from fusedrnn.jit.builder import Value

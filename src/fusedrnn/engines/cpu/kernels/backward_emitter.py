@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from fusedrnn.cell.trace import TracedCell
-from fusedrnn.engines.cpu.kernels.layer_rows import INPUT_FIELDS
-from fusedrnn.engines.cpu.kernels.loop import (
+from fusedrnn.engines.cpu.kernels.direction_emitter import (
     COMMON_FIELDS,
     UNPACKED_PARAMS,
     DirectionEmitter,
     rows_of_time,
     table_entry,
 )
+from fusedrnn.engines.cpu.kernels.layer_rows import INPUT_FIELDS
 from fusedrnn.engines.cpu.kernels.lowered_cell import LoweredStage, state_letters
 from fusedrnn.engines.cpu.kernels.thread_share import Program
 from fusedrnn.engines.cpu.kernels.workspace import BACKWARD_REGIONS

@@ -6,7 +6,7 @@ replaces its own units of the row's states before that barrier.
 
 from __future__ import annotations
 
-from fusedrnn.engines.cpu.kernels.loop import rows_of_time
+from fusedrnn.engines.cpu.kernels.direction_emitter import rows_of_time
 from fusedrnn.engines.cpu.kernels.states import StateEmitter
 from fusedrnn.jit.builder import Value
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from fusedrnn.engines.cpu.kernels.accumulators import Accumulators, add_products
 from fusedrnn.engines.cpu.kernels.float_products import FloatProducts
-from fusedrnn.engines.cpu.kernels.sums import Sums, add_products
 from fusedrnn.jit.builder import Value
 from fusedrnn.jit.dot_products import add_bfloat16_products
 from fusedrnn.jit.int_vector import int_vector, shuffle
@@ -42,7 +42,7 @@ class WidenedBfloat16Products(RoundedBfloat16Products):
         """See ``Products``. Elements are rounded to nearest even."""
         return _pair_of_halves(self.v, [rounded_to_bfloat16(self.v, element) for element in elements])
 
-    def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: Sums) -> Sums:
+    def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: Accumulators) -> Accumulators:
         """See ``Products``. The element in the low half is multiplied first."""
         v = self.v
         pairs = [v.function.load(slot, v.itype, v.bytes) for slot in b_slots]
@@ -74,7 +74,7 @@ class Bfloat16DotProducts(WidenedBfloat16Products):
         halves = (x.bitcast(self.v.itype) >> _HALF_BITS).trunc(int_vector(16, self.v.lanes))
         return shuffle(halves, halves, [lane ^ 1 for lane in range(self.v.lanes)])
 
-    def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: Sums) -> Sums:
+    def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: Accumulators) -> Accumulators:
         """See ``Products``."""
         v = self.v
         b_vecs = [v.function.load(slot, v.itype, v.bytes) for slot in b_slots]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fusedrnn.engines.cpu.kernels.backward_emitter import BackwardEmitter
-from fusedrnn.engines.cpu.kernels.loop import rows_of_time
+from fusedrnn.engines.cpu.kernels.direction_emitter import rows_of_time
 from fusedrnn.engines.cpu.kernels.lowered_cell import STATE_LETTERS
 from fusedrnn.jit.builder import Function, Value
 

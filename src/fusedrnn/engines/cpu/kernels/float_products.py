@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fusedrnn.engines.cpu.kernels.sums import Sums, add_products
+from fusedrnn.engines.cpu.kernels.accumulators import Accumulators, add_products
 from fusedrnn.jit.builder import Value
 from fusedrnn.jit.vector import Vectors
 
@@ -49,10 +49,10 @@ class FloatProducts:
         (element,) = elements
         return element
 
-    def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: Sums) -> Sums:
+    def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: Accumulators) -> Accumulators:
         """See ``Products``."""
         return self._add_element(a_rows, [self.v.load(slot) for slot in b_slots], sums)
 
-    def _add_element(self, a_rows: Sequence[Value], b_vecs: Sequence[Value], sums: Sums) -> Sums:
+    def _add_element(self, a_rows: Sequence[Value], b_vecs: Sequence[Value], sums: Accumulators) -> Accumulators:
         """The sums plus the products of one element of each row of A, by its address, and vectors of B."""
         return add_products(map(self.v.broadcast, a_rows), b_vecs, sums, self.v.fma)

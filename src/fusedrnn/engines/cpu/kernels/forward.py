@@ -14,12 +14,12 @@ from fusedrnn.cell.leaves import KeptProduct, NewState, Output, ReducedRow, Stag
 from fusedrnn.cell.trace import TracedCell
 from fusedrnn.cell.traversal import evaluate
 from fusedrnn.engines.cpu.kernels.between_steps import BetweenSteps
+from fusedrnn.engines.cpu.kernels.direction_emitter import COMMON_FIELDS, UNPACKED_PARAMS, CellPosition, rows_of_time
 from fusedrnn.engines.cpu.kernels.gemm import gemm_of
 from fusedrnn.engines.cpu.kernels.gemm_unpacked import UNPACKED_GEMM_NT
 from fusedrnn.engines.cpu.kernels.heads import Head
 from fusedrnn.engines.cpu.kernels.initial_accumulators import InitialAccumulators
 from fusedrnn.engines.cpu.kernels.layer_rows import INPUT_FIELDS
-from fusedrnn.engines.cpu.kernels.loop import COMMON_FIELDS, UNPACKED_PARAMS, CellPosition, rows_of_time
 from fusedrnn.engines.cpu.kernels.lowered_cell import LoweredStage, Result, state_letters
 from fusedrnn.engines.cpu.kernels.operand_rows import RANGE_BYTES
 from fusedrnn.engines.cpu.kernels.output_stores import OutputStores

@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fusedrnn.engines.cpu.kernels.bfloat16_products import rounded_to_bfloat16
+from fusedrnn.engines.cpu.kernels.direction_emitter import table_entry
 from fusedrnn.engines.cpu.kernels.dropout import DROP_PANEL
-from fusedrnn.engines.cpu.kernels.loop import table_entry
 from fusedrnn.engines.cpu.kernels.lowered_cell import LoweredStage
 from fusedrnn.engines.cpu.kernels.parameter_sums import ParameterSums, Share
 from fusedrnn.engines.cpu.kernels.products import gradient_format, products_of

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from fusedrnn.engines.cpu.kernels.sums import Sums, add_products
+from fusedrnn.engines.cpu.kernels.accumulators import Accumulators, add_products
 from fusedrnn.jit.builder import Value
 from fusedrnn.jit.dot_products import add_int8_products
 from fusedrnn.jit.int_vector import int_vector, shuffle
@@ -61,7 +61,7 @@ class Int8Products(_QuantizedProducts):
         low, high = (element.fptosi(self.v.itype) for element in elements)
         return ((low & 0xFF) | (high << 8)).trunc(int_vector(16, self.v.lanes))
 
-    def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: Sums) -> Sums:
+    def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: Accumulators) -> Accumulators:
         """See ``Products``. LLVM makes products and pairwise sums one instruction if the target has such a one."""
         f, pairs = self.v.function, 2 * self.v.lanes
         int8, int16, int32 = (int_vector(bits, pairs) for bits in (8, 16, 32))
@@ -109,7 +109,7 @@ class Int8DotProducts(Int8Products):
         """See ``Products``."""
         return (x + _OFFSET).trunc(int_vector(8, self.v.lanes))
 
-    def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: Sums) -> Sums:
+    def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: Accumulators) -> Accumulators:
         """See ``Products``."""
         v = self.v
         b_vecs = [v.function.load(slot, v.itype, v.bytes) for slot in b_slots]
@@ -135,7 +135,7 @@ class WidenedInt8Products(_QuantizedProducts):
         """Zeros: the initial accumulators are added after the sum is scaled."""
         return self.v.const(0.0)
 
-    def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: Sums) -> Sums:
+    def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: Accumulators) -> Accumulators:
         """The sums plus the products of one element of each row."""
         v, int8 = self.v, int_vector(8, self.v.lanes)
         integers = [v.function.load(slot, int8, self.b_bytes).sext(v.itype) for slot in b_slots]
@@ -165,7 +165,7 @@ class WideInt8Products(WidenedInt8Products):
         super().__init__(v, a_step)
         self.b_bytes = v.bytes
 
-    def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: Sums) -> Sums:
+    def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: Accumulators) -> Accumulators:
         """The sums plus the products of one element of each row."""
         v = self.v
         return add_products(map(v.broadcast, a_rows), [v.load(slot) for slot in b_slots], sums, v.fma)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fusedrnn.cell.leaves import MeanCotangent, RowMean, RowVariance, VarianceCotangent
 from fusedrnn.engines.cpu.kernels.backward_emitter import BackwardEmitter
 from fusedrnn.engines.cpu.kernels.lowered_cell import LoweredStage, moments
-from fusedrnn.engines.cpu.kernels.row_sums import row_mean
+from fusedrnn.engines.cpu.kernels.row_moments import row_mean
 from fusedrnn.jit.builder import Value
 
 

@@ -5,8 +5,8 @@ A tile of one row takes as long as one of sixteen: each product waits for the on
 
 from __future__ import annotations
 
+from fusedrnn.engines.cpu.kernels.accumulators import add_products
 from fusedrnn.engines.cpu.kernels.gemm import Microkernel
-from fusedrnn.engines.cpu.kernels.sums import add_products
 from fusedrnn.jit.builder import Function, Module, Value
 from fusedrnn.jit.dot_products import halves_as_float
 from fusedrnn.jit.target import Target

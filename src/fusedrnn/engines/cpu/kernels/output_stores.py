@@ -6,8 +6,8 @@ ordinary store first reads the cache line that it writes; a non-temporal one of 
 
 from __future__ import annotations
 
+from fusedrnn.engines.cpu.kernels.direction_emitter import rows_of_time
 from fusedrnn.engines.cpu.kernels.layer_rows import LayerRows
-from fusedrnn.engines.cpu.kernels.loop import rows_of_time
 from fusedrnn.jit.builder import I64, Value
 from fusedrnn.jit.nontemporal import fence_nontemporal_stores, is_resident, store_nontemporal
 from fusedrnn.jit.sync import CACHE_LINE

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from fusedrnn.engines.cpu.kernels.accumulators import Accumulators
 from fusedrnn.engines.cpu.kernels.bfloat16_products import (
     Bfloat16DotProducts,
     Bfloat16TileProducts,
@@ -33,7 +34,6 @@ from fusedrnn.engines.cpu.kernels.int8_products import (
     WideInt8Products,
     WidenedInt8Products,
 )
-from fusedrnn.engines.cpu.kernels.sums import Sums
 from fusedrnn.jit.builder import Value
 from fusedrnn.jit.target import Target
 from fusedrnn.jit.vector import Vectors
@@ -77,7 +77,7 @@ class Products(Protocol):
     def first_sum(self, c_in: Value, head: Value, align: int) -> Value:
         """The accumulators of a vector of C before any product, by the addresses of C_in and of the panel's head."""
 
-    def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: Sums) -> Sums:
+    def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: Accumulators) -> Accumulators:
         """The sums plus the products of a group, by the group's address in each row of A and vector of B."""
 
     def last_sum(self, total: Value, scales: Sequence[Value], c_in: Value, align: int) -> Value:

@@ -12,9 +12,9 @@ from fusedrnn.cell.expr import Leaf
 from fusedrnn.cell.leaves import KeptProduct, State
 from fusedrnn.cell.traversal import evaluate
 from fusedrnn.engines.cpu.kernels.backward_emitter import BackwardEmitter
+from fusedrnn.engines.cpu.kernels.direction_emitter import CellPosition
 from fusedrnn.engines.cpu.kernels.gemm import GEMM
 from fusedrnn.engines.cpu.kernels.heads import Head
-from fusedrnn.engines.cpu.kernels.loop import CellPosition
 from fusedrnn.engines.cpu.kernels.lowered_cell import LoweredStage, moments
 from fusedrnn.engines.cpu.kernels.panel_matrix import ColVecs, LeftOperand, Rows
 from fusedrnn.engines.cpu.kernels.thread_share import Program

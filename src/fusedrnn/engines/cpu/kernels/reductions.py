@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fusedrnn.cell.leaves import ReducedRow, RowMean, RowVariance
 from fusedrnn.engines.cpu.kernels.lowered_cell import LoweredStage, reduced_rows
-from fusedrnn.engines.cpu.kernels.row_sums import moments_of
+from fusedrnn.engines.cpu.kernels.row_moments import moments_of
 from fusedrnn.engines.cpu.kernels.states import StateEmitter
 from fusedrnn.jit.builder import Value
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fusedrnn.engines.cpu.kernels.bfloat16_products import rounded_to_bfloat16
-from fusedrnn.engines.cpu.kernels.loop import DirectionEmitter
+from fusedrnn.engines.cpu.kernels.direction_emitter import DirectionEmitter
 from fusedrnn.engines.cpu.kernels.lowered_cell import STATE_LETTERS, LoweredStage
 from fusedrnn.engines.cpu.kernels.operand_rows import CONVERT_ROW
 from fusedrnn.engines.cpu.kernels.thread_share import Program

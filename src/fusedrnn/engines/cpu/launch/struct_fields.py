@@ -10,7 +10,7 @@ import numpy as np
 from fusedrnn.cell.trace import TracedCell
 from fusedrnn.dropout import input_stream, scale, threshold
 from fusedrnn.engines.cpu.kernels import backward_emitter, forward
-from fusedrnn.engines.cpu.kernels.loop import UNPACKED_PARAMS
+from fusedrnn.engines.cpu.kernels.direction_emitter import UNPACKED_PARAMS
 from fusedrnn.engines.cpu.kernels.lowered_cell import lowered_cell, state_letters
 from fusedrnn.engines.cpu.launch.kernel_args import (
     Fields,
