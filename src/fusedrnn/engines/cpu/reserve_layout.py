@@ -34,15 +34,15 @@ class ReserveLayout:
     steps: int
     batch: int
     states_offset: int
-    state_row: int
-    state_step: int
-    state_size: int
+    saved_state_row: int
+    saved_state_step: int
+    saved_state_size: int
     num_states: int
     outputs_offset: int
     values_offset: int
     values_size: int
-    saved_row: int
-    saved_step: int
+    saved_values_row: int
+    saved_values_step: int
     size: int
 
     @classmethod
@@ -51,33 +51,33 @@ class ReserveLayout:
         spec = tiling.spec
         num_saved = len(derivative_of(spec.variant).saved) if save == "gates" else 0
         states_offset = round_up_to_cache_line(steps * batch * spec.input_size * tiling.item)
-        state_row = pad_against_conflicts(spec.num_directions * spec.hidden_size * tiling.item)
-        state_size = (steps + 2 + resets) * batch * state_row
+        saved_state_row = pad_against_conflicts(spec.num_directions * spec.hidden_size * tiling.item)
+        saved_state_size = (steps + 2 + resets) * batch * saved_state_row
         num_states = len(spec.state_names) + len(tiling.later_gemm_stages)
-        outputs_offset = states_offset + spec.num_layers * num_states * state_size
-        outputs_size = (spec.num_layers - 1) * steps * batch * state_row if not spec.output_is_state else 0
+        outputs_offset = states_offset + spec.num_layers * num_states * saved_state_size
+        outputs_size = (spec.num_layers - 1) * steps * batch * saved_state_row if not spec.output_is_state else 0
         values_offset = outputs_offset + outputs_size
         values_size = tiling.unit_vecs * num_saved * tiling.vector_bytes
-        saved_row = round_up_to_cache_line(values_size + tiling.num_moments * tiling.item)
-        saved_size = spec.num_layers * spec.num_directions * steps * batch * saved_row
+        saved_values_row = round_up_to_cache_line(values_size + tiling.num_moments * tiling.item)
+        saved_values_size = spec.num_layers * spec.num_directions * steps * batch * saved_values_row
         return cls(
-            save, steps, batch, states_offset, state_row, batch * state_row, state_size, num_states,
-            outputs_offset, values_offset, values_size, saved_row, batch * saved_row,
+            save, steps, batch, states_offset, saved_state_row, batch * saved_state_row, saved_state_size, num_states,
+            outputs_offset, values_offset, values_size, saved_values_row, batch * saved_values_row,
             # Vector loads may read past the end of the last row.
-            size=round_up_to_cache_line(values_offset + saved_size + 2 * tiling.panel_bytes),
+            size=round_up_to_cache_line(values_offset + saved_values_size + 2 * tiling.panel_bytes),
         )  # fmt: skip
 
     def state_offset(self, layer: int, state: int) -> int:
         """The offset of a layer's state at time 0: h, c, then the operands of later stages."""
-        return self.states_offset + (layer * self.num_states + state) * self.state_size + self.state_step
+        return self.states_offset + (layer * self.num_states + state) * self.saved_state_size + self.saved_state_step
 
     def output_offset(self, layer: int) -> int:
         """The offset of the output of a layer, if that is no state."""
-        return self.outputs_offset + layer * self.steps * self.state_step
+        return self.outputs_offset + layer * self.steps * self.saved_state_step
 
     def saved_offset(self, index: int) -> int:
         """The offset of the saved values of a layer and direction."""
-        return self.values_offset + index * self.steps * self.saved_step
+        return self.values_offset + index * self.steps * self.saved_values_step
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,7 +37,7 @@ _GRADIENTS: dict[str, Kind] = {
     "d_x_weights": "i2h_weight", "d_h_weights": "h2h_weight", "d_projection": "h2r_weight",
     "d_x_bias": "i2h_bias", "d_h_bias": "h2h_bias",
 }  # fmt: skip
-# Fields of the kernels, and the names that the layouts of packed weights and of the reserve have for them.
+# Fields of the kernels, and the names that the layout of packed weights has for them.
 _FORWARD_WEIGHTS = {
     name: name for name in ("x_weights", "h_weights", "projection", "parameters", "x_bias", "h_bias", "ranges")
 }  # fmt: skip
@@ -45,10 +45,8 @@ _BACKWARD_WEIGHTS = {
     "x_weights": "x_back", "h_weights": "h_back", "projection": "projection_back", "parameters": "parameters",
     "forward_x_weights": "x_weights", "forward_h_weights": "h_weights", "x_bias": "x_bias", "h_bias": "h_bias",
 }  # fmt: skip
-_RESERVE_STRIDES = {
-    "saved_state_step": "state_step", "saved_state_row": "state_row", "saved_state_size": "state_size",
-    "saved_values_step": "saved_step", "saved_values_row": "saved_row",
-}  # fmt: skip
+# Fields of a call that are attributes of the layout of the reserve.
+_RESERVE_STRIDES = "saved_state_step", "saved_state_row", "saved_state_size", "saved_values_step", "saved_values_row"
 
 
 def lay_out_args(
@@ -105,7 +103,7 @@ class _PlanFields:
             **{name: Relocation("tables", offset) for name, offset in table_offsets(plan.steps, plan.batch).items()},
             **{name: Relocation("workspace", offset) for name, offset in self.workspace.offsets.items()},
             **self.workspace.fields,
-            **{field: getattr(reserve, stride, 0) for field, stride in _RESERVE_STRIDES.items()},
+            **{stride: getattr(reserve, stride, 0) for stride in _RESERVE_STRIDES},
             "spins": Relocation("spins"), "seed": Relocation("seed"), "resets": Relocation("resets"),
         }  # fmt: skip
 
@@ -182,7 +180,8 @@ class _PlanFields:
         reserve = self.reserve
         assert reserve is not None
         begin = reserve.state_offset(layer, 0) if self.spec.output_is_state else reserve.output_offset(layer)
-        return array_fields(name, Relocation("reserve", begin + offset), reserve.state_step, reserve.state_row)
+        strides = reserve.saved_state_step, reserve.saved_state_row
+        return array_fields(name, Relocation("reserve", begin + offset), *strides)
 
 
 class _ForwardFields(_PlanFields):
