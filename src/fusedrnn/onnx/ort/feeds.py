@@ -48,9 +48,9 @@ def example_feeds(
 
 def _example(rng: np.random.Generator, entry: Any, size: int, last: int) -> Array:
     sizes = list(entry.shape or ())
-    for axis, given in enumerate(sizes):
-        if not isinstance(given, int):
-            is_batch = "batch" in str(given).lower() or (given is None and axis == 0 and len(sizes) > 1)
+    for axis, declared in enumerate(sizes):
+        if not isinstance(declared, int):
+            is_batch = "batch" in str(declared).lower() or (declared is None and axis == 0 and len(sizes) > 1)
             sizes[axis] = 1 if is_batch else last if 0 < axis == len(sizes) - 1 else size
     dtype = dtype_of(entry.type)
     if np.issubdtype(dtype, np.floating):

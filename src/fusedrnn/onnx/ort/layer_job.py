@@ -89,8 +89,8 @@ class LayerJob:
             "scratch": scratch.address, "relocs": args.relocs, "num_fields": args.num_fields,
             "args": scratch.address + args.args_offset, "job": address(planned.job),
         }  # fmt: skip
-        for kind, most, given in zip(("input", "output"), (MAX_INPUTS, MAX_OUTPUTS), names, strict=True):
-            numbers = [symbols[_SYMBOLS[name]] for name in given]
+        for kind, most, names_of_kind in zip(("input", "output"), (MAX_INPUTS, MAX_OUTPUTS), names, strict=True):
+            numbers = [symbols[_SYMBOLS[name]] for name in names_of_kind]
             numbers += [symbols["nothing"]] * (most - len(numbers))
             fields |= {f"{kind}_symbol{index}": number for index, number in enumerate(numbers)}
         for name, value in fields.items():

@@ -207,8 +207,8 @@ class Inference(InitialAccumulators, BetweenSteps, Reductions, OutputStores):
             gate_row = position.gates + row * c.gates_stride
             if stage.reductions:
                 self.reduce(stage, row, gate_row, output_rows.get("moments"))
-            with f.loop(self.hidden.first, self.hidden.last) as unit:
-                self._cell(CellPosition(stage, row, unit, gate_row, self.recurrent), position.step & 1, output_rows)
+            with f.loop(self.hidden.first, self.hidden.last) as unit_vec:
+                self._cell(CellPosition(stage, row, unit_vec, gate_row, self.recurrent), position.step & 1, output_rows)
 
     def _stage(self, stage: LoweredStage, position: StepPosition) -> None:
         """A stage's GEMM and the cell's maths on its results, for one block of units after the other."""
@@ -227,14 +227,14 @@ class Inference(InitialAccumulators, BetweenSteps, Reductions, OutputStores):
             part = self.part_of_rows(a, head.first * self.operand_vector_bytes)
             with self.blocks(stage, (head.begin, head.end), reverse, a.num_rows) as block:
                 self._recurrent_gemm(stage, part, head, block, position.gates, reverse)
-                unit_vec, end = (head.first + bound for bound in block)
+                begin, end = (head.first + bound for bound in block)
                 with f.loop(0, position.active_rows) as row:
                     output_rows = self._output_rows(position, row)
                     gate_row = position.gates + row * c.gates_stride
-                    with f.loop(unit_vec, end) as unit:
-                        offset = (unit - unit_vec) * (stage.num_gates * self.v.bytes)
+                    with f.loop(begin, end) as unit_vec:
+                        offset = (unit_vec - begin) * (stage.num_gates * self.v.bytes)
                         recurrent = self.recurrent + row * row_bytes + offset
-                        self._cell(CellPosition(stage, row, unit, gate_row, recurrent), parity, output_rows)
+                        self._cell(CellPosition(stage, row, unit_vec, gate_row, recurrent), parity, output_rows)
 
     def _recurrent_gemm(
         self, stage: LoweredStage, a: LeftOperand, head: Head, block: tuple[Value, Value], gates: Value, reverse: Value

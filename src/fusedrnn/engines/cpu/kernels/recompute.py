@@ -105,25 +105,25 @@ class Recompute(BackwardEmitter):
     def _block(self, stage: LoweredStage, head: Head, block: tuple[Value, Value], a: LeftOperand) -> None:
         """The recurrent GEMM of a block of units of a head, then the values that forward would have saved."""
         f, v, p = self.f, self.v, self.p
-        unit_vec, end = (head.first + bound for bound in block)
+        begin, end = (head.first + bound for bound in block)
         before = head.first * stage.num_gates
         row_bytes = self.blocking(stage).block_col_vecs * v.bytes
         with self.panels(block[0] * stage.num_gates, block[1] * stage.num_gates) as cols:
             all_cols = ColVecs(before + cols.first, cols.num)
-            c, c_in = self.block_output(stage, all_cols, unit_vec * stage.num_gates, self.gates, self.recurrent)
+            c, c_in = self.block_output(stage, all_cols, begin * stage.num_gates, self.gates, self.recurrent)
             weights = self.packed(self._gemm, p.forward_h_weights, self.gemm_k(stage), p.h_bias, stage, head)
             weights.gemm(a, cols, c, c_in)
-        with f.loop(0, a.num_rows) as row, f.loop(unit_vec, end) as unit:
-            recurrent = self.recurrent + row * row_bytes + (unit - unit_vec) * (stage.num_gates * v.bytes)
+        with f.loop(0, a.num_rows) as row, f.loop(begin, end) as unit_vec:
+            recurrent = self.recurrent + row * row_bytes + (unit_vec - begin) * (stage.num_gates * v.bytes)
             gate_row = self.gates.address + row * self.gates.stride
-            self._cell(CellPosition(stage, row, unit, gate_row, recurrent))
+            self._cell(CellPosition(stage, row, unit_vec, gate_row, recurrent))
 
     def _elementwise(self, num_rows: Value) -> None:
         """The saved values of the maths with which a step begins, if it does not begin with a GEMM."""
         f, stage = self.f, self.maths_stages[0]
-        with f.loop(0, num_rows) as row, f.loop(self.hidden.first, self.hidden.last) as unit:
+        with f.loop(0, num_rows) as row, f.loop(self.hidden.first, self.hidden.last) as unit_vec:
             gate_row = self.gates.address + row * self.gates.stride
-            self._cell(CellPosition(stage, row, unit, gate_row, self.recurrent))
+            self._cell(CellPosition(stage, row, unit_vec, gate_row, self.recurrent))
 
     def _cell(self, position: CellPosition) -> None:
         """The saved values of one vector of units of one row of the chunk."""
