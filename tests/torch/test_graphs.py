@@ -181,11 +181,11 @@ def test_memory_is_freed_with_the_module():
     net = fused.LSTM(33, 77)
     net(torch.randn(20, 4, 33))[0].sum().backward()
     spec = net._plan(torch.float32).spec
-    engine = Network.of(spec).engine
-    assert engine.weight_cache._owned
+    executor = Network.of(spec).executor
+    assert executor.weight_cache._owned
     del net
     gc.collect()
-    assert not engine.weight_cache._owned
-    assert not engine.weight_cache._pool._idle
-    assert not engine._reserves._idle
-    assert not engine.scratch_pool._idle
+    assert not executor.weight_cache._owned
+    assert not executor.weight_cache._pool._idle
+    assert not executor._reserves._idle
+    assert not executor.scratch_pool._idle

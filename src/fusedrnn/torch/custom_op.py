@@ -108,8 +108,8 @@ def _fake_forward_training(*arguments: Any) -> list[Tensor]:
     check_trainable(call.spec)
     y, *final = _fake_rnn(*arguments)
     steps = (call.x if call.batch_sizes is None else call.batch_sizes).shape[0]
-    engine: Any = Network.of(call.spec).engine
-    size = engine.reserve_bytes(steps, final[0].shape[1], "gates", call.resets is not None)
+    executor: Any = Network.of(call.spec).executor
+    size = executor.reserve_bytes(steps, final[0].shape[1], "gates", call.resets is not None)
     return [y, *final, y.new_empty((size,), dtype=torch.uint8)]
 
 

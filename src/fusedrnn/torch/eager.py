@@ -166,12 +166,12 @@ def run_cell(spec: RNNSpec, x: Tensor, states: Sequence[Tensor] | None, weights:
 
 def run_shape(
     shape: CallShape, x: Tensor, states: Sequence[Tensor] | None, weights: Tensors, seed: int | None = None,
-    engine_weights: Any = None, is_recorded: bool | None = None, under_autocast: bool = False,
+    executor_weights: Any = None, is_recorded: bool | None = None, under_autocast: bool = False,
 ) -> Results:  # fmt: skip
     """Run a call of a known shape on tensors of the spec's dtype, with contiguous weights.
 
-    ``engine_weights`` are the weights in the engine's form, and ``is_recorded`` is whether autograd records the call;
-    None if not known. ``under_autocast`` is as in :func:`run`.
+    ``executor_weights`` are the weights in the executor's form, and ``is_recorded`` is whether autograd records the
+    call; None if not known. ``under_autocast`` is as in :func:`run`.
     """
     network = shape.network
     if seed is None:
@@ -180,14 +180,14 @@ def run_shape(
         is_recorded = torch.is_grad_enabled() and require_grad(x, states, weights)
     if is_recorded:
         # This runs outside of FusedRNN.forward, since a signal handler would see gradients disabled there.
-        results = tensor_calls.train(shape, x, states, weights, seed, engine_weights)
+        results = tensor_calls.train(shape, x, states, weights, seed, executor_weights)
         if under_autocast:
             results = *results[:2], results[2]._replace(under_autocast=True)
         y, *final = record(shape, results, x, states or (None,) * network.num_states, weights)
         return y, tuple(final)
     if network.drops:
-        return tensor_calls.train(shape, x, states, weights, seed, engine_weights)[:2]
-    return tensor_calls.infer(shape, x, states, weights, engine_weights)
+        return tensor_calls.train(shape, x, states, weights, seed, executor_weights)[:2]
+    return tensor_calls.infer(shape, x, states, weights, executor_weights)
 
 
 def record(

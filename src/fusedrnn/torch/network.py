@@ -1,4 +1,4 @@
-"""A spec with the engine that runs it, and the shape of one call."""
+"""A spec with the executor that runs it, and the shape of one call."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ with torch.inference_mode(False):
 
 
 class Network:
-    """A spec, its engine, and properties of the spec that calls need.
+    """A spec, its executor, and properties of the spec that calls need.
 
     Attributes:
         item: The number of bytes of an element.
@@ -47,7 +47,7 @@ class Network:
 
     def __init__(self, spec: RNNSpec) -> None:
         self.spec = spec
-        self.engine = RNNOp.get(spec).by_address()
+        self.executor = RNNOp.get(spec).by_address()
         self.drops = spec.drops
         self.dtype: torch.dtype = getattr(torch, spec.dtype)
         self.item = self.dtype.itemsize
@@ -79,7 +79,7 @@ class Network:
         return state_symbols(STATE_LETTERS[: self.num_states], form)
 
     def state_addresses(self, states: Tensors) -> tuple[int, ...]:
-        """The addresses of states, as the engine takes them; 0 for a missing state."""
+        """The addresses of states, as the executor takes them; 0 for a missing state."""
         addresses = [0 if state is None else state.data_ptr() for state in states]
         return (*addresses, *(0,) * (max(2, self.num_states) - len(addresses)))
 
@@ -122,7 +122,7 @@ class CallShape:
         is_cell: Whether it is a step of a cell: states are (N, size) or (size,), and there is no other output.
 
     Attributes:
-        resets: A copy of the marks, in the engine's form; None for none.
+        resets: A copy of the marks, in the executor's form; None for none.
         backwards: The prepared backward calls of a short call that repeats, see :mod:`fusedrnn.torch.short_backward`;
             else None.
     """
@@ -146,13 +146,13 @@ class CallShape:
         elif batch_sizes is not None:
             sizes = batch_sizes.numpy()
             self.steps, self.batch = len(sizes), int(sizes[0])
-            self.varlen = network.engine.varlen_packed(sizes)
+            self.varlen = network.executor.varlen_packed(sizes)
             self.leading = (x.shape[0],)
         else:
             self.steps, self.batch, _ = x.shape
             self.leading = self.steps, self.batch
             if lengths is not None:
-                self.varlen = network.engine.varlen(lengths.numpy().astype(np.int64), self.steps)
+                self.varlen = network.executor.varlen(lengths.numpy().astype(np.int64), self.steps)
         self.resets = None if resets is None else self._marks(resets)
         row = network.output_size * network.item
         self.output_strides = self.batch * row if batch_sizes is None and not is_cell else 0, row

@@ -109,7 +109,7 @@ class RepeatedCall:
     """
 
     __slots__ = (
-        "_engine_weights", "_has_c", "_input", "_is_grad_enabled", "_is_recorded", "_memory", "_parameters", "_plan",
+        "_executor_weights", "_has_c", "_input", "_is_grad_enabled", "_is_recorded", "_memory", "_parameters", "_plan",
         "_shape", "_states", "_training", "_weights", "batch_first", "short",
     )  # fmt: skip
 
@@ -132,8 +132,8 @@ class RepeatedCall:
         self._shape = shape = CallShape(network, data, None, batch_sizes, plan.is_cell)
         self._is_recorded = is_recorded = self._is_grad_enabled and eager.require_grad(data, states, weights)
         addresses = tuple([0 if weight is None else weight.data_ptr() for weight in weights])
-        is_short = network.engine.is_short(shape.steps, shape.batch, network.drops or is_recorded)
-        self._engine_weights = network.engine.weights_at(addresses) if is_short else None
+        is_short = network.executor.is_short(shape.steps, shape.batch, network.drops or is_recorded)
+        self._executor_weights = network.executor.weights_at(addresses) if is_short else None
         self.short: ShortCall | None = None
         if is_short and not network.drops:
             short = ShortCall(module, plan, shape, x, states, weights, is_recorded)
@@ -176,7 +176,7 @@ class RepeatedCall:
 
     def run(self, x: Tensor, states: Sequence[Tensor] | None) -> Results:
         """Run it on the input (T, N, I), on the input of a cell, or on the rows of a packed sequence."""
-        return eager.run_shape(self._shape, x, states, self._weights, None, self._engine_weights, self._is_recorded)
+        return eager.run_shape(self._shape, x, states, self._weights, None, self._executor_weights, self._is_recorded)
 
     def _described_states(self, hx: Any) -> Any:
         if hx is None or not self._has_c:

@@ -21,7 +21,7 @@ class ShortBackward:
 
     Args:
         shape: The shape of the call.
-        call: The training call, as the engine describes it.
+        call: The training call, as the executor describes it.
         needs_grad: Which gradients are computed, of x, each initial state and each weight.
         dy: The cotangent of the output, None for zeros.
         dfinal: The cotangents of the final states, None for zeros.
@@ -56,9 +56,9 @@ class ShortBackward:
         constants = {}
         for name, tensor in (("dy", dy), ("dx", grads[0])):
             _, constants[f"{name}_step"], constants[f"{name}_row"] = tensor_calls.strided_address(network, tensor)
-        problem = network.engine.problem("backward", shape.steps, shape.batch, call.layout)
+        problem = network.executor.problem("backward", shape.steps, shape.batch, call.layout)
         self._call = TensorCall(
-            network.engine, problem, team(), shape.varlen,
+            network.executor, problem, team(), shape.varlen,
             guards, constants, DESCRIBE,
         )  # fmt: skip
         self.is_possible = self._call.is_possible

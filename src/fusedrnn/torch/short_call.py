@@ -68,17 +68,17 @@ class ShortCall:
         self._output_shape = None if plan.is_cell else (*shape.leading, shape.network.output_size)
         self._is_grad_enabled = _is_grad_enabled()
         self._needs_grad = [*map(_requires_grad, (data, *(states or ()), *self._parameters))]
-        engine = shape.network.engine
-        self._training_call = engine.training_call(shape.steps, shape.batch, shape.varlen) if is_recorded else None
+        executor = shape.network.executor
+        self._training_call = executor.training_call(shape.steps, shape.batch, shape.varlen) if is_recorded else None
         data = data.transpose(0, 1) if self._is_transposed else data
         _, x_step, x_row = tensor_calls.strided_address(shape.network, data)
         constants = {
             "x_step": x_step, "x_row": x_row, **dict(zip(("y_step", "y_row"), shape.output_strides, strict=True)),
         }  # fmt: skip
         layout = None if self._training_call is None else self._training_call.layout
-        problem = engine.problem("training" if is_recorded else "forward", shape.steps, shape.batch, layout)
+        problem = executor.problem("training" if is_recorded else "forward", shape.steps, shape.batch, layout)
         self._call = TensorCall(
-            engine, problem, team(), shape.varlen, self._guards(module, data, states or ()), constants, DESCRIBE
+            executor, problem, team(), shape.varlen, self._guards(module, data, states or ()), constants, DESCRIBE
         )
         self.is_possible = self._call.is_possible
 
@@ -157,7 +157,7 @@ class ShortCall:
             y = None
         if self._training_call is None:
             return (y, *final) if self._call.run(tensors, team()) else None
-        reserve, address = tensor_calls.new_reserve(self.shape.network.engine, self._training_call.layout.size)
+        reserve, address = tensor_calls.new_reserve(self.shape.network.executor, self._training_call.layout.size)
         if not self._call.run(tensors, team(), address):
             return None
         saved = tensor_calls.SavedForBackward(reserve, tensor_calls.own_tensors(self._weights), self._training_call)

@@ -46,7 +46,7 @@ class SavedForBackward(NamedTuple):
         reserve: The reserve, a tensor of bytes.
         weights: One tensor with the bytes of the packed weights, or the matrices themselves with None for biases. They
             are separate tensors, which do not change if a parameter gets other memory.
-        call: The call, as the engine describes it.
+        call: The call, as the executor describes it.
         under_autocast: Whether the operands that autocast converts may change before backward.
     """
 
@@ -66,47 +66,47 @@ TrainingResults = tuple[Any, tuple[Tensor, ...], SavedForBackward]
 
 @_torch_memory_errors
 def infer(
-    shape: CallShape, x: Tensor, states: Tensors | None, weights: Tensors, engine_weights: Any = None
+    shape: CallShape, x: Tensor, states: Tensors | None, weights: Tensors, executor_weights: Any = None
 ) -> Results:
-    """The output and the final states; saves nothing. ``engine_weights`` are in the engine's form, or None."""
+    """The output and the final states; saves nothing. ``executor_weights`` are in the executor's form, or None."""
     threads = team()
-    return _run(shape, x, states, engine_weights or _engine_weights(shape, weights, False, threads), threads)
+    return _run(shape, x, states, executor_weights or _executor_weights(shape, weights, False, threads), threads)
 
 
 @_torch_memory_errors
 def train(
-    shape: CallShape, x: Tensor, states: Tensors | None, weights: Tensors, seed: int, engine_weights: Any = None
+    shape: CallShape, x: Tensor, states: Tensors | None, weights: Tensors, seed: int, executor_weights: Any = None
 ) -> TrainingResults:
-    """The output, the final states, and what :func:`backward` needs. ``engine_weights`` is as in :func:`infer`.
+    """The output, the final states, and what :func:`backward` needs. ``executor_weights`` is as in :func:`infer`.
 
     Raises:
         RuntimeError: If the format of GEMM operands is for inference only.
     """
     check_trainable(shape.network.spec)
     threads = team()
-    engine_weights = engine_weights or _engine_weights(shape, weights, True, threads)
-    call = shape.network.engine.training_call(
+    executor_weights = executor_weights or _executor_weights(shape, weights, True, threads)
+    call = shape.network.executor.training_call(
         shape.steps, shape.batch, shape.varlen, "gates", seed, shape.resets
     )
-    reserve, address = new_reserve(shape.network.engine, call.layout.size)
-    saved = SavedForBackward(reserve, _saved_weights(engine_weights, weights), call)
-    y, final = _run(shape, x, states, engine_weights, threads, call, address)
+    reserve, address = new_reserve(shape.network.executor, call.layout.size)
+    saved = SavedForBackward(reserve, _saved_weights(executor_weights, weights), call)
+    y, final = _run(shape, x, states, executor_weights, threads, call, address)
     return y, final, saved
 
 
-def new_reserve(engine: Any, size: int) -> tuple[Tensor, int]:
+def new_reserve(executor: Any, size: int) -> tuple[Tensor, int]:
     """A tensor of ``size`` bytes, and its address. A large one reuses memory of an earlier one, whose pages exist."""
     if size <= _SMALL_RESERVE:
         reserve = BYTES.new_empty((size,))
         address = reserve.data_ptr()
         if not address % ALIGNMENT:
             return reserve, address
-    lease = engine.lease_reserve(size)
+    lease = executor.lease_reserve(size)
     return _as_tensor(lease, size), lease.address
 
 
 def _run(
-    shape: CallShape, x: Tensor, states: Tensors | None, engine_weights: Any, threads: ThreadTeam,
+    shape: CallShape, x: Tensor, states: Tensors | None, executor_weights: Any, threads: ThreadTeam,
     call: Any = None, reserve: int = 0,
 ) -> Results:  # fmt: skip
     """The output and the final states. In training, with ``call``, this also fills the reserve at that address."""
@@ -115,8 +115,8 @@ def _run(
     initial, reset_states = before[: network.num_states], before[network.num_states :]
     final, others = shape.new_states(x), shape.new_all_states(x)
     y = None if shape.is_cell else shape.new(x, network.output_size)
-    network.engine.run(
-        shape.steps, shape.batch, engine_weights, strided_address(network, x), network.state_addresses(initial),
+    network.executor.run(
+        shape.steps, shape.batch, executor_weights, strided_address(network, x), network.state_addresses(initial),
         ((final[0] if y is None else y).data_ptr(), *shape.output_strides), network.state_addresses(final),
         varlen=shape.varlen, call=call, reserve=reserve, team=threads,
         options=_options(shape, reset_states, others),
@@ -135,11 +135,11 @@ def _options(shape: CallShape, reset_states: Tensors, all_states: Tensors) -> St
 @_torch_memory_errors
 def saved_for(shape: CallShape, reserve: Tensor, weights: Tensors, seed: int) -> SavedForBackward:
     """What :func:`train` saved, rebuilt from the reserve and the arguments of the call."""
-    engine_weights = _engine_weights(shape, weights, True, team())
-    call = shape.network.engine.training_call(
+    executor_weights = _executor_weights(shape, weights, True, team())
+    call = shape.network.executor.training_call(
         shape.steps, shape.batch, shape.varlen, "gates", seed, shape.resets
     )
-    return SavedForBackward(reserve, _saved_weights(engine_weights, weights), call)
+    return SavedForBackward(reserve, _saved_weights(executor_weights, weights), call)
 
 
 @_torch_memory_errors
@@ -154,7 +154,7 @@ def backward(
         RuntimeError: If the memory of a weight was released.
     """
     network = shape.network
-    num_states, like, engine = network.num_states, network.like, network.engine
+    num_states, like, executor = network.num_states, network.like, network.executor
     first_weight = len(needs_grad) - len(network.weight_shapes)
     reserve = _aligned(saved.reserve)
     dx = shape.new(like, network.spec.input_size) if needs_grad[0] else None
@@ -166,14 +166,14 @@ def backward(
     packed = saved.weights[0]
     if packed is not None and saved.packed:
         packed = _aligned(packed)
-        engine_weights = engine.weights_at(packed=packed.data_ptr())
+        executor_weights = executor.weights_at(packed=packed.data_ptr())
     else:
         check_exist(saved.weights)
-        engine_weights = engine.weights_at(_addresses(saved.weights))
+        executor_weights = executor.weights_at(_addresses(saved.weights))
     dy, dfinal = readable(dy, dfinal)
     dfinal, dothers = dfinal[:num_states], dfinal[num_states:]
-    engine.run_backward(
-        saved.call, reserve.data_ptr(), engine_weights, strided_address(network, dy), network.state_addresses(dfinal),
+    executor.run_backward(
+        saved.call, reserve.data_ptr(), executor_weights, strided_address(network, dy), network.state_addresses(dfinal),
         GradAddresses(strided_address(network, dx), _addresses(dweights), network.state_addresses(dstates)), team(),
         _options(shape, dreset, dothers),
     )  # fmt: skip
@@ -193,16 +193,16 @@ def _new_weight_grads(network: Network, needs_grad: Sequence[bool]) -> list[Tens
     return grads
 
 
-def _engine_weights(shape: CallShape, weights: Tensors, training: bool, threads: ThreadTeam) -> Any:
+def _executor_weights(shape: CallShape, weights: Tensors, training: bool, threads: ThreadTeam) -> Any:
     # Packed weights live as long as the storage rather than the tensor, since torch.utils.swap_tensors refuses tensors
     # that have weak references.
     owner: Any = weights[0].untyped_storage()  # type: ignore[union-attr]
-    return shape.network.engine.weights(shape.steps, shape.batch, _addresses(weights), training, threads, owner)
+    return shape.network.executor.weights(shape.steps, shape.batch, _addresses(weights), training, threads, owner)
 
 
-def _saved_weights(engine_weights: Any, weights: Tensors) -> list[Tensor | None]:
-    if engine_weights.address:
-        return [_as_tensor(engine_weights.lease, len(engine_weights.lease.buffer))]
+def _saved_weights(executor_weights: Any, weights: Tensors) -> list[Tensor | None]:
+    if executor_weights.address:
+        return [_as_tensor(executor_weights.lease, len(executor_weights.lease.buffer))]
     return own_tensors(weights)
 
 
