@@ -165,7 +165,7 @@ def test_debug_ladder(monkeypatch, capfd, level):
     out, err = capfd.readouterr()
     assert not out
     assert err.count("T=5 N=4: 1 thread(s)") == (level >= 1)  # the second call is no new problem
-    assert len(re.findall(r"forward [\d.]+ us", err)) == 2 * (level >= 2)
+    assert len(re.findall(r"inference [\d.]+ us", err)) == 2 * (level >= 2)
     assert ("define" in err and "LLVM IR of forward_rnn_relu_float32" in err) == (level >= 3)
     assert ("retq" in err or "ret\n" in err) == (level >= 4)
 

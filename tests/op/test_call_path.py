@@ -78,7 +78,7 @@ def call(request, kind):
     x, params = np.ones((request.param, 2, 8), np.float32), np.ones(SPEC.layout.size, np.float32)
     if kind != "backward":
         training = kind == "training"
-        return op, "training" if training else "forward", lambda: op.forward(x, params, training=training)
+        return op, kind, lambda: op.forward(x, params, training=training)
     y, _, reserve = op.forward(x, params, training=True)
     return op, kind, lambda: op.backward(y, None, reserve)
 

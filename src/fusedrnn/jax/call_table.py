@@ -133,7 +133,7 @@ def _buffer_call(job: NetworkJob, steps: int, batch: int, threads: int) -> Buffe
     layout = None
     if kind != "forward":
         layout = executor.training_call(steps, batch, resets=True if "resets" in call.options else None).layout
-    problem = executor.problem(kind, steps, batch, layout)
+    problem = executor.problem("inference" if kind == "forward" else kind, steps, batch, layout)
     arrays = None if call.arrays is None else _gathered_params(call.arrays, call.spec.dtype)
     return BufferCall(executor, problem, threads, buffers, call.batch_first, arrays)
 

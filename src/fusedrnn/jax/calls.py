@@ -19,6 +19,7 @@ from fusedrnn.lazy import cached_property
 from fusedrnn.spec import RNNSpec
 
 JobKind = Literal["forward", "training", "backward"]
+"""What a job computes, as exported programs name it; ``"forward"`` is inference."""
 OPTIONAL = "states", "lengths", "resets", "seed"
 """Optional operands of a call; they follow x and params in this order."""
 

@@ -76,7 +76,7 @@ class ShortCall:
             "x_step": x_step, "x_row": x_row, **dict(zip(("y_step", "y_row"), shape.output_strides, strict=True)),
         }  # fmt: skip
         layout = None if self._training_call is None else self._training_call.layout
-        problem = executor.problem("training" if is_recorded else "forward", shape.steps, shape.batch, layout)
+        problem = executor.problem("training" if is_recorded else "inference", shape.steps, shape.batch, layout)
         self._call = TensorCall(
             executor, problem, team(), shape.varlen, self._guards(module, data, states or ()), constants, DESCRIBE
         )

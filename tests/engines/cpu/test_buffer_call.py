@@ -62,7 +62,7 @@ class Forward:
         self.names = ["x", "params", *initial, *self.options, "y", *final]
         self.layout = ReserveLayout.of(self.executor.tiling, shape.T, shape.N, "gates", resets)
         self.problem_size = shape.T, shape.N
-        problem = self.executor.problem("forward", *self.problem_size, None)
+        problem = self.executor.problem("inference", *self.problem_size, None)
         self.call = BufferCall(self.executor, problem, threads, self.names)
 
     @property
@@ -250,7 +250,7 @@ def test_packed_weights_are_freed():
     """With the last call that uses them and the cache's entry, and with the memory of every slot."""
     with tuning.tuned(max_unpacked_floats=0):
         forward = Forward(SPECS[2], SMALL, 1)
-        problem = forward.executor.problem("forward", 9, 7, None)
+        problem = forward.executor.problem("inference", 9, 7, None)
         shared = BufferCall(forward.executor, problem, 1, forward.names)
     forward.check()
     slots = forward.call._weights._slots

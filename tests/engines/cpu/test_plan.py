@@ -253,7 +253,7 @@ def test_frozen_parameters_are_planned_as_packed(target):
             y, _, reserve = op.forward(x, given, training=True)
             op.backward(np.ones_like(y), None, reserve)
             op.forward(x, given)
-            for job in ("forward", "training", "backward"):
+            for job in ("inference", "training", "backward"):
                 problem = executor._planned[job].problem
                 assert problem.packed is packed, (job, packed)
     case = replace(CASES["stream1"], N=16, I=512, H=512)

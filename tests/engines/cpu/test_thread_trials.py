@@ -95,12 +95,12 @@ def test_one_thread_is_used_if_times_are_equal():
 
 def test_number_of_choices_is_limited():
     thread_choices = ThreadChoices()
-    choices = {id(thread_choices.of("forward", Forecast(0.0, seconds))) for seconds in np.geomspace(1e-7, 1e3, 5000)}
+    choices = {id(thread_choices.of("inference", Forecast(0.0, seconds))) for seconds in np.geomspace(1e-7, 1e3, 5000)}
     assert len(choices) < 15
-    assert thread_choices.of("forward", None) is None
-    assert thread_choices.of("forward", Forecast(0.5, 1.0)) is None
-    first = thread_choices.of("forward", FORECAST)
-    assert thread_choices.of("forward", FORECAST) is first is not thread_choices.of("training", FORECAST)
+    assert thread_choices.of("inference", None) is None
+    assert thread_choices.of("inference", Forecast(0.5, 1.0)) is None
+    first = thread_choices.of("inference", FORECAST)
+    assert thread_choices.of("inference", FORECAST) is first is not thread_choices.of("training", FORECAST)
 
 
 SHAPE = Shape(6, 1, 33, 64, 1, bidirectional=True)

@@ -120,7 +120,7 @@ def test_compile_compiles_both():
     """No call compiles after :meth:`RNNOp.compile`."""
     op = op_with(PACKINGS["by rows"]).compile()
     executor = op.by_address()
-    assert set(executor._jobs) == {("forward", True), ("forward", False)}
+    assert set(executor._jobs) == {("inference", True), ("inference", False)}
 
 
 @needs_fma

@@ -84,7 +84,7 @@ class BufferCall:
         plans = {"single": single, "sleeping": single, "spinning": single}
         if not planned.is_single:
             plans |= {"sleeping": planned.args, "spinning": planned.spinning_args}
-        name, steps, batch, *_ = problem
+        phase, steps, batch, *_ = problem
         self._cache = executor.weight_cache_for(steps, batch)
         self._weights = _native_weights(self._cache, arrays) if problem.packed else None
         self._values = self._constant_values(single.symbol_index, threads)
@@ -97,7 +97,7 @@ class BufferCall:
             "slots": scratch_slots(), "values": self._values.ctypes.data, "values_size": self._values.nbytes,
             "operands": self._operands.ctypes.data, "num_operands": len(self._operands),
             "weights": 0 if self._weights is None else self._weights.address,
-            "level": FORWARD if name == "forward" else TRAINING,
+            "level": FORWARD if phase == "inference" else TRAINING,
             "param_offsets": self._param_offsets.ctypes.data, "num_params": len(self._param_offsets),
             "job": address(planned.job), "dispatch": address(load_pool().dispatch),
             "control": control_cell(), "threads": 1 if planned.is_single else threads,
@@ -108,11 +108,11 @@ class BufferCall:
 
     def _sizes(self, plans: Mapping[str, KernelArgs]) -> dict[str, int]:
         """The sizes of the call and of its scratch: the kernel arguments and the workspace, then the tables."""
-        name, steps, batch, *_ = self._problem
+        phase, steps, batch, *_ = self._problem
         scratch = round_up_to_cache_line(max(args.size for args in plans.values()))
         num_groups = max(len(args.plan.row_starts) for args in plans.values()) - 1
         tables = table_offsets(steps, batch)["active_rows"] + 8 * (num_groups * steps + steps + 1)
-        features = self._executor.spec.input_size if name == "backward" else self._executor.spec.output_size
+        features = self._executor.spec.input_size if phase == "backward" else self._executor.spec.output_size
         return {
             "steps": steps, "batch": batch, "tables_offset": scratch,
             "scratch_size": scratch + tables if "lengths" in self._buffers else scratch,
@@ -121,7 +121,7 @@ class BufferCall:
 
     def _buffer_numbers(self) -> dict[str, int]:
         """The numbers of the buffers that get a special treatment in the machine code."""
-        padded = "dx" if self._problem.job == "backward" else "y"
+        padded = "dx" if self._problem.phase == "backward" else "y"
         return {
             **{name: self._number(name) for name in ("params", "dparams", "lengths", "seed")},
             "zeroed": self._number(padded) if "lengths" in self._buffers else _NONE, "aligned": self._number("reserve"),

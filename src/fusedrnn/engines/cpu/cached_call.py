@@ -15,9 +15,10 @@ import numpy as np
 from fusedrnn.arrays import Array
 from fusedrnn.engines.cpu.executor import Executor
 from fusedrnn.engines.cpu.guarded_call import GuardedCall
-from fusedrnn.engines.cpu.jobs import JobName, Problem
+from fusedrnn.engines.cpu.jobs import Problem
 from fusedrnn.engines.cpu.kernels.lowered_cell import state_letters
 from fusedrnn.engines.cpu.launch.kernel_args import signed
+from fusedrnn.engines.cpu.plan.sizes import Phase
 from fusedrnn.engines.cpu.reserve_layout import CpuResiduals
 from fusedrnn.engines.cpu.weights.cache import PackedWeights
 from fusedrnn.engines.operands import (
@@ -94,8 +95,8 @@ class CachedForward(_CachedCall):
         # a copy.
         self._params_in_place = self._unpacked and self._layout is None
         symbol = "weights" if not self._unpacked else "nothing" if self._params_in_place else "params"
-        job: JobName = "forward" if self._layout is None else "training"
-        problem = Problem(job, steps, batch, self._layout, not self._unpacked)
+        phase: Phase = "inference" if self._layout is None else "training"
+        problem = Problem(phase, steps, batch, self._layout, not self._unpacked)
         uses, arrays = forward_uses(self._letters), (x, params, *initial, y, *final)
         self._has_resets = operands.resets is not None
         if self._has_resets:

@@ -13,6 +13,7 @@ from fusedrnn.engines.cpu.guarded_call import GuardedJob
 from fusedrnn.engines.cpu.launch.kernel_args import signed
 from fusedrnn.engines.cpu.network_executor import NetworkExecutor, NetworkProblem
 from fusedrnn.engines.cpu.network_reserve import NetworkResiduals, are_packed, weights_addresses
+from fusedrnn.engines.cpu.plan.sizes import Phase
 from fusedrnn.engines.network import NetworkGradOperands, NetworkOperands
 from fusedrnn.engines.operands import RESETS_USE, ArrayUse, comparable, entries, misplaced_buffer, requests_of
 from fusedrnn.frozen_array import is_frozen
@@ -115,8 +116,8 @@ class CachedNetworkForward(_CachedNetworkCall):
         self._has_resets = operands.resets is not None
         if self._has_resets:
             uses, arrays = uses | RESETS_USE, [*arrays, operands.resets]
-        name: Any = "forward" if residuals is None else "training"
-        self._guarded = self._guard((name, steps, batch, self._layout, self._packed), uses, arrays, {})
+        phase: Phase = "inference" if residuals is None else "training"
+        self._guarded = self._guard((phase, steps, batch, self._layout, self._packed), uses, arrays, {})
 
     def __call__(
         self, x: Any, params: Any, states: Any, out: Any, seed: int = 0, resets: Any = None

@@ -10,12 +10,12 @@ from typing import Any
 from fusedrnn import env
 from fusedrnn.arrays import Array
 from fusedrnn.engines.cpu import tuning as tunings
-from fusedrnn.engines.cpu.jobs import JobName, Problem, load_for_calls
+from fusedrnn.engines.cpu.jobs import Problem, load_for_calls
 from fusedrnn.engines.cpu.kernels.lowered_cell import derivative_of, state_letters
 from fusedrnn.engines.cpu.launch.kernel_args import Args, Bind, KernelArgs, PlannedJob, signed
 from fusedrnn.engines.cpu.launch.struct_fields import lay_out_args
 from fusedrnn.engines.cpu.plan.plans import make_plan
-from fusedrnn.engines.cpu.plan.sizes import reads_unpacked
+from fusedrnn.engines.cpu.plan.sizes import Phase, reads_unpacked
 from fusedrnn.engines.cpu.plan.thread_trials import ThreadChoices
 from fusedrnn.engines.cpu.plan.weight_format import ANY_ROWS, max_narrow_rows, weight_target
 from fusedrnn.engines.cpu.reserve_layout import ReserveLayout, TrainingCall
@@ -50,13 +50,13 @@ class PlannedCall(PlannedJob[KernelArgs]):
     ) -> None:  # fmt: skip
         self.tiling, self.problem, self._directions_apart = weights.tiling, problem, directions_apart
         self._weights, self._tuning = weights.layout.layer_dirs, tuning
-        super().__init__(problem.job, job, threads)
+        super().__init__(problem.phase, job, threads)
 
     def _plan(self, threads: int, spinning: bool = False) -> KernelArgs:
-        name, steps, batch, layout, packed = self.problem
+        phase, steps, batch, layout, packed = self.problem
         spec = self.tiling.spec
         plan = make_plan(
-            spec, self.tiling.target, steps, batch, threads, "inference" if name == "forward" else name,
+            spec, self.tiling.target, steps, batch, threads, phase,
             recompute=layout is not None and layout.save == "states", spinning=spinning, packed=packed,
             tuning=self._tuning,
         )  # fmt: skip
@@ -102,17 +102,17 @@ class Executor:
             self._compile(training, weight_cache.tiling.target)
 
     def _compile(self, training: bool, target: Target) -> None:
-        names: tuple[JobName, ...] = ("training", "backward") if training else ("forward",)
-        for name in names:
-            self.job(name, target)
+        phases: tuple[Phase, ...] = ("training", "backward") if training else ("inference",)
+        for phase in phases:
+            self.job(phase, target)
 
-    def job(self, name: JobName, target: Target) -> Job:
-        """The compiled job ``"forward"``, ``"training"`` or ``"backward"`` for one of the targets of this spec."""
-        key = name, target.narrow_weights  # its targets differ in this alone; it hashes faster than a target
+    def job(self, phase: Phase, target: Target) -> Job:
+        """The compiled job of a phase for one of the targets of this spec."""
+        key = phase, target.narrow_weights  # its targets differ in this alone; it hashes faster than a target
         job = self._jobs.get(key)
         if job is None:
             with self._lock:
-                job = self._jobs[key] = load_for_calls(name, self.spec, target)
+                job = self._jobs[key] = load_for_calls(phase, self.spec, target)
         return job
 
     def reserve_bytes(self, steps: int, batch: int, save: SavePolicy, resets: bool = False) -> int:
@@ -123,9 +123,9 @@ class Executor:
         """Whether a call of this size uses unpacked weights."""
         return reads_unpacked(self.tiling, steps, batch, training, self.tuning)
 
-    def problem(self, job: JobName, steps: int, batch: int, layout: ReserveLayout | None) -> Problem:
+    def problem(self, phase: Phase, steps: int, batch: int, layout: ReserveLayout | None) -> Problem:
         """What a job is planned for, on parameters that are not frozen."""
-        return Problem(job, steps, batch, layout, not self.is_short(steps, batch, job != "forward"))
+        return Problem(phase, steps, batch, layout, not self.is_short(steps, batch, phase != "inference"))
 
     def weights(
         self, steps: int, batch: int, addresses: tuple[int, ...], training: bool, team: ThreadTeam, owner: object
@@ -201,13 +201,13 @@ class Executor:
     ) -> None:  # fmt: skip
         """Run a forward call; with ``call`` that training call, which fills the reserve. Skips the padding of y."""
         layout, seed = (None, 0) if call is None else (call.layout, call.seed)
-        job: JobName = "forward" if layout is None else "training"
+        phase: Phase = "inference" if layout is None else "training"
         values = (
             *x, *y, *initial, *final, weights.address, reserve,
             0 if varlen is None else varlen.row_offsets_address, signed(seed),
             *(self._no_options if options is None else options.values(self._num_letters)),
         )  # fmt: skip
-        problem = Problem(job, steps, batch, layout, bool(weights.address))
+        problem = Problem(phase, steps, batch, layout, bool(weights.address))
         self._run_job(problem, values, weights.matrices, varlen, team)
 
     def run_backward(
@@ -259,22 +259,22 @@ class Executor:
             logger.info(f"{name} {(now - began) * 1e6:.1f} us")
 
     def planned(self, problem: Problem, threads: int) -> PlannedCall:
-        """The planned call for a problem on so many threads; the last one of each job is cached."""
-        last = self._planned.get(problem.job)
+        """The planned call for a problem on so many threads; the last one of each phase is cached."""
+        last = self._planned.get(problem.phase)
         if last is not None and last.threads == threads and last.problem == problem:
             return last
         planned = self.plan(problem, threads)
-        self._planned[problem.job] = planned
+        self._planned[problem.phase] = planned
         self.debug = env.debug()
         if self.debug >= 1:
-            derivative = "" if problem.job == "forward" else f"; {derivative_of(self.spec.variant)}"
+            derivative = "" if problem.phase == "inference" else f"; {derivative_of(self.spec.variant)}"
             logger.info(f"{self.spec} on {planned.tiling.target.name}: {planned.args.plan}{derivative}")
         return planned
 
     def plan(self, problem: Problem, threads: int, directions_apart: bool = False) -> PlannedCall:
         """A new planned call for a problem on at most so many threads."""
         weights = self.weight_cache_for(problem.steps, problem.batch)
-        job = self.job(problem.job, weights.tiling.target)
+        job = self.job(problem.phase, weights.tiling.target)
         return PlannedCall(weights, self.tuning, problem, job, threads, directions_apart)
 
     def _execute(self, job: Job, args: Args, team: ThreadTeam, bind: Bind[Args]) -> bool:

@@ -1,9 +1,9 @@
-"""The compiled jobs of a cell: forward, forward that saves for backward, and backward."""
+"""The compiled jobs of a cell: inference, training, which is forward that saves for backward, and backward."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from fusedrnn.cell.cells import Variant
 from fusedrnn.engines.cpu.kernels.backward import build_backward
@@ -11,6 +11,7 @@ from fusedrnn.engines.cpu.kernels.common_kernels import build_common, build_comm
 from fusedrnn.engines.cpu.kernels.forward import build_forward
 from fusedrnn.engines.cpu.kernels.training import build_training
 from fusedrnn.engines.cpu.launch.call_kernel import load_bind, load_guarded_call
+from fusedrnn.engines.cpu.plan.sizes import Phase
 from fusedrnn.engines.cpu.reserve_layout import ReserveLayout
 from fusedrnn.engines.cpu.weights.pack_kernel import load_pack
 from fusedrnn.jit.builder import Module
@@ -20,20 +21,18 @@ from fusedrnn.runtime.fingerprint import load_fingerprint
 from fusedrnn.runtime.thread_pool import load_pool
 from fusedrnn.spec import RNNSpec
 
-JobName = Literal["forward", "training", "backward"]
-
 
 class Problem(NamedTuple):
     """What a plan depends on besides the spec and the threads.
 
     Attributes:
-        job: What the call computes.
+        phase: What the call computes.
         steps, batch: T and N.
         layout: The layout of a training call's reserve.
         packed: Whether the weights are packed, as those of a short call need not be.
     """
 
-    job: JobName
+    phase: Phase
     steps: int
     batch: int
     layout: ReserveLayout | None
@@ -42,8 +41,8 @@ class Problem(NamedTuple):
 
 _COMMON = {"common": build_common, "common_training": build_common_training}
 # What emits each job, the function to call, and the common modules whose functions it calls.
-_JOBS: dict[JobName, tuple[Callable[..., Module], str, tuple[str, ...]]] = {
-    "forward": (build_forward, "forward", ("common",)),
+_JOBS: dict[Phase, tuple[Callable[..., Module], str, tuple[str, ...]]] = {
+    "inference": (build_forward, "forward", ("common",)),
     "training": (build_training, "forward", ("common", "common_training")),
     "backward": (build_backward, "backward", ("common", "common_training")),
 }
@@ -55,19 +54,19 @@ def _common(name: str, compute: str, target: Target) -> bytes:
 
 
 @load_once(128)
-def load_job(name: JobName, variant: Variant, compute: str, target: Target) -> Job:
+def load_job(phase: Phase, variant: Variant, compute: str, target: Target) -> Job:
     """A job of a cell, a format of operands and a target."""
-    build, entry, common = _JOBS[name]
+    build, entry, common = _JOBS[phase]
     links = [_common(module, compute, target) for module in common]
-    code = load(f"{name}_{variant.slug}_{compute}", target, build, variant, compute, target, links=links)
+    code = load(f"{phase}_{variant.slug}_{compute}", target, build, variant, compute, target, links=links)
     return function(code, entry, 2)
 
 
-def load_for_calls(name: JobName, spec: RNNSpec, target: Target) -> Job:
+def load_for_calls(phase: Phase, spec: RNNSpec, target: Target) -> Job:
     """A job of a spec, with everything else that any call of it needs, so that no later call compiles."""
     load_bind()
     load_fingerprint()
     load_guarded_call()
     load_pool()
     load_pack(spec.operand_format, target)
-    return load_job(name, spec.variant, spec.operand_format, target)
+    return load_job(phase, spec.variant, spec.operand_format, target)

@@ -11,10 +11,10 @@ from fusedrnn.arrays import Array
 from fusedrnn.engines.cpu.cached_network import CachedFlatForward, CachedNetworkBackward, CachedNetworkForward
 from fusedrnn.engines.cpu.executor import Executor, Weights
 from fusedrnn.engines.cpu.guarded_call import try_to_cache
-from fusedrnn.engines.cpu.jobs import JobName
 from fusedrnn.engines.cpu.kernels.lowered_cell import state_letters
 from fusedrnn.engines.cpu.network_executor import NetworkExecutor, NetworkProblem, by_layer
 from fusedrnn.engines.cpu.network_reserve import NetworkReserveLayout, NetworkResiduals, are_packed
+from fusedrnn.engines.cpu.plan.sizes import Phase
 from fusedrnn.engines.cpu.varlen import VarLen
 from fusedrnn.engines.interface import SavePolicy
 from fusedrnn.engines.network import LayerStates, NetworkGradOperands, NetworkOperands
@@ -43,7 +43,7 @@ class CPUNetwork:
         """Inference."""
         steps, batch = operands.x.shape[:2]
         weights = self.executor.weights_of(operands.params, steps, batch, None)
-        return self._run_forward(operands, "forward", weights, _varlen(operands), None, {})
+        return self._run_forward(operands, "inference", weights, _varlen(operands), None, {})
 
     def train(
         self, operands: NetworkOperands, save: SavePolicy, seeds: Sequence[int]
@@ -58,7 +58,7 @@ class CPUNetwork:
         return final, NetworkResiduals(layout, tuple(seeds), varlen, operands.resets, lease, weights)
 
     def _run_forward(
-        self, operands: NetworkOperands, name: JobName, weights: tuple[Weights, ...], varlen: VarLen | None,
+        self, operands: NetworkOperands, phase: Phase, weights: tuple[Weights, ...], varlen: VarLen | None,
         layout: NetworkReserveLayout | None, values: dict[str, int],
     ) -> LayerStates:  # fmt: skip
         x, y = operands.x, operands.y
@@ -71,7 +71,7 @@ class CPUNetwork:
         values |= self._states("{}0", operands.states) | self._states("{}_n", final)
         values |= self._states("{}_reset", operands.reset_states)
         values |= self._all_states("all_{}", operands.all_states)
-        self.executor.run((name, steps, batch, layout, are_packed(weights)), values, weights, varlen)
+        self.executor.run((phase, steps, batch, layout, are_packed(weights)), values, weights, varlen)
         return final
 
     def backward(self, residuals: NetworkResiduals, operands: NetworkGradOperands) -> None:

@@ -7,12 +7,13 @@ from functools import partial
 
 from fusedrnn.arrays import Array
 from fusedrnn.engines.cpu.executor import Executor, Weights
-from fusedrnn.engines.cpu.jobs import JobName, Problem
+from fusedrnn.engines.cpu.jobs import Problem
 from fusedrnn.engines.cpu.kernels.lowered_cell import state_letters
 from fusedrnn.engines.cpu.launch.chain_args import ChainArgs, ChainedJob
 from fusedrnn.engines.cpu.launch.kernel_args import PlannedJob, signed, state_symbols
 from fusedrnn.engines.cpu.launch.network_links import NetworkLinks
 from fusedrnn.engines.cpu.network_reserve import NetworkReserveLayout, weights_addresses
+from fusedrnn.engines.cpu.plan.sizes import Phase
 from fusedrnn.engines.cpu.varlen import VarLen
 from fusedrnn.engines.interface import SavePolicy
 from fusedrnn.frozen_array import is_frozen
@@ -21,23 +22,23 @@ from fusedrnn.runtime.buffers import Scratch
 from fusedrnn.runtime.job_chain import load_job_chain
 from fusedrnn.runtime.thread_pool import get_num_threads, pool_team
 
-NetworkProblem = tuple[JobName, int, int, NetworkReserveLayout | None, tuple[bool, ...]]
-"""A job, T, N, the layout of a training call's reserve, and which layers' weights are packed."""
+NetworkProblem = tuple[Phase, int, int, NetworkReserveLayout | None, tuple[bool, ...]]
+"""A phase, T, N, the layout of a training call's reserve, and which layers' weights are packed."""
 
 
 class PlannedNetwork(PlannedJob[ChainArgs]):
     """The arguments of a network's job on at most so many threads."""
 
     def __init__(self, spec: NetworkSpec, layers: Sequence[Executor], problem: NetworkProblem, threads: int) -> None:
-        self.problem = name, steps, batch, layout, packed = problem
+        self.problem = phase, steps, batch, layout, packed = problem
         layouts = (None,) * len(layers) if layout is None else layout.layers
         self._layers = [
-            executor.planned(Problem(name, steps, batch, own, is_packed), threads)
+            executor.planned(Problem(phase, steps, batch, own, is_packed), threads)
             for executor, own, is_packed in zip(layers, layouts, packed, strict=True)
         ]
         offsets = () if layout is None else layout.offsets
-        self.links = NetworkLinks(spec, steps, batch, name == "backward", packed, layout is None, offsets)
-        super().__init__(name, load_job_chain(), threads)
+        self.links = NetworkLinks(spec, steps, batch, phase == "backward", packed, layout is None, offsets)
+        super().__init__(phase, load_job_chain(), threads)
 
     def _plan(self, threads: int, spinning: bool = False) -> ChainArgs:
         layers, links = self._layers, self.links
@@ -124,7 +125,7 @@ class NetworkExecutor:
         return tuple(weights)
 
     def planned(self, problem: NetworkProblem, threads: int) -> PlannedNetwork:
-        """The planned call for a problem on so many threads; the last one of each job is cached."""
+        """The planned call for a problem on so many threads; the last one of each phase is cached."""
         last = self._planned.get(problem[0])
         if last is None or last.threads != threads or last.problem != problem:
             last = self._planned[problem[0]] = PlannedNetwork(self.spec, self.layers, problem, threads)

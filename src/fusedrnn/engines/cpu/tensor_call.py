@@ -94,9 +94,9 @@ class TensorCall:
         self, executor: Executor, problem: Problem, team: ThreadTeam, varlen: VarLen | None,
         guards: Sequence[TensorGuard], constants: Mapping[str, int], describe: int,
     ) -> None:  # fmt: skip
-        name, steps, batch, *_ = problem
+        phase, steps, batch, *_ = problem
         planned = executor.planned(problem, team.threads)
-        self.is_possible = executor.is_short(steps, batch, name != "forward") and not executor.debug
+        self.is_possible = executor.is_short(steps, batch, phase != "inference") and not executor.debug
         if not self.is_possible:
             return
         self._executor, self._planned, self._varlen = executor, planned, varlen
@@ -111,7 +111,8 @@ class TensorCall:
         self._fields = {
             "items_offset": layout.items_offset, "size_offset": layout.size_offset, "type_offset": layout.type_offset,
             "describe": describe, "guards": self._guards.ctypes.data, "num_guards": len(guards),
-            "reserve_symbol": 0 if name == "forward" else symbols["reserve"], "workspace_symbol": symbols["workspace"],
+            "reserve_symbol": 0 if phase == "inference" else symbols["reserve"],
+            "workspace_symbol": symbols["workspace"],
             "dx_partials_symbol": symbols["dx_partials"] if computes_dx else 0, "args_symbol": symbols["args"],
         }  # fmt: skip
         self._structs: dict[int, tuple[int, Any]] = {}

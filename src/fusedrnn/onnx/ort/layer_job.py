@@ -117,4 +117,4 @@ class LayerJob:
 
 def _problem(steps: int, batch: int) -> Problem:
     """An inference call; frozen parameters are always packed."""
-    return Problem("forward", steps, batch, None, packed=True)
+    return Problem("inference", steps, batch, None, packed=True)
