@@ -17,6 +17,7 @@ from fusedrnn.engines.cpu.kernels.lowered_cell import LoweredStage
 from fusedrnn.engines.cpu.kernels.parameter_sums import ParameterSums, Share
 from fusedrnn.engines.cpu.kernels.products import gradient_format, products_of
 from fusedrnn.engines.cpu.kernels.thread_share import Program
+from fusedrnn.engines.cpu.kernels.workspace import ROW_PAIR, ROW_POSITION
 from fusedrnn.jit.builder import Declared, Function, Value
 
 
@@ -89,21 +90,22 @@ class GradientOperands(ParameterSums):
             active = self.active_in_batch(time)
             with f.loop(0, active) as sorted_row:
                 sequence = table_entry(f, c.sorted_indices, sorted_row, sorted_row)
-                for word, value in enumerate((time, sequence, self.time_before(time, sequence))):
-                    f.store(value, address.get() + 8 * word)
-                address.set(address.get() + 24)
+                position = zip(ROW_POSITION.names, (time, sequence, self.time_before(time, sequence)), strict=True)
+                for name, value in position:
+                    f.store(value, address.get() + ROW_POSITION.offset(name))
+                address.set(address.get() + ROW_POSITION.size)
             if self.multiplies_pairs:
                 with f.loop(0, active, 2) as sorted_row:
-                    pair = self.row_pairs + self.num_pairs.get() * 16
-                    f.store(first_row.get() + sorted_row, pair)
-                    f.store((active - sorted_row).at_most(2), pair + 8)
+                    pair = self.row_pairs + self.num_pairs.get() * ROW_PAIR.size
+                    f.store(first_row.get() + sorted_row, pair + ROW_PAIR.offset("first_row"))
+                    f.store((active - sorted_row).at_most(2), pair + ROW_PAIR.offset("num_rows"))
                     self.num_pairs.set(self.num_pairs.get() + 1)
                 first_row.set(first_row.get() + active)
 
     def _row_pair(self, pair: Value) -> tuple[Value, Value]:
         """The first row of a pair, and the number of its rows."""
-        first, num = (self.f.load(self.row_pairs + pair * 16 + word) for word in (0, 8))
-        return first, num
+        fields = ROW_PAIR.read(self.f, self.row_pairs + pair * ROW_PAIR.size)
+        return fields.first_row, fields.num_rows
 
     def join_gradients(self, stage: LoweredStage) -> None:
         """Replace this thread's transposed gradients of a stage by pairs, in place.
@@ -143,11 +145,12 @@ class GradientOperands(ParameterSums):
     def _pack_row(self, weights: Weights, feature: Value, row: Value, into: Value) -> None:
         """Pack a panel's features of a row as floats; rounded if the GEMM multiplies rounded floats."""
         f, p, v, (stage, of_state) = self.f, self.p, self.v, weights
-        time, sequence, before = (f.load(self.row_positions + row * 24 + 8 * word) for word in range(3))
+        position = ROW_POSITION.read(f, self.row_positions + row * ROW_POSITION.size)
+        time, sequence, time_before = position.time, position.sequence, position.time_before
         if of_state and stage.index:
             source = self.saved_state(self.saved_operand(stage), time, sequence)
         elif of_state:
-            source = self.saved_state(p.saved_h, before, sequence)
+            source = self.saved_state(p.saved_h, time_before, sequence)
         else:
             source = p.x + time * p.x_step + sequence * p.x_row
         for number in range(self.panel_vectors):

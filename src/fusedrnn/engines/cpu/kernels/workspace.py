@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Generic, NamedTuple, TypeVar
 
 from fusedrnn.engines.cpu.kernels.workspace_sizes import BackwardSizes, ForwardSizes
+from fusedrnn.jit.struct import Struct
 from fusedrnn.jit.sync import BARRIER_BYTES, CACHE_LINE, PROGRESS_BYTES
 
 Sizes = TypeVar("Sizes")
@@ -46,6 +47,12 @@ def packed_part_bytes(rows: int, gate_lanes: int, panel_bytes: int) -> int:
     ``gate_lanes`` are the elements of all gates of a unit vector.
     """
     return round_up_to_cache_line(_ADDRESS_BYTES * rows) + max(PACKED_K, gate_lanes) * panel_bytes
+
+
+ROW_POSITION = Struct("time", "sequence", "time_before")
+"""Where a row of a block of steps comes from; ``time_before`` is the time of the states that its step started from."""
+ROW_PAIR = Struct("first_row", "num_rows")
+"""Two rows of a step that one instruction multiplies, or the last one of a step."""
 
 
 class Arena(Generic[Sizes]):
@@ -163,10 +170,8 @@ _BACKWARD_THREAD: Arena[BackwardSizes] = Arena(
     "scratch_stride",
     # Addresses of rows: two tables for each stage, one for a chunk; one for the states of a chunk that is recomputed.
     row_tables=lambda s: _ADDRESS_BYTES * ((2 * s.num_stages + s.chunk) * s.rows + s.recomputed_rows),
-    # Time and sequence of each row of a block, and the time of the states before.
-    row_positions=lambda s: 3 * _ADDRESS_BYTES * s.block * s.batch,
-    # The first row of each pair of a block, and its number of rows, where pairs are multiplied.
-    row_pairs=lambda s: 2 * _ADDRESS_BYTES * s.row_pairs,
+    row_positions=lambda s: ROW_POSITION.size * s.block * s.batch,
+    row_pairs=lambda s: ROW_PAIR.size * s.row_pairs,
     # A row of zeros, the initial accumulators, then a panel of dx.
     panel=lambda s: s.panel_bytes * (1 + s.chunk * s.rows),
     packed=lambda s: s.packed_panels * s.inner * s.panel_bytes,
