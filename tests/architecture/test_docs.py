@@ -159,6 +159,21 @@ def test_every_file_has_a_summary():
         assert summary.endswith((".", "?", ":")), path
 
 
+def test_emitters_are_listed():
+    """The table of classes whose methods are those of several files has all of them, each with its file."""
+    table = TEXTS["docs/internals/kernels.md"].partition("## Who emits what")[2].partition("\n## ")[0]
+    emitters = {"ThreadShare"}
+    paths = sorted((PACKAGE / "engines" / "cpu" / "kernels").glob("*.py"))
+    classes = [(node, path) for path in paths for node in ast.parse(path.read_text(encoding="utf-8")).body]
+    classes = [(node, path) for node, path in classes if isinstance(node, ast.ClassDef)]
+    for _ in classes:
+        emitters |= {node.name for node, _ in classes if emitters & {ast.unparse(base) for base in node.bases}}
+    rows = table.splitlines()
+    for node, path in classes:
+        is_listed = any(f"`{node.name}`" in row and f"`{path.name}`" in row for row in rows)
+        assert is_listed is (node.name in emitters), node.name
+
+
 def test_names_of_the_code_exist():
     """Names in code spans of the pages on the code."""
     sources = [*PACKAGE.rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
