@@ -17,7 +17,7 @@ from functools import reduce
 from operator import or_
 
 from fusedrnn.cell.cells import Variant
-from fusedrnn.engines.cpu.kernels.backward_cell import CellGradient, StepPosition
+from fusedrnn.engines.cpu.kernels.backward_cell import BackwardStep, CellGradient
 from fusedrnn.engines.cpu.kernels.backward_emitter import CALL, emit_add_directions, emit_store_or_add
 from fusedrnn.engines.cpu.kernels.carried_gradients import CarriedGradients
 from fusedrnn.engines.cpu.kernels.direction_emitter import rows_of_time
@@ -25,7 +25,7 @@ from fusedrnn.engines.cpu.kernels.dropout import DROP_PANEL
 from fusedrnn.engines.cpu.kernels.gemm import GEMM
 from fusedrnn.engines.cpu.kernels.gemm_unpacked import UNPACKED_GEMM_NN
 from fusedrnn.engines.cpu.kernels.heads import Head
-from fusedrnn.engines.cpu.kernels.lowered_cell import STATE_LETTERS, LoweredStage, is_plain
+from fusedrnn.engines.cpu.kernels.lowered_cell import LoweredStage, is_plain
 from fusedrnn.engines.cpu.kernels.panel_matrix import ColVecs, LeftOperand, Matrix, Rows, UnpackedMatrix, WeightMatrix
 from fusedrnn.engines.cpu.kernels.recompute import Recompute
 from fusedrnn.engines.cpu.kernels.thread_share import Program, each_layer_dir, is_pipelined
@@ -107,7 +107,7 @@ class _DirectionLoop(CarriedGradients, CellGradient):
 
     def _enter(self) -> None:
         """Copy the gradients of the final states to the carried ones, and fill the tables of gradient rows."""
-        f, p = self.f, self.p
+        f = self.f
         f.fill_zero(self.zeros, f.constant(self.panel_bytes))
         with f.loop(0, self.rows) as row:
             sequence = self.sequence(row)
@@ -115,17 +115,16 @@ class _DirectionLoop(CarriedGradients, CellGradient):
                 for parity in (f.constant(0), f.constant(1)):
                     address = self.h_gate_grads(row, parity) + self.grads_offset(stage.first_h_gate)
                     f.store(address, self.grad_table(stage, parity) + row * 8)
-            for letter, name in zip(STATE_LETTERS, self.cell.states, strict=False):
-                final = getattr(p, f"d{letter}_n")
+            for name, final in self.state_fields("d{}_n"):
                 into = self.carried(name, row) + self.units_of_state(name).offset
                 self.load_state(name, final, sequence, into)
         self.barrier()
 
     def _exit(self) -> None:
         """Give the gradients of the initial states to the caller, if requested."""
-        f, c, p = self.f, self.c, self.p
-        for letter, name in zip(STATE_LETTERS, self.cell.states, strict=False):
-            initial, units = getattr(p, f"d{letter}0"), self.units_of_state(name)
+        f, c = self.f, self.c
+        for name, initial in self.state_fields("d{}0"):
+            units = self.units_of_state(name)
             with f.if_(initial.is_set), f.loop(0, self.rows) as row:
                 source = self.carried(name, row) + units.offset
                 into = self.state_row(name, initial, self.sequence(row))
@@ -146,7 +145,7 @@ class _DirectionLoop(CarriedGradients, CellGradient):
             self.cut_gradients(step, rows_of_step_after.get())
             self.add_state_gradients(time, active_rows)
             dy = rows_of_time(f, p.dy, p.dy_step, p.dy_row, p.dy_row_offsets, time)
-            self._step(StepPosition(step, time, active_rows, dy, chunk_parity, rows_done.get(), rows_in_block.get()))
+            self._step(BackwardStep(step, time, active_rows, dy, chunk_parity, rows_done.get(), rows_in_block.get()))
             rows_done.set(rows_done.get() + active_rows)
             rows_in_block.set(rows_in_block.get() + self.active_in_batch(time))
             rows_of_step_after.set(active_rows)
@@ -161,7 +160,7 @@ class _DirectionLoop(CarriedGradients, CellGradient):
             self.barrier()
         self.publish_layer(end)
 
-    def _step(self, position: StepPosition) -> None:
+    def _step(self, position: BackwardStep) -> None:
         """The cell's derivative, stage by stage, the last one first."""
         f = self.f
         for stage in reversed(self.maths_stages):

@@ -30,8 +30,8 @@ from fusedrnn.engines.cpu.kernels.moment_gradients import MomentGradients
 from fusedrnn.jit.builder import Value
 
 
-class StepPosition(NamedTuple):
-    """A step of the loop."""
+class BackwardStep(NamedTuple):
+    """A step of the time loop: what its rows have in common."""
 
     step: Value
     time: Value
@@ -114,7 +114,7 @@ class CellGradient(MomentGradients):
 
     params_requested: Value  # whether the caller asks for gradients of parameters
 
-    def grad_rows(self, stage: LoweredStage, row: Value, position: StepPosition) -> GradRows:
+    def grad_rows(self, stage: LoweredStage, row: Value, position: BackwardStep) -> GradRows:
         """The addresses of this thread's row in a step."""
         f, c, p, v, time = self.f, self.c, self.p, self.v, position.time
         sequence = self.sequence(row)

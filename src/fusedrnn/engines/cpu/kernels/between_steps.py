@@ -28,8 +28,8 @@ class BetweenSteps(StateEmitter):
     def _copy_states(self, step: Value, time: Value, active_rows: Value) -> None:
         """Copy this thread's units of the states that the output does not show, where the caller requests them."""
         f, c, p = self.f, self.c, self.p
-        for letter, name in self.other_states:
-            base, units = getattr(p, f"all_{letter}"), self.units_of_state(name)
+        for name, base in self.state_fields("all_{}", self.first_other_state):
+            units = self.units_of_state(name)
             row_bytes = c.directions * units.size * self.v.item
             buffer_offset = (1 - (step & 1)) * self.h_size if name == self.cell.first_state else f.constant(0)
             with f.if_(base.is_set):

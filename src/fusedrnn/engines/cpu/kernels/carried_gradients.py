@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from fusedrnn.engines.cpu.kernels.backward_emitter import BackwardEmitter
 from fusedrnn.engines.cpu.kernels.direction_emitter import rows_of_time
-from fusedrnn.engines.cpu.kernels.lowered_cell import STATE_LETTERS
 from fusedrnn.jit.builder import Function, Value
 
 
@@ -15,12 +14,12 @@ class CarriedGradients(BackwardEmitter):
 
     def cut_gradients(self, step: Value, num_rows: Value) -> None:
         """Clear carried gradients of rows that were reset before the later step; first add them to the reset's."""
-        f, p = self.f, self.p
+        f = self.f
         with f.if_(self.c.resets.is_set), f.loop(0, num_rows) as row:
             sequence = self.sequence(row)
             with f.if_(self.is_reset(self.backward_time(step - 1), sequence).is_set):
-                for letter, name in zip(STATE_LETTERS, self.cell.states, strict=False):
-                    units, gradient = self.units_of_state(name), getattr(p, f"d{letter}_reset")
+                for name, gradient in self.state_fields("d{}_reset"):
+                    units = self.units_of_state(name)
                     carried = self.carried(name, row) + units.offset
                     with f.if_(gradient.is_set):
                         into = self.state_row(name, gradient, sequence)
@@ -30,8 +29,8 @@ class CarriedGradients(BackwardEmitter):
     def add_state_gradients(self, time: Value, num_rows: Value) -> None:
         """Add the gradients of the states of that time, if the caller got every state of every step."""
         f, c, p, v = self.f, self.c, self.p, self.v
-        for letter, name in self.other_states:
-            base, units = getattr(p, f"dall_{letter}"), self.units_of_state(name)
+        for name, base in self.state_fields("dall_{}", self.first_other_state):
+            units = self.units_of_state(name)
             row_bytes = c.directions * units.size * v.item
             with f.if_(base.is_set):
                 rows = rows_of_time(f, base, c.batch * row_bytes, row_bytes, p.dy_row_offsets, time)

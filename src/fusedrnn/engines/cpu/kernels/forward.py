@@ -55,8 +55,8 @@ OutputRows = dict[Result | str, Value]
 means and variances. With residual connections also "x", the input that the output is added to."""
 
 
-class StepPosition(NamedTuple):
-    """A step of the loop."""
+class ForwardStep(NamedTuple):
+    """A step of the time loop: what its rows have in common."""
 
     step: Value
     time: Value
@@ -192,14 +192,14 @@ class Inference(InitialAccumulators, BetweenSteps, Reductions, OutputStores):
         c, p = self.c, self.p
         gates = self.gate_rows + rows_done * c.gates_stride
         y = rows_of_time(self.f, p.y, p.y_step, p.y_row, p.y_row_offsets, time)
-        position = StepPosition(step, time, active_rows, rows_done, gates, y)
+        position = ForwardStep(step, time, active_rows, rows_done, gates, y)
         for stage in self.maths_stages:
             if stage.index:
                 self.barrier()
             run = self._stage if stage in self.gemm_stages else self._elementwise
             run(stage, position)
 
-    def _elementwise(self, stage: LoweredStage, position: StepPosition) -> None:
+    def _elementwise(self, stage: LoweredStage, position: ForwardStep) -> None:
         """A stage without a GEMM: of reductions, or of maths alone."""
         f, c = self.f, self.c
         with f.loop(0, position.active_rows) as row:
@@ -210,7 +210,7 @@ class Inference(InitialAccumulators, BetweenSteps, Reductions, OutputStores):
             with f.loop(self.hidden.first, self.hidden.last) as unit_vec:
                 self._cell(CellPosition(stage, row, unit_vec, gate_row, self.recurrent), position.step & 1, output_rows)
 
-    def _stage(self, stage: LoweredStage, position: StepPosition) -> None:
+    def _stage(self, stage: LoweredStage, position: ForwardStep) -> None:
         """A stage's GEMM and the cell's maths on its results, for one block of units after the other."""
         f, c = self.f, self.c
         parity = position.step & 1
@@ -255,7 +255,7 @@ class Inference(InitialAccumulators, BetweenSteps, Reductions, OutputStores):
             else:
                 self._weights(stage, head).gemm(a, cols, c, c_in, next_panel)
 
-    def _output_rows(self, position: StepPosition, row: Value) -> OutputRows:
+    def _output_rows(self, position: ForwardStep, row: Value) -> OutputRows:
         """Where a row's results of a time go, in addition to the state buffers."""
         y = position.y + self.sequence(row) * self.p.y_row
         return {"y": y, **self.residual_row(self.x_rows, position.chunk_row + row)}

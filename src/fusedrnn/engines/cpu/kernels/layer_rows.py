@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from fusedrnn.cell.leaves import NewState, Output
@@ -60,11 +62,15 @@ class LayerRows(ThreadShare):
         """The result that is the output."""
         return NewState(self.cell.first_state) if self.cell.output is None else Output()
 
+    def state_fields(self, form: str, first: int = 0) -> Iterator[tuple[str, Value]]:
+        """For each state its name and the field of a form, such as ``"{}0"`` for h0 and c0; from state ``first`` on."""
+        for letter, name in islice(zip(STATE_LETTERS, self.cell.states, strict=False), first, None):
+            yield name, getattr(self.p, form.format(letter))
+
     @property
-    def other_states(self) -> list[tuple[str, str]]:
-        """The letter and the name of each state that the output does not show."""
-        named = list(zip(STATE_LETTERS, self.cell.states, strict=False))
-        return named if self.is_residual or self.cell.output is not None else named[1:]
+    def first_other_state(self) -> int:
+        """The number of the first state that the output does not show."""
+        return 0 if self.is_residual or self.cell.output is not None else 1
 
     def residual_row(self, table: Value, index: Value) -> dict[Any, Value]:
         """The row of the input that is added to this direction's output, as "x"; from a table of such rows."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from fusedrnn.engines.cpu.kernels.bfloat16_products import rounded_to_bfloat16
 from fusedrnn.engines.cpu.kernels.direction_emitter import DirectionEmitter
-from fusedrnn.engines.cpu.kernels.lowered_cell import STATE_LETTERS, LoweredStage
+from fusedrnn.engines.cpu.kernels.lowered_cell import LoweredStage
 from fusedrnn.engines.cpu.kernels.operand_rows import CONVERT_ROW
 from fusedrnn.engines.cpu.kernels.thread_share import Program
 from fusedrnn.jit.builder import Declared, Value
@@ -67,11 +65,6 @@ class StateEmitter(DirectionEmitter):
         address = address + c.c_offset
         return address + c.batch * c.state_stride * (number - 1) if number > 1 else address
 
-    def _caller_states(self) -> Iterator[tuple[str, Value, Value]]:
-        """For each state its name and the caller's arrays of initial and final values, 0 if absent."""
-        for letter, name in zip(STATE_LETTERS, self.cell.states, strict=False):
-            yield name, getattr(self.p, f"{letter}0"), getattr(self.p, f"{letter}_n")
-
     def enter(self) -> None:
         """Copy the initial states into the buffers, and fill the tables of operand rows."""
         f = self.f
@@ -82,7 +75,7 @@ class StateEmitter(DirectionEmitter):
                 f.store(self.h_operand(row) + self.h_size, self.h_rows + (self.rows + row) * 8)
             for stage in self.later_gemm_stages:
                 f.store(self.operand_row(stage, row), self.operand_table(stage, f.constant(0)) + row * 8)
-            for name, initial, _ in self._caller_states():
+            for name, initial in self.state_fields("{}0"):
                 units = self.units_of_state(name)
                 into = self.state_buffer(name, row) + units.offset
                 self.load_state(name, initial, sequence, into)
@@ -98,11 +91,11 @@ class StateEmitter(DirectionEmitter):
 
     def replace_states(self, row: Value, sequence: Value, parity: Value) -> None:
         """Replace this thread's part of a row's states by the states of a reset; h in the buffer of that parity."""
-        for letter, name in zip(STATE_LETTERS, self.cell.states, strict=False):
+        for name, reset_state in self.state_fields("{}_reset"):
             into = self.state_buffer(name, row) + self.units_of_state(name).offset
             if name == self.cell.first_state:
                 into = into + parity * self.h_size
-            self.load_state(name, getattr(self.p, f"{letter}_reset"), sequence, into)
+            self.load_state(name, reset_state, sequence, into)
             if name == self.cell.first_state:
                 self._convert_h(row, into, parity)
 
@@ -125,7 +118,7 @@ class StateEmitter(DirectionEmitter):
         with f.loop(0, self.rows) as row:
             sequence = self.sequence(row)
             steps = p.reverse.is_zero.select(self.length(row), c.steps)
-            for name, _, final in self._caller_states():
+            for name, final in self.state_fields("{}_n"):
                 units = self.units_of_state(name)
                 source = self.state_buffer(name, row) + units.offset
                 if name == self.cell.first_state:

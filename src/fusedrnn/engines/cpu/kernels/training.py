@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from fusedrnn.cell.cells import Variant
 from fusedrnn.cell.leaves import KeptProduct, NewState, Output, ReducedRow, Saved, StageOperand
-from fusedrnn.engines.cpu.kernels.forward import Inference, OutputRows, StepPosition, build_job
-from fusedrnn.engines.cpu.kernels.lowered_cell import STATE_LETTERS, LoweredStage, Result
+from fusedrnn.engines.cpu.kernels.forward import ForwardStep, Inference, OutputRows, build_job
+from fusedrnn.engines.cpu.kernels.lowered_cell import LoweredStage, Result
 from fusedrnn.engines.cpu.kernels.thread_share import Program
 from fusedrnn.jit.builder import Module, Value
 from fusedrnn.jit.target import Target
@@ -44,10 +44,10 @@ class _Training(Inference):
         """Save what replaces the states of a sequence as those of time T + 1."""
         f, c = self.f, self.c
         with f.if_(c.resets.is_set):
-            for letter, name in zip(STATE_LETTERS, self.cell.states, strict=False):
+            for name, reset_state in self.state_fields("{}_reset"):
                 saved = self.saved_state(self._saved_arrays()[NewState(name)], c.steps + 1, sequence)
                 into = saved + self.units_of_state(name).offset
-                self.load_state(name, getattr(self.p, f"{letter}_reset"), sequence, into)
+                self.load_state(name, reset_state, sequence, into)
 
     def _input_row(self, source: Value, time: Value, sequence: Value, index: Value) -> Value:
         """Save the network's input; apply dropout to what a layer reads from the one below."""
@@ -59,7 +59,7 @@ class _Training(Inference):
         into = self.scratch + c.masked_offset + index * c.masked_row
         return self.masked_input_row(source, into, sequence, time)
 
-    def _output_rows(self, position: StepPosition, row: Value) -> OutputRows:
+    def _output_rows(self, position: ForwardStep, row: Value) -> OutputRows:
         time, sequence = position.time, self.sequence(row)
         states = {result: self.saved_state(base, time, sequence) for result, base in self._saved_arrays().items()}
         offset = time * self.c.saved_values_step + sequence * self.c.saved_values_row
