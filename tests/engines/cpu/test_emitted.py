@@ -11,14 +11,16 @@ import pytest
 
 from assembly import TARGETS, common_functions, loops, parsed
 from fusedrnn.cell.cells import FAMILIES
+from fusedrnn.cells import sru
 from fusedrnn.engines.cpu.kernels.backward import build_backward
 from fusedrnn.engines.cpu.kernels.dropout import DROP_PANEL, DROP_ROW
 from fusedrnn.engines.cpu.kernels.forward import build_forward
 from fusedrnn.engines.cpu.kernels.gemm import GEMM, GEMM_TN
 from fusedrnn.engines.cpu.kernels.gemm_unpacked import UNPACKED_GEMM_NN, UNPACKED_GEMM_NT
+from fusedrnn.engines.cpu.kernels.stages import derivative_of
 from fusedrnn.engines.cpu.kernels.training import build_training
 from fusedrnn.jit.target import Target, is_x86
-from fusedrnn.spec import DTYPES, MODES
+from fusedrnn.spec import DTYPES, MODES, RNNSpec
 from variants import variant_spec
 
 pytestmark = pytest.mark.skipif(not is_x86(), reason="reads x86 assembly")
@@ -31,13 +33,19 @@ BUILDERS = {"forward": build_forward, "training": build_training, "backward": bu
 EXPORTED = GEMM, GEMM_TN, UNPACKED_GEMM_NT, UNPACKED_GEMM_NN, DROP_PANEL, DROP_ROW
 # A cell of two stages, and one with every option.
 VARIANTS = {name: variant_spec(name, 8, 8).variant for name in ("reset-before", "lstm-all")}
+WITHOUT_GEMM = {"sru": RNNSpec(sru, 8, 8).variant}
 
 
 @cache
 def functions(mode, dtype, target, module="forward"):
     """The assembly of a cell's module: the lines of each function by name."""
-    variant = VARIANTS[mode] if mode in VARIANTS else FAMILIES[mode].default
-    return parsed(BUILDERS[module](variant, dtype, target), target)
+    return parsed(BUILDERS[module](variant_of(mode), dtype, target), target)
+
+
+def variant_of(mode):
+    """The default variant of a mode, or the one of that name."""
+    named = VARIANTS | WITHOUT_GEMM
+    return named[mode] if mode in named else FAMILIES[mode].default
 
 
 def multiplying(lines, dtype):
@@ -138,6 +146,18 @@ def test_gate_maths_uses_whole_vectors(dtype, pinned, module, function, quotient
     assert all(f"%{REGISTERS[pinned.name]}" in line for line in divisions)
     scalar = {"float32": "ss", "float64": "sd"}[dtype]
     assert not [line for line in lines if re.match(rf"v?(div|mul|fmadd\d+|add|sub){scalar}\b", line)]
+
+
+@pytest.mark.parametrize("module", ["training", "backward"])
+@pytest.mark.parametrize("mode", ["lstm", "gru", "reset-before", *WITHOUT_GEMM])
+def test_steps_prefetch_what_the_next_one_needs(mode, module):
+    """Each vector of saved values, and of y or dy; only in cells with a GEMM in each step, which hides the time."""
+    (avx512,) = (target for target in TARGETS if target.name == "avx512")
+    variant = variant_of(mode)
+    lines = functions(mode, "float32", avx512, module)["direction_loop"]
+    num_values = len(derivative_of(variant).saved) + 1
+    num_prefetches = sum(line.startswith("prefetcht1") for line in lines)
+    assert num_prefetches == 0 if mode in WITHOUT_GEMM else num_prefetches >= num_values
 
 
 def called(lines):

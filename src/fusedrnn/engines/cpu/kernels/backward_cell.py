@@ -1,4 +1,7 @@
-"""The derivative of a cell's stage for one vector of units of one row: gate gradients, and gradients of states."""
+"""The derivative of a cell's stage for one vector of units of one row: gate gradients, and gradients of states.
+
+A load from memory that forward or the caller has filled prefetches what the next step of the loop loads at this place.
+"""
 
 from __future__ import annotations
 
@@ -99,14 +102,18 @@ class _Leaves:
             case OperandCotangent(index):
                 return v.load(rows.operands[index] + offset)
             case Saved(index):
-                return v.load(rows.saved + (unit_vec * emitter.num_saved + index) * v.bytes)
+                saved = rows.saved + (unit_vec * emitter.num_saved + index) * v.bytes
+                emitter.prefetch_previous(saved, emitter.c.saved_values_step)
+                return v.load(saved)
             case ParamVector() | ParamScalar():
                 return emitter.parameter(leaf, unit_vec)
             case RowMean() | RowVariance():
                 return emitter.load_moment(leaf, rows.moments)
             case MeanCotangent() | VarianceCotangent():
                 return emitter.load_moment_grad(leaf, rows.row)
-        return v.load(rows.states[leaf] + offset, v.item)
+        state = rows.states[leaf] + offset
+        emitter.prefetch_previous(state, emitter.c.saved_state_step)
+        return v.load(state, v.item)
 
 
 class CellGradient(MomentGradients):
@@ -208,6 +215,7 @@ class CellGradient(MomentGradients):
         f, v = self.f, self.v
         total = f.var(v.const(0.0))
         with f.if_(self.p.dy.is_set):
+            self.prefetch_previous(dy, self.p.dy_step)
             total.set(self.load_tail(dy, units_left))
             with f.if_(self.p.dy_second.is_set):
                 total.set(total.get() + v.load(dy_second, v.item))

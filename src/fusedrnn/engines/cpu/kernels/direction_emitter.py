@@ -100,11 +100,28 @@ class DirectionEmitter(HeadShare, RowValues, LayerRows):
 
     def previous_time(self, time: Value) -> Value:
         """The time of the step before, in this direction."""
-        return time + self.p.reverse.is_set.select(self.f.constant(1), -1)
+        return time - self._time_step()
 
     def next_time(self, time: Value) -> Value:
         """The time of the step after, in this direction."""
-        return time + self.p.reverse.is_set.select(self.f.constant(-1), 1)
+        return time + self._time_step()
+
+    def _time_step(self) -> Value:
+        """From the time of a step to that of the next: 1, or -1 in the reverse direction."""
+        return self.p.reverse.is_set.select(self.f.constant(-1), 1)
+
+    def prefetch_next(self, address: Value, stride: Value) -> None:
+        """Prefetch into L2 what the next step of the forward loop has at this place, ``stride`` bytes a time.
+
+        The GEMM between the two steps hides the time that this takes, so cells without such a GEMM do not prefetch.
+        """
+        if self.stages:
+            self.f.prefetch(address + self._time_step() * stride, cache=2)
+
+    def prefetch_previous(self, address: Value, stride: Value) -> None:
+        """The same for the step before, which is the next one of the backward loop."""
+        if self.stages:
+            self.f.prefetch(address - self._time_step() * stride, cache=2)
 
     def is_reset(self, time: Value, sequence: Value) -> Value:
         """Whether the states of a sequence are replaced before the step at that time, 0 or 1, in a call with resets.

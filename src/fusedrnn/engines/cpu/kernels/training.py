@@ -2,6 +2,8 @@
 
 Every state, and the values that backward needs, go to the reserve. From there each layer reads its input, after
 dropout: the states of the layer below, or its outputs if these are no states.
+
+A store of a vector prefetches the place where the next step stores one.
 """
 
 from __future__ import annotations
@@ -72,12 +74,17 @@ class _Training(Inference):
         f, v, num_saved = self.f, self.v, len(self.derivative.saved)
         if isinstance(result, Saved):
             with f.if_(self.p.saved_values.is_set):
-                v.store(value, output_rows["saved"] + (unit_vec * num_saved + result.index) * v.bytes)
+                into = output_rows["saved"] + (unit_vec * num_saved + result.index) * v.bytes
+                v.store(value, into)
+                self.prefetch_next(into, self.c.saved_values_step)
             return
         if isinstance(result, (KeptProduct, ReducedRow)):
             return
         if not isinstance(result, Output):
-            self.store_tail(value, unit_vec, output_rows[result] + unit_vec * v.bytes, self.units_of(stage).size)
+            into = output_rows[result] + unit_vec * v.bytes
+            self.store_tail(value, unit_vec, into, self.units_of(stage).size)
+            self.prefetch_next(into, self.c.saved_state_step)
         if result == self.output_result:
             with f.if_(self.p.y.is_set):
                 self.store_output(value, unit_vec, output_rows["y"], output_rows.get("x"))
+                self.prefetch_next(output_rows["y"] + unit_vec * v.bytes, self.p.y_step)
