@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 
 import fusedrnn.torch
 from fusedrnn.torch import accelerate, restore
+from fusedrnn.torch.network import template
 from fusedrnn.torch.short_call import ShortCall
 from fusedrnn.torch.tensor_guards import DESCRIBE
 from torch_layers import KINDS, LAYERS, flat, make_pair
@@ -364,6 +365,25 @@ def test_weights_may_not_change_between_forward_and_backward(kind):
             next(parameter for name, parameter in net.named_parameters() if "weight_ih" in name).mul_(2)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             results[0].sum().backward()
+
+
+@pytest.mark.parametrize("num_bytes", [0, 4])
+def test_a_weight_loses_its_memory_between_forward_and_backward(num_bytes):
+    """Also in a backward call that is prepared: no freed memory is read."""
+    cell = fusedrnn.torch.GRUCell(I, H)
+    x, h = operands("GRUCell")
+    for _ in range(4):
+        cell(x, h).sum().backward()
+    y = cell(x, h)
+    cell.weight_hh.untyped_storage().resize_(num_bytes)
+    with pytest.raises(RuntimeError, match="memory of a weight"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("shape", [(1,), (7,), (1, 1), (1, 7), (7, 1), (2, 3), (1, 2, 3), (2, 1, 3), (2, 3, 4)])
+def test_tensors_like_a_template_are_as_new(shape):
+    like, new = torch.empty_like(template(torch.float64, shape)), torch.empty(shape, dtype=torch.float64)
+    assert (like.shape, like.stride(), like.dtype, like.device) == (shape, new.stride(), new.dtype, new.device)
 
 
 def test_threads_call_a_module_at_once():

@@ -35,8 +35,8 @@ class FusedRNN(torch.autograd.Function):
         network, needs_grad = shape.network, ctx.needs_input_grad[2:]
         several_steps, under_autocast = shape.steps > 1, for_backward.under_autocast
         ctx.numbers = saved, unsaved = network.saved_operands(needs_grad, several_steps, under_autocast)
-        weights = for_backward.weights
-        if under_autocast and not for_backward.packed:
+        weights, is_packed = for_backward.weights, for_backward.packed
+        if under_autocast and not is_packed:
             # Backward also reads matrices that are not saved here, but only for results that are not used.
             read = network.saved_operands(needs_grad, several_steps)[0]
             weights = [
@@ -44,9 +44,9 @@ class FusedRNN(torch.autograd.Function):
                 for number, weight in enumerate(weights, len(operands) - len(weights))
             ]
         # Packed weights are a copy. Other weights are the parameters' own memory, which hooks need not see twice.
-        packed = weights if for_backward.packed else ()
+        packed = weights if is_packed else ()
         ctx.save_for_backward(for_backward.reserve, *packed, *[operands[number] for number in saved])
-        ctx.weights = None if packed else weights
+        ctx.weights = None if is_packed else weights
         ctx.unsaved = [(operands[number], _version(operands[number])) for number in unsaved]
         ctx.shape, ctx.call = shape, for_backward.call
         ctx.set_materialize_grads(False)
@@ -78,7 +78,6 @@ def _gradients(
 ) -> list[Tensor | None]:
     """What :func:`fusedrnn.torch.tensor_calls.backward` returns, by a prepared call if there is one."""
     if shape.backwards is not None and not saved.packed:
-        tensor_calls.check_exist(saved.weights)
         dy, dfinal = tensor_calls.readable(dy, dfinal)
         backward = short_backward.prepared(shape, saved.call, needs_grad, dy, dfinal, saved.weights)
         grads = None if backward is None else backward.run(saved.reserve, saved.weights, dy, dfinal)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fusedrnn.engines.cpu.tensor_call import TensorCall
 from fusedrnn.torch import tensor_calls
-from fusedrnn.torch.network import CallShape, Tensors
+from fusedrnn.torch.network import CallShape, Tensors, template
 from fusedrnn.torch.openmp import team
 from fusedrnn.torch.tensor_guards import DESCRIBE, guard_of
+
+_empty_like = torch.empty_like
 
 
 class ShortBackward:
@@ -36,19 +39,22 @@ class ShortBackward:
         weights: Tensors,
     ) -> None:  # fmt: skip
         network, first_weight = shape.network, 1 + shape.network.num_states
-        self._like = network.like
         shapes = [(*shape.leading, network.spec.input_size), *shape.state_shapes, *network.weight_shapes]
         has_dstates = True in needs_grad[1:first_weight]
         entries = network.spec.layout.by_layer_direction
         symbols = ["dx", *network.state_symbols("d{}0"), *(entry.name for entry in entries)]
-        self._computed = [
+        computed = [
             needed or (has_dstates and 0 < number < first_weight) for number, needed in enumerate(needs_grad)
         ]
-        self._needs_grad, self._shapes = needs_grad, shapes
+        self._needs_grad = needs_grad
+        self._like = [
+            template(network.dtype, size) if is_computed else None
+            for size, is_computed in zip(shapes, computed, strict=True)
+        ]
         cotangents = zip((dy, *dfinal), ("dy", *network.state_symbols("d{}_n")), strict=False)
         guards = [guard_of(cotangent, symbol) for cotangent, symbol in cotangents if cotangent is not None]
         guards += [
-            guard_of(weight, f"unpacked {entry.name}")
+            guard_of(weight, f"unpacked {entry.name}")._replace(data=weight.data_ptr())
             for weight, entry in zip(weights, entries, strict=True) if weight is not None
         ]  # fmt: skip
         grads = self._new_grads()
@@ -72,9 +78,7 @@ class ShortBackward:
         return [grad if needed else None for grad, needed in zip(grads, self._needs_grad, strict=True)]
 
     def _new_grads(self) -> list[Tensor | None]:
-        new_empty = self._like.new_empty
-        computed = zip(self._shapes, self._computed, strict=True)
-        return [new_empty(shape) if is_computed else None for shape, is_computed in computed]
+        return [None if like is None else _empty_like(like) for like in self._like]
 
 
 def prepared(
@@ -84,6 +88,7 @@ def prepared(
     assert shape.backwards is not None
     key = needs_grad, dy is None, *[cotangent is None for cotangent in dfinal]
     if key not in shape.backwards:
+        tensor_calls.check_exist(weights)  # later, the guards compare their addresses
         backward = ShortBackward(shape, call, needs_grad, dy, dfinal, weights)
         shape.backwards[key] = backward if backward.is_possible else None
     known: ShortBackward | None = shape.backwards[key]

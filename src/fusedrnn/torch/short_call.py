@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fusedrnn.engines.cpu.tensor_call import TensorCall, TensorGuard
 from fusedrnn.torch import autocast, dispatch, eager, tensor_calls
-from fusedrnn.torch.network import CallShape
+from fusedrnn.torch.network import CallShape, template
 from fusedrnn.torch.openmp import team
 from fusedrnn.torch.plan import ModulePlan, in_operator_order
 from fusedrnn.torch.tensor_guards import DESCRIBE, guard_of
@@ -23,6 +23,7 @@ from fusedrnn.torch.tensor_guards import DESCRIBE, guard_of
 # Bound once: attribute lookups are a large part of a call of one step.
 _is_grad_enabled = torch.is_grad_enabled
 _get_num_threads = torch.get_num_threads
+_empty_like = torch.empty_like
 _is_neg = Tensor.is_neg
 _requires_grad = attrgetter("requires_grad")
 
@@ -65,7 +66,11 @@ class ShortCall:
         self._sizes_of_states = [state.shape for state in states or ()]
         self._index_shapes = _index_shapes(x) if is_packed else None
         self._is_transposed = not plan.is_cell and not is_packed and module.batch_first
-        self._output_shape = None if plan.is_cell else (*shape.leading, shape.network.output_size)
+        self._final_like = [template(self._dtype, size) for size in shape.state_shapes]
+        output_shape = None if plan.is_cell else (*shape.leading, shape.network.output_size)
+        self._output_like = None if output_shape is None else template(self._dtype, output_shape)
+        # They share the memory of the weights, which the guards compare.
+        self._own_weights = tensor_calls.own_tensors(weights)
         self._is_grad_enabled = _is_grad_enabled()
         self._needs_grad = [*map(_requires_grad, (data, *(states or ()), *self._parameters))]
         executor = shape.network.executor
@@ -92,7 +97,7 @@ class ShortCall:
             for weight, entry in zip(self._weights, entries, strict=True) if weight is not None
         ]  # fmt: skip
         flat = [TensorGuard(weight, is_same=True) for weight in self._flat_weights(module)]
-        y, final = self._new_results(x)
+        y, final = self._new_results()
         return [
             guard_of(x, "x"), *map(guard_of, states, network.state_symbols("{}0")), *parameters, *flat,
             *map(guard_of, final, network.state_symbols("{}_n")), guard_of(y, "y"),
@@ -142,7 +147,7 @@ class ShortCall:
         if is_packed and x.unsorted_indices is not None:
             final = tuple([state.index_select(1, x.unsorted_indices) for state in final])
         result = final if len(final) > 1 else final[0]
-        if self._output_shape is None:
+        if self._output_like is None:
             return result
         if self._is_transposed:
             y = y.transpose_(0, 1)
@@ -150,17 +155,17 @@ class ShortCall:
 
     def run(self, module: Any, x: Tensor, states: Sequence[Tensor]) -> Sequence[Any] | None:
         """The output, None for a cell, and the final states; None if a tensor does not pass its guard."""
-        y, final = self._new_results(x)
+        y, final = self._new_results()
         parameters = map(module._parameters.get, self._names)
         tensors = (x, *states, *parameters, *self._flat_weights(module), *final, y)
-        if self._output_shape is None:
+        if self._output_like is None:
             y = None
         if self._training_call is None:
             return (y, *final) if self._call.run(tensors, team()) else None
         reserve, address = tensor_calls.new_reserve(self.shape.network.executor, self._training_call.layout.size)
         if not self._call.run(tensors, team(), address):
             return None
-        saved = tensor_calls.SavedForBackward(reserve, tensor_calls.own_tensors(self._weights), self._training_call)
+        saved = tensor_calls.SavedForBackward(reserve, self._own_weights, self._training_call)
         initial = states if self._num_states else (None,) * len(final)
         return eager.record(self.shape, (y, tuple(final), saved), x, initial, self._weights)
 
@@ -177,10 +182,10 @@ class ShortCall:
         flat: Sequence[Any] = module._flat_weights if self._plan.has_flat_weights else ()
         return flat
 
-    def _new_results(self, x: Tensor) -> tuple[Any, list[Tensor]]:
+    def _new_results(self) -> tuple[Any, list[Tensor]]:
         """Memory for the output, or a cell's next h, and for the final states."""
-        final = [x.new_empty(shape) for shape in self.shape.state_shapes]
-        return final[0] if self._output_shape is None else x.new_empty(self._output_shape), final
+        final = [*map(_empty_like, self._final_like)]
+        return final[0] if self._output_like is None else _empty_like(self._output_like), final
 
 
 def as_tuple(hx: Any) -> tuple[Any, ...]:

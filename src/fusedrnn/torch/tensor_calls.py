@@ -13,7 +13,7 @@ from torch import Tensor
 from fusedrnn.engines.cpu.state_options import StateOptions
 from fusedrnn.engines.interface import NULL, GradAddresses, StridedAddress
 from fusedrnn.runtime.thread_pool import ThreadTeam
-from fusedrnn.torch.network import BYTES, CallShape, Network, Results, Tensors, check_trainable
+from fusedrnn.torch.network import CallShape, Network, Results, Tensors, check_trainable, template
 from fusedrnn.torch.openmp import team
 
 # The kernels read reserves and packed weights with aligned vector loads.
@@ -97,7 +97,7 @@ def train(
 def new_reserve(executor: Any, size: int) -> tuple[Tensor, int]:
     """A tensor of ``size`` bytes, and its address. A large one reuses memory of an earlier one, whose pages exist."""
     if size <= _SMALL_RESERVE:
-        reserve = BYTES.new_empty((size,))
+        reserve = torch.empty_like(template(torch.uint8, (size,)))
         address = reserve.data_ptr()
         if not address % ALIGNMENT:
             return reserve, address
