@@ -8,7 +8,6 @@ import re
 from functools import cache
 
 import pytest
-from fusedrnn.engines.cpu.kernels.stages import derivative_of
 
 from assembly import TARGETS, common_functions, loops, parsed
 from fusedrnn.cell.cells import FAMILIES
@@ -18,6 +17,7 @@ from fusedrnn.engines.cpu.kernels.dropout import DROP_PANEL, DROP_ROW
 from fusedrnn.engines.cpu.kernels.forward import build_forward
 from fusedrnn.engines.cpu.kernels.gemm import GEMM, GEMM_TN
 from fusedrnn.engines.cpu.kernels.gemm_unpacked import UNPACKED_GEMM_NN, UNPACKED_GEMM_NT
+from fusedrnn.engines.cpu.kernels.lowered_cell import derivative_of
 from fusedrnn.engines.cpu.kernels.training import build_training
 from fusedrnn.jit.target import Target, is_x86
 from fusedrnn.spec import DTYPES, MODES, RNNSpec
