@@ -184,19 +184,49 @@ def recurrences(data: dict[str, Any]) -> str:
     return table(["", OURS, "reads and writes", "copy", "of the copy"], lines)
 
 
+def modules(data: dict[str, Any], phase: str) -> str:
+    """How many times as fast as torch.nn's modules ours are, from ``fusedrnn bench --only-torch``; bold where slower.
+
+    For packed sequences also the rate of useful work, as a share of the rate without padding.
+    """
+    ratios: dict[str, dict[str, float]] = {}
+    lines: dict[str, list[str]] = {}
+    for row in (row for row in data["rows"] if row["phase"] == phase):
+        case, ratio, useful = row["case"]["name"], row["fused_in_torch_over"]["torch.nn"], row["packed_over_unpacked"]
+        ratios.setdefault(row["mode"], {})[case] = ratio
+        text = f"{ratio:.2f}" if ratio >= 1 else f"**{ratio:.2f}**"
+        lines.setdefault(case, [case]).append(text if useful is None else f"{text}, {useful * 100:.0f} %")
+    means = [f"{mean(by_case.values()):.2f}" for by_case in ratios.values()]
+    return table([phase, *(CELLS[mode] for mode in ratios)], [*lines.values(), ["geometric mean", *means]])
+
+
+def torch_cells(data: dict[str, Any]) -> str:
+    """Our cells in PyTorch and torch.nn's, from ``python -m benchmarks.pytorch_cells``; bold where slower."""
+    lines: dict[tuple[str, str], list[str]] = {}
+    for row in data["rows"]:
+        theirs, ours = row["median"]["torch.nn"], row["median"]["fused"]
+        ratio = f"{theirs / ours:.2f}" if theirs >= ours else f"**{theirs / ours:.2f}**"
+        units, _, batch = row["case"].partition("x")
+        key = f"{units}, {batch}", row["phase"]
+        lines.setdefault(key, [*key]).append(f"{ratio}, {seconds(ours)}")
+    return table(["H, N", "", *dict.fromkeys(row["cell"] for row in data["rows"])], lines.values())
+
+
 VIEWS: dict[str, Callable[..., str]] = {
     "peers": peers, "summary": summary, "counts": counts, "engines": engines, "measured": measured, "figures": figures,
     "onnx_models": onnx_models, "packages": packages, "recurrences": recurrences,
+    "modules": modules, "torch_cells": torch_cells,
 }  # fmt: skip
 
 
 def with_tables(page: str) -> str:
     """The text of a page with its tables as the data have them."""
 
-    def again(found: re.Match[str]) -> str:
-        data = json.loads((DATA / f"{found[2]}.json").read_text(encoding="utf-8"))
-        view, *arguments = found[3].split()
-        return f"{found[1]}\n{VIEWS[view](data, *arguments)}\n\n{found[5]}"
+    def again(marked: re.Match[str]) -> str:
+        begin, file, arguments, _, end = marked.groups()
+        data = json.loads((DATA / f"{file}.json").read_text(encoding="utf-8"))
+        view, *options = arguments.split()
+        return f"{begin}\n{VIEWS[view](data, *options)}\n\n{end}"
 
     return MARKED.sub(again, page)
 
