@@ -22,8 +22,10 @@ def main(
     file: Annotated[Path, typer.Argument(help="A file of `fusedrnn bench --json` or `benchmarks.compare --json`.")],
     folder: Annotated[Path, typer.Argument(help="An existing folder for the figures.")],
     format: Annotated[str, typer.Option(help="svg, png, pdf or any other format of Matplotlib.")] = "svg",
-    threads: Annotated[int | None, typer.Option(help="Draw rows of this number of threads. [default: all]")] = None,
-    subtitle: Annotated[str, typer.Option(help="Of the summary. [default: processor and threads]")] = "",
+    threads: Annotated[
+        int | None, typer.Option(help="Draw rows of this number of threads.", show_default="all")
+    ] = None,
+    subtitle: Annotated[str, typer.Option(help="Of the summary.", show_default="processor and threads")] = "",
 ) -> None:
     """Draw a summary, a roofline, and bars for each case.
 

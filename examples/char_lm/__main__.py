@@ -30,7 +30,7 @@ def main(
         int, typer.Option(min=0, max=2**63 - 1, help="Of the initial parameters and of the sample.")
     ] = Settings.seed,
     threads: Annotated[
-        int | None, typer.Option(min=1, max=MAX_THREADS, help="For both models. [default: fusedrnn's own default]")
+        int | None, typer.Option(min=1, max=MAX_THREADS, help="For both models.", show_default="fusedrnn's own default")
     ] = None,
     text: Annotated[Path | None, typer.Option(help="A UTF-8 text file to learn from.")] = None,
     sample: Annotated[int, typer.Option(min=0, help="Characters to generate at the end.")] = Settings.sample,

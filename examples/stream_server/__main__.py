@@ -40,7 +40,7 @@ Window = Annotated[
 Threads = Annotated[int, typer.Option(min=1, max=MAX_THREADS, help="Threads of a step.")]
 Host = Annotated[str, typer.Option(help="The server's address.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="The server's port; 0 lets the system choose one.")]
-Processor = Annotated[int | None, typer.Option(min=0, help="Run on this processor alone. [default: on any]")]
+Processor = Annotated[int | None, typer.Option(min=0, help="Run on this processor alone.", show_default="any")]
 Plot = Annotated[Path | None, typer.Option(help="Draw a histogram of the latencies into this file.")]
 Json = Annotated[Path | None, typer.Option(help="Write every latency to this file.")]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import fusedrnn
@@ -205,6 +206,15 @@ def test_commands_and_options_exist():
             described[command] = shown.output
         for option in re.findall(r"--[a-z]+(?:-[a-z]+)*", options):
             assert option in described[command] or option == "--help", f"{command} {option}"
+
+
+@pytest.mark.parametrize("name", [*MODULES, "fusedrnn"])
+def test_help_is_shown_as_it_is_written(name):
+    """Rich takes words in square brackets for markup, and does not print them."""
+    command = typer.main.get_command(MODULES.get(name, app))
+    for each in getattr(command, "commands", {"": command}).values():
+        for text in (each.help, *(param.help for param in each.params if hasattr(param, "help"))):
+            assert "[" not in (text or ""), text
 
 
 def test_variables_are_those_that_are_read():

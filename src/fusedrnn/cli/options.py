@@ -36,7 +36,7 @@ Compute = Annotated[
     str, typer.Option(help=f"Compare formats of GEMM operands, separated by commas: {', '.join(IN_FORMAT)}.")
 ]
 Threads = Annotated[
-    int | None, typer.Option(min=1, max=MAX_THREADS, help="Number of threads. [default: fusedrnn's own default]")
+    int | None, typer.Option(min=1, max=MAX_THREADS, help="Number of threads.", show_default="fusedrnn's own default")
 ]
 Data = Annotated[
     Path | None,
