@@ -23,8 +23,9 @@ import fusedrnn
 from examples.stream_server import schedule
 from examples.stream_server.latency import distribution
 from examples.stream_server.latency import table as latency_table
-from examples.stream_server.settings import CELLS, Settings
-from fusedrnn import Streams
+from examples.stream_server.options import HIDDEN, Capacity, Cell, Features, Hidden, Layers, Residual
+from examples.stream_server.settings import Settings
+from fusedrnn import NetworkOp, RNNOp, Streams
 from fusedrnn.bench.report import environment_report
 from fusedrnn.cli.console import check_writable, fail, finite, output, write_json
 from fusedrnn.env import MAX_THREADS
@@ -57,12 +58,12 @@ class Comparison:
     difference: float
 
 
-def compare(streams: Streams, batch: int, rounds: int) -> Comparison:
-    """Time both on the same input. The streams are random ones, in random order."""
-    rng, spec = np.random.default_rng(0), streams.op.spec
+def compare(op: RNNOp | NetworkOp, streams: Streams, batch: int, rounds: int) -> Comparison:
+    """Time both on the same input. The streams, of the same op, are random ones, in random order."""
+    rng, spec = np.random.default_rng(0), op.spec
     ids = rng.permutation(streams.ids)[:batch]
     x = rng.standard_normal((1, batch, spec.input_size)).astype(spec.dtype)
-    stream = fusedrnn.RNNOp.get(spec).stream(streams.params, batch)  # the same op
+    stream = op.stream(streams.params, batch)
     calls: tuple[Callable[[], object], ...] = (lambda: stream(x)), (lambda: streams.step(ids, x))
     for call in calls:
         for _ in range(4):
@@ -127,11 +128,12 @@ def wait_of(lengths: list[float], seconds: float, share: float = 0.01) -> float:
 
 @app.command()
 def main(
-    cell: Annotated[str, typer.Option(help=f"{', '.join(CELLS)}.")] = Settings.cell,
-    features: Annotated[int, typer.Option(min=1, help="Features of a frame.")] = Settings.features,
-    hidden: Annotated[int, typer.Option(min=1, help="Hidden units of each layer.")] = Settings.hidden,
-    layers: Annotated[int, typer.Option(min=1, help="Recurrent layers.")] = Settings.layers,
-    capacity: Annotated[int, typer.Option(min=1, help="Streams that have joined.")] = Settings.capacity,
+    cell: Cell = Settings.cell,
+    features: Features = Settings.features,
+    hidden: Hidden = HIDDEN,
+    layers: Layers = None,
+    residual: Residual = None,
+    capacity: Capacity = Settings.capacity,
     threads: Annotated[int, typer.Option(min=1, max=MAX_THREADS, help="Threads.")] = 1,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of each comparison.")] = 51,
     period: Annotated[
@@ -143,15 +145,15 @@ def main(
     """Time steps of some of many streams, compared with a fixed batch, and steps on a schedule."""
     try:
         check_writable("--json", json_path)
-        settings = Settings(cell, features, hidden, layers, capacity)
-    except ValueError as error:
+        settings = Settings.parse(cell, features, hidden, layers, residual, capacity)
+        streams = settings.streams()
+    except (ValueError, MemoryError) as error:
         fail(str(error))
     console, machine = output(), environment_report()
     console.print(f"{machine['processor']}, {machine['target_description']}, threads: {threads}", highlight=False)
     with fusedrnn.thread_limits(threads):
-        streams = settings.streams()
         ids = [streams.join() for _ in range(capacity)]
-        comparisons = [compare(streams, batch, rounds) for batch in BATCHES if batch <= capacity]
+        comparisons = [compare(settings.op, streams, batch, rounds) for batch in BATCHES if batch <= capacity]
         console.print(comparison_table(comparisons))
         for id in ids:
             streams.leave(id)

@@ -8,19 +8,14 @@ from typing import Annotated
 import typer
 
 from examples.stream_server import commands, latency, limits
+from examples.stream_server.options import HIDDEN, Capacity, Cell, Features, Hidden, Layers, Residual
 from examples.stream_server.protocol import ProtocolError
-from examples.stream_server.settings import CELLS, Settings
+from examples.stream_server.settings import Settings
 from fusedrnn.cli.console import check_writable, fail, finite
 from fusedrnn.env import MAX_THREADS
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 _MAX_PERIOD = 1e6
-
-Cell = Annotated[str, typer.Option(help=f"{', '.join(CELLS)}.")]
-Features = Annotated[int, typer.Option(min=1, help="Features of a frame.")]
-Hidden = Annotated[int, typer.Option(min=1, help="Hidden units of each layer.")]
-Layers = Annotated[int, typer.Option(min=1, help="Recurrent layers.")]
-Capacity = Annotated[int, typer.Option("--capacity", "--streams", min=1, help="Streams at a time.")]
 
 
 def _sleepable(period: float) -> float:
@@ -49,8 +44,9 @@ Json = Annotated[Path | None, typer.Option(help="Write every latency to this fil
 def serve(
     cell: Cell = Settings.cell,
     features: Features = Settings.features,
-    hidden: Hidden = Settings.hidden,
-    layers: Layers = Settings.layers,
+    hidden: Hidden = HIDDEN,
+    layers: Layers = None,
+    residual: Residual = None,
     capacity: Capacity = Settings.capacity,
     host: Host = "127.0.0.1",
     port: Port = 7032,
@@ -64,9 +60,9 @@ def serve(
         check_writable("--json", json)
         if processor is not None:
             limits.run_on(processor)
-        settings = Settings(cell, features, hidden, layers, capacity)
+        settings = Settings.parse(cell, features, hidden, layers, residual, capacity)
         commands.serve(settings, host, port, window / 1e3, threads, json)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         fail(str(error))
 
 
@@ -92,8 +88,9 @@ def load(
 def test(
     cell: Cell = Settings.cell,
     features: Features = Settings.features,
-    hidden: Hidden = Settings.hidden,
-    layers: Layers = Settings.layers,
+    hidden: Hidden = HIDDEN,
+    layers: Layers = None,
+    residual: Residual = None,
     streams: Capacity = 100,
     period: Period = 32.0,
     seconds: Seconds = 10.0,
@@ -105,7 +102,7 @@ def test(
     """Start a server in another process, load it, and print the latencies that both sides measure."""
     try:
         _check_picture(plot)
-        settings = Settings(cell, features, hidden, layers, streams)
+        settings = Settings.parse(cell, features, hidden, layers, residual, streams)
         commands.test(settings, period / 1e3, seconds, window / 1e3, threads, pin, plot)
     except (ValueError, OSError, RuntimeError, ProtocolError) as error:
         fail(str(error))
@@ -115,8 +112,9 @@ def test(
 def schedule(
     cell: Cell = Settings.cell,
     features: Features = Settings.features,
-    hidden: Hidden = Settings.hidden,
-    layers: Layers = Settings.layers,
+    hidden: Hidden = HIDDEN,
+    layers: Layers = None,
+    residual: Residual = None,
     streams: Capacity = 1000,
     period: Period = 32.0,
     seconds: Seconds = 10.0,
@@ -126,7 +124,7 @@ def schedule(
     """Step streams at the times when their frames are due, without sockets, to measure the operator alone."""
     try:
         _check_picture(plot)
-        settings = Settings(cell, features, hidden, layers, streams)
+        settings = Settings.parse(cell, features, hidden, layers, residual, streams)
         commands.run_schedule(settings, period / 1e3, seconds, threads, plot)
     except (ValueError, MemoryError) as error:
         fail(str(error))

@@ -125,9 +125,8 @@ def test(
         raise ValueError(f"--pin needs two processors; this process may run on {len(allowed)}")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "server.json"
-        options: list[Any] = ["--port", 0, "--window", window * 1e3, "--threads", threads, "--json", file]
-        for name, value in vars(settings).items():
-            options += [f"--{name}", value]
+        options: list[Any] = [*settings.options(), "--port", 0, "--window", window * 1e3]
+        options += ["--threads", threads, "--json", file]
         if pin:
             options += ["--processor", allowed[0]]
         command = [sys.executable, "-m", "examples.stream_server", "serve", *map(str, options)]

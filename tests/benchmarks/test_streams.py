@@ -8,10 +8,17 @@ from typer.testing import CliRunner
 from benchmarks import streams
 from benchmarks.streams import app
 
+NETWORKS = {
+    "plain": ["--hidden", "7", "--layers", "1"],
+    "network": ["--hidden", "7,7,6", "--residual", "projection"],
+    "cell": ["--cell", "fusedrnn.cells:slstm", "--hidden", "7,6"],
+}
 
-def test_figures(tmp_path, monkeypatch):
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_figures(network, tmp_path, monkeypatch):
     monkeypatch.setattr(streams, "ROUND_SECONDS", 1e-4)
-    sizes = ["--features", "5", "--hidden", "7", "--layers", "1", "--capacity", "70", "--rounds", "3"]
+    sizes = ["--features", "5", *NETWORKS[network], "--capacity", "70", "--rounds", "3"]
     path = tmp_path / "streams.json"
     result = CliRunner().invoke(app, [*sizes, "--period", "10", "--seconds", "0.1", "--json", str(path)])
     assert result.exit_code == 0, result.output
@@ -21,7 +28,21 @@ def test_figures(tmp_path, monkeypatch):
     figures = json.loads(path.read_text())
     assert [row["batch"] for row in figures["comparisons"]] == [1, 8, 64]
     assert figures["schedule"]["latency_ms"]["count"] == 700
-    assert CliRunner().invoke(app, ["--cell", "transformer"]).exit_code != 0
+    assert figures["settings"]["hidden"] == {"plain": [7], "network": [7, 7, 6], "cell": [7, 6]}[network]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--cell", "transformer"], "--cell must be one of gru, lstm, rnn_tanh, rnn_relu, or path.py:name or"),
+        (["--hidden", "64,32", "--residual", "identity"], "--cell gru: residual='identity' needs a layer whose"),
+        (["--hidden", "4096", "--capacity", "1000000000"], "Unable to allocate"),
+    ],
+)
+def test_errors(options, words):
+    result = CliRunner().invoke(app, options)
+    assert result.exit_code == 2
+    assert words in result.output
 
 
 def test_waits_for_a_processor_that_the_system_has_taken():

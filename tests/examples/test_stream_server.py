@@ -21,8 +21,9 @@ from examples.stream_server.load import Client
 from examples.stream_server.protocol import ProtocolError
 from examples.stream_server.server import Server
 from examples.stream_server.settings import Settings
+from fusedrnn import NetworkSpec, RNNSpec
 
-SMALL = Settings(features=5, hidden=7, layers=2, capacity=4)
+SMALL = Settings(features=5, hidden=(7, 7), capacity=4)
 HOST = "127.0.0.1"
 
 
@@ -88,6 +89,49 @@ def test_outputs_are_those_of_the_operator(window):
         assert len(server.latencies) == sum(server.batches) == 21
 
     serve(work, window=window)
+
+
+CELL = """
+from fusedrnn.cell import cell, tanh
+
+
+@cell(gates="n", states="h")
+def leaky(x, recurrent, s):
+    return 0.75 * tanh(x.n + recurrent(s.h).n) + 0.25 * s.h
+"""
+
+
+@pytest.fixture
+def leaky(tmp_path):
+    """A cell that a user has written, as --cell names it."""
+    path = tmp_path / "leaky.py"
+    path.write_text(CELL)
+    return f"{path}:leaky"
+
+
+NETWORKS = {
+    "a list of sizes": ("lstm", "7,7,6", None),
+    "a projected residual": ("gru", "7,6", "projection"),
+    "a user's cell": ("leaky", "7,6", "projection"),
+    "a cell of the catalogue": ("fusedrnn.cells:slstm", "7", None),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_any_network_is_served(name, leaky):
+    cell, hidden, residual = NETWORKS[name]
+    settings = Settings.parse(leaky if cell == "leaky" else cell, SMALL.features, hidden, None, residual, 3)
+
+    def work(server, port):
+        x, streams = inputs(8).reshape(4, 2, SMALL.features), settings.streams()
+        clients = [Client(HOST, port) for _ in range(2)]
+        outputs = np.array([[client.step(frame) for client, frame in zip(clients, row, strict=True)] for row in x])
+        expected, _, _ = streams.op.forward(x, streams.params)
+        np.testing.assert_array_equal(outputs, expected)
+        for client in clients:
+            client.socket.close()
+
+    serve(work, settings)
 
 
 def test_a_client_that_does_not_read_is_not_read():
@@ -255,8 +299,39 @@ def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def test_the_commands(tmp_path):
-    sizes = ["--features", 5, "--hidden", 7, "--streams", 3, "--seconds", 0.3]
+def test_options_of_the_network():
+    """A server in another process gets them as the command line has them."""
+    settings = Settings.parse("lstm", 5, "7, 7,6", None, "identity", 3)
+    assert settings == Settings("lstm", 5, (7, 7, 6), "identity", 3)
+    assert settings.options()[-4:] == ["--hidden", "7,7,6", "--residual", "identity"]
+    assert settings.spec == NetworkSpec.stack("lstm", 5, (7, 7, 6), residual="identity")
+    assert Settings.parse("gru", 5, "7", 3, None, 3).spec == RNNSpec("gru", 5, 7, 3)
+    assert Settings.parse("gru", 5, "7", None, None, 3).options()[-2:] == ["--hidden", "7,7"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"hidden": ""}, "--hidden must be a number, or one for each layer, separated by commas; got ''"),
+        ({"hidden": "7,-1"}, "--hidden must be positive numbers up to"),
+        ({"hidden": "7,6", "layers": 2}, "--layers needs a single number of hidden units; got --layers 2 with "
+         "--hidden 7,6"),
+        ({"residual": "sum"}, "--cell gru: residual must be one of identity, projection; got 'sum'"),
+        ({"cell": "fusedrnn.cells:sru"}, "--cell fusedrnn.cells:sru: input_size must have the size of hidden_size"),
+        ({"cell": "fusedrnn.cells:none"}, "fusedrnn.cells has no cell 'none'; its cells: "),
+        ({"cell": "no_file.py:cell"}, "--cell no_file.py:cell: FileNotFoundError"),
+        ({"features": 0}, "--features must be 1 or more; got 0"),
+    ],
+)  # fmt: skip
+def test_errors_of_the_network(options, words):
+    defaults = {"cell": "gru", "features": 5, "hidden": "7", "layers": None, "residual": None, "capacity": 3}
+    with pytest.raises(ValueError, match=f"^{re.escape(words)}"):
+        Settings.parse(**{**defaults, **options})
+
+
+def test_the_commands(tmp_path, leaky):
+    sizes = ["--features", 5, "--hidden", "7,6", "--streams", 3, "--seconds", 0.3, "--cell", leaky]
+    sizes += ["--residual", "projection"]
     result = run("test", *sizes, "--period", 20, "--plot", tmp_path / "latency.png")
     assert result.exit_code == 0, result.output
     for words in ("server", "end to end", "frame sent late by", "p99", "µs of processor time"):
@@ -278,6 +353,7 @@ def test_errors_of_commands(tmp_path, monkeypatch):
             (["serve", "--processor", 4000], "--processor must be one of 0; got 4000"),
             (["schedule", "--period", 1e300], "is more than 1000000"),
             (["schedule", "--streams", 10**9, "--hidden", 2048], "Unable to allocate"),
+            (["serve", "--capacity", 2, "--hidden", 10**6], "Unable to allocate"),
             (["schedule", "--plot", tmp_path / "a.txt"], "its ending must be one of"),
             (["test", "--pin"], "--pin needs two processors; this process may run on 1"),
         ):

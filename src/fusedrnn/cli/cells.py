@@ -19,10 +19,15 @@ def load_cells(text: str) -> list[UserCell]:
         ValueError: If a file, a module or a cell of that name does not exist, or its code raises an error.
     """
     references = [reference.strip() for reference in text.split(",") if reference.strip()]
-    return [_load(reference) for reference in dict.fromkeys(references) or [text]]
+    return [load_cell(reference) for reference in dict.fromkeys(references) or [text]]
 
 
-def _load(reference: str) -> UserCell:
+def load_cell(reference: str) -> UserCell:
+    """The cell of a file or a module.
+
+    Raises:
+        ValueError: As :func:`load_cells` does.
+    """
     where, _, name = reference.rpartition(":")
     if not where or not name:
         raise ValueError(f"--cell must be path.py:name or module:name; got {reference!r}")

@@ -96,14 +96,23 @@ def parse_cases(text: str, steps: str = "", batch: str = "", x: Array | None = N
 
 def _parse_numbers(option: str, text: str) -> list[int]:
     """The positive numbers in a list, without duplicates; a single 0 if it is empty."""
+    return list(dict.fromkeys(parse_sizes(option, text))) or [0]
+
+
+def parse_sizes(option: str, text: str) -> list[int]:
+    """The positive numbers in a list that is separated by commas, in their order; none if the text is empty.
+
+    Raises:
+        ValueError: If one is no positive number, or larger than any size; the message names the option.
+    """
     numbers = [number.strip() for number in text.split(",")] if text.strip() else []
     if invalid := [number for number in numbers if not _is_size(number)]:
         raise ValueError(
             f"{option} must be positive numbers up to {MAX_BYTES}, separated by commas; got {invalid[0]!r}"
         )
-    return list(dict.fromkeys(int(number) for number in numbers)) or [0]
+    return [int(number) for number in numbers]
 
 
 def _is_size(number: str) -> bool:
-    """Whether a text is a number of steps or sequences that memory can address."""
+    """Whether a text is a size that memory can address."""
     return number.isdecimal() and len(number) <= len(str(MAX_BYTES)) and 1 <= int(number) <= MAX_BYTES
