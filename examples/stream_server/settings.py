@@ -40,7 +40,10 @@ class Settings:
         for name in ("features", "capacity"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be 1 or more; got {getattr(self, name)}")
-        _ = self.spec  # its errors
+        try:
+            _ = self.op
+        except NotImplementedError as error:  # of a cell that no engine runs in these sizes
+            raise ValueError(f"--cell {self.cell}: {error}") from None
 
     @classmethod
     def parse(

@@ -98,6 +98,9 @@ from fusedrnn.cell import cell, tanh
 @cell(gates="n", states="h")
 def leaky(x, recurrent, s):
     return 0.75 * tanh(x.n + recurrent(s.h).n) + 0.25 * s.h
+
+
+halves = leaky.with_heads(2)
 """
 
 
@@ -327,6 +330,12 @@ def test_errors_of_the_network(options, words):
     defaults = {"cell": "gru", "features": 5, "hidden": "7", "layers": None, "residual": None, "capacity": 3}
     with pytest.raises(ValueError, match=f"^{re.escape(words)}"):
         Settings.parse(**{**defaults, **options})
+
+
+def test_a_cell_that_no_engine_runs(leaky):
+    cell = leaky.replace(":leaky", ":halves")
+    with pytest.raises(ValueError, match=rf"^--cell {re.escape(cell)}: a head must have a multiple of .*; got 5 in"):
+        Settings.parse(cell, 5, "10", None, None, 3)
 
 
 def test_the_commands(tmp_path, leaky):
