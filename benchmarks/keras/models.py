@@ -6,6 +6,7 @@ each figure.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -99,14 +100,20 @@ def figures(options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     limit_threads(options["threads"])
     for name in options["cases"]:
         for layer in options["layers"]:
-            case, models = CASES[name], make_models(CASES[name], layer)
-            calls = make_calls(case, _MODES[layer])
-            theirs, ours = (calls["model(x)"](model) for model in models)
-            if not np.allclose(theirs, ours, rtol=1e-3, atol=1e-3):  # type: ignore[arg-type]
-                raise ValueError(f"the models of {name} with {layer} disagree")
-            for what, call in calls.items():
-                keras_seconds, fused_seconds = medians(call, models, options["seconds"])
-                yield {"case": name, "layer": layer, "call": what, "keras": keras_seconds, "fused": fused_seconds}
+            yield from _row_figures(name, layer, options["seconds"])
+            gc.collect()  # models have cycles, and two pairs of large ones may not fit the memory
+
+
+def _row_figures(name: str, layer: str, seconds: float) -> Iterator[dict[str, Any]]:
+    """The figures of a case and a layer."""
+    case, models = CASES[name], make_models(CASES[name], layer)
+    calls = make_calls(case, _MODES[layer])
+    theirs, ours = (calls["model(x)"](model) for model in models)
+    if not np.allclose(theirs, ours, rtol=1e-3, atol=1e-3):  # type: ignore[arg-type]
+        raise ValueError(f"the models of {name} with {layer} disagree")
+    for what, call in calls.items():
+        keras_seconds, fused_seconds = medians(call, models, seconds)
+        yield {"case": name, "layer": layer, "call": what, "keras": keras_seconds, "fused": fused_seconds}
 
 
 if __name__ == "__main__":

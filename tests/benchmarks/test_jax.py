@@ -2,28 +2,37 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import typer
 from rich.console import Console
 
 from benchmarks import jax as benchmark
-from fusedrnn.testing.cases import Case
+from fusedrnn.testing.cases import CASES, Case
 
 CASE = Case("toy", 4, 2, 3, 5)
+DEEP = replace(CASES["ds2-5bi"].at(4, 2, 3), H=5)
 
 
-def test_a_row(monkeypatch):
+@pytest.mark.parametrize("case", [CASE, DEEP], ids=lambda case: case.name)
+def test_a_row(case, monkeypatch):
     pytest.importorskip("flax", reason="flax needs Python 3.11")
     monkeypatch.setattr(benchmark, "_PAUSE", 0.0)
-    row = benchmark.run_row(CASE, "gru", "training", 0.0)
+    row = benchmark.run_row(case, "gru", "training", 0.0)
     contenders = {benchmark.NUMPY, benchmark.RNN, benchmark.SCAN, benchmark.FLAX, benchmark.ACCELERATED}
     assert set(row.timings) == contenders
     assert row.ratio(benchmark.FLAX, benchmark.FLAX) == 1.0
     assert json.loads(json.dumps(benchmark.row_report(row)))["median"].keys() == contenders
     console = Console(width=150, file=io.StringIO())
     console.print(benchmark.table([row]))
-    assert "toy, gru, training" in console.file.getvalue()
+    assert f"{case.name}, gru, training" in console.file.getvalue()
+
+
+def test_all_cases_by_default():
+    (option,) = (param for param in typer.main.get_command(benchmark.app).params if param.name == "cases")
+    assert option.default.split(",") == list(CASES)
 
 
 def test_wrong_results_are_not_timed():
