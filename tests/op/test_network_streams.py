@@ -14,7 +14,7 @@ from fusedrnn.engines.cpu.weights import cache
 from fusedrnn.testing.tolerance import longest_sum, tolerance
 from networks import NETWORKS, flat
 from problems import assert_same_bits
-from stream_sequences import Sequences, T, random_params, random_states, rows_of
+from stream_sequences import Sequences, T, random_params, random_states, rows_of, written
 
 
 def forward_alone(spec):
@@ -32,6 +32,12 @@ SPECS = {name: forward_alone(spec) for name, spec in NETWORKS.items() if name !=
         RNNSpec("gru", 6, 40), RNNSpec(cells.sru, 40, 40), RNNSpec("lstm", 40, 33, 2), RNNSpec("rnn_tanh", 33, 4),
     ]),
     "several states": NetworkSpec([RNNSpec(cell, 32, 32) for cell in SEVERAL_STATES]),
+    "written cell": NetworkSpec.stack(written, 6, (12, 12, 7), residual="projection"),
+    "written cell, formats": NetworkSpec([
+        RNNSpec(written, 6, 33, compute="bfloat16"), RNNSpec(written, 33, 20, compute="int8_weights"),
+        RNNSpec("lstm", 20, 20, residual="identity", compute="int8"),
+    ]),
+    "written cell, float64": NetworkSpec.stack(written, 6, (9, 5), dtype="float64"),
     "identity": NetworkSpec.stack("gru", 12, (12, 12, 6, 6), residual="identity"),
     "projected lstm": NetworkSpec.stack("lstm", 5, (12, 12, 7), residual="projection"),
     "int8": NetworkSpec.stack("lstm", 10, (33, 20), compute="int8"),

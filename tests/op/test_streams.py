@@ -22,7 +22,7 @@ from fusedrnn.runtime import slot_kernel, slots
 from fusedrnn.testing.tolerance import longest_sum, tolerance
 from networks import flat
 from problems import assert_same_bits
-from stream_sequences import Sequences, op_of, random_params, random_states, rows_of
+from stream_sequences import Sequences, op_of, random_params, random_states, rows_of, written
 
 I, H = 6, 11
 SPECS = {
@@ -34,6 +34,8 @@ SPECS = {
     "int8": RNNSpec("lstm", I, H, 1, compute="int8"),
     "int8_weights": RNNSpec("gru", I, H, 1, compute="int8_weights"),
     "three states": RNNSpec(cells.slstm, I, H, 2),
+    "written cell": RNNSpec(written, I, H, 2, residual="projection"),
+    "written cell, int8": RNNSpec(written, I, 40, compute="int8"),
     "network": NetworkSpec([RNNSpec("lstm", I, 9), RNNSpec(cells.slstm, 9, H, 2), RNNSpec("gru", H, 7)]),
 }
 BOTH_OPS = pytest.mark.parametrize("name", ["lstm", "network"])

@@ -3,9 +3,20 @@
 import numpy as np
 
 from fusedrnn import NetworkOp, NetworkSpec, RNNOp
+from fusedrnn.cell import cell, layer_norm, sigmoid, tanh
 from problems import assert_same_bits
 
 T = 23
+
+
+@cell(gates="z n o", states="h m", vectors="decay", output="y")
+def written(x, recurrent, s, p):
+    """A cell as users write them: an output that is no state, normalization, two products."""
+    a = recurrent(s.h)
+    z, n = layer_norm(x.z + a.z, x.n + a.n)
+    h = s.h + sigmoid(z) * (tanh(n) - s.h)
+    m = 0.5 * (sigmoid(p.decay) * s.m + h)
+    return tanh(x.o + recurrent(m * s.h).o) * h, h, m
 
 
 class Sequences:
