@@ -151,6 +151,7 @@ def main(
         fail(str(error))
     console, machine = output(), environment_report()
     console.print(f"{machine['processor']}, {machine['target_description']}, threads: {threads}", highlight=False)
+    console.print(f"the network: {' '.join(settings.options())}", markup=False, highlight=False)
     with fusedrnn.thread_limits(threads):
         ids = [streams.join() for _ in range(capacity)]
         comparisons = [compare(settings.op, streams, batch, rounds) for batch in BATCHES if batch <= capacity]

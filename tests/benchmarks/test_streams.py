@@ -25,6 +25,7 @@ def test_figures(network, tmp_path, monkeypatch):
     for words in ("streams in a step", "ratio", "70 streams, a frame of each every 10 ms", "p99", "of one processor"):
         assert words in result.output
     assert "a loop that only reads the clock" in result.output
+    assert f"the network: --cell {'fusedrnn.cells:slstm' if network == 'cell' else 'gru'} --features 5" in result.output
     figures = json.loads(path.read_text())
     assert [row["batch"] for row in figures["comparisons"]] == [1, 8, 64]
     assert figures["schedule"]["latency_ms"]["count"] == 700
