@@ -30,6 +30,20 @@ def test_a_row(case, monkeypatch):
     assert f"{case.name}, gru, training" in console.file.getvalue()
 
 
+def test_no_result_is_kept_while_others_run(monkeypatch):
+    """Those of the largest case take gigabytes together."""
+    pytest.importorskip("flax", reason="flax needs Python 3.11")
+    results = []
+
+    def run_once(calls, seconds, pause):
+        results.extend(call() for call in calls.values())
+        return {}, {}
+
+    monkeypatch.setattr(benchmark, "alternate", run_once)
+    benchmark.run_row(CASE, "gru", "inference", 0.0)
+    assert results == [None] * 5
+
+
 def test_all_cases_by_default():
     (option,) = (param for param in typer.main.get_command(benchmark.app).params if param.name == "cases")
     assert option.default.split(",") == list(CASES)
