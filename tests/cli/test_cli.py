@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -478,3 +480,48 @@ def test_a_full_disk_is_an_error_in_one_line():
     result = run(*QUICK, "--json", "/dev/full")
     assert result.exit_code == 2 and isinstance(result.exception, SystemExit)
     assert "error: --json /dev/full: it cannot be written: No space left on device" in result.output
+
+
+# ---- standard output
+
+
+def command(*arguments: str, streams: str = "", **variables: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a command in a process of its own; ``streams`` redirects its output, in the shell's words."""
+    line = f"exec {shlex.join([sys.executable, '-m', 'fusedrnn', *arguments])} {streams}"
+    return subprocess.run(["sh", "-c", line], env=os.environ | variables, capture_output=True, timeout=300)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp932", "latin-1"])
+@pytest.mark.parametrize("arguments", [QUICK, ["bench", "--help"]], ids=["bench", "help"])
+def test_characters_that_an_encoding_lacks_are_replaced(arguments, encoding):
+    done = command(*arguments, PYTHONIOENCODING=encoding)
+    assert done.returncode == 0, done.stderr.decode()
+    text = done.stdout.decode(encoding)
+    assert "Usage:" in text or "tiny LSTM-Inference" in text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell that closes streams")
+@pytest.mark.parametrize("streams", [">&-", ">&- 2>&-"])
+def test_closed_streams(streams):
+    done = command(*QUICK, streams=streams)
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("arguments", [QUICK, ["--help"]], ids=["bench", "help"])
+def test_output_that_cannot_be_written_is_an_error_in_one_line(arguments):
+    done = command(*arguments, streams="> /dev/full")
+    assert done.returncode == 2
+    last = done.stderr.decode().splitlines()[-1]
+    assert last == "error: standard output cannot be written: No space left on device"
+    assert b"Traceback" not in done.stderr and b"Exception ignored" not in done.stderr
+
+
+def test_other_errors_of_the_system_are_not_blamed_on_the_output(monkeypatch):
+    def fail():
+        raise OSError(5, "other")
+
+    monkeypatch.setattr("fusedrnn.cli.app.app", fail)
+    with pytest.raises(OSError, match="other"):
+        cli.main()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 
+from fusedrnn.cli import streams
+
 _EXTRA = {"rich", "threadpoolctl", "typer"}
 
 
 def main() -> None:
     """Run the command line. If a package is missing, say which extra installs it."""
+    streams.prepare()
     try:
         from fusedrnn.cli.app import app
     except ModuleNotFoundError as error:
@@ -17,4 +20,10 @@ def main() -> None:
             raise
         print(f"error: the command line needs {package}: pip install 'fusedrnn[bench]'", file=sys.stderr)
         sys.exit(2)
-    app()
+    try:
+        app()
+    except OSError as error:
+        if not streams.output_fails():
+            raise
+        print(f"error: standard output cannot be written: {error.strerror}", file=sys.stderr)
+        sys.exit(2)

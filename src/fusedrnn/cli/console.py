@@ -23,12 +23,15 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from fusedrnn.cli import streams
+
 _PIPE_WIDTH = 120
 """The number of columns if the output is not a terminal."""
 
 
 def output() -> Console:
     """Standard output, as wide as its terminal."""
+    streams.prepare()
     return Console() if sys.stdout.isatty() else Console(width=_PIPE_WIDTH)
 
 
