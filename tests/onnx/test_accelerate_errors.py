@@ -5,6 +5,7 @@ import re
 import sys
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -36,6 +37,15 @@ def test_models(tmp_path):
     model.graph.node[0].op_type = "NoOperator"
     with raises(ValueError, "ONNX Runtime", "NoOperator"):
         accelerate(model)
+
+
+def test_weights_in_another_file_that_is_missing(tmp_path):
+    model, _ = gru_stack()
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path, save_as_external_data=True, size_threshold=0, location="weights.bin")
+    (tmp_path / "weights.bin").unlink()
+    with raises(ValueError, "model must be an ONNX model", "model.onnx", "which onnx cannot load", "weights.bin"):
+        accelerate(path)
 
 
 def test_a_model_may_be_a_file_or_bytes(tmp_path):

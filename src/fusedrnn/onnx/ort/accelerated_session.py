@@ -11,6 +11,7 @@ from typing import Any
 import onnx
 from onnx import ModelProto
 
+from fusedrnn.onnx.graph import first_line
 from fusedrnn.onnx.ort import interrupts
 from fusedrnn.onnx.ort.choosing import choose
 from fusedrnn.onnx.ort.feeds import Feeds, check_feeds, checked_feeds
@@ -198,7 +199,8 @@ def _load(model: object) -> ModelProto:
     except (OSError, TypeError):
         raise
     except Exception as error:  # of many types
-        raise ValueError(f"model must be an ONNX model; got {_described(model)}, which is none") from error
+        reason = f"which onnx cannot load: {first_line(error) or type(error).__name__}"
+        raise ValueError(f"model must be an ONNX model; got {_described(model)}, {reason}") from error
     if not proto.opset_import or not proto.HasField("graph"):
         raise ValueError(f"model must be an ONNX model; got {_described(model)}, which has no graph or no opset")
     return proto
