@@ -298,6 +298,10 @@ def test_pack_errors():
         layout.pack({name.replace("l0_i2h_bias", "r0_i2h_bias"): array for name, array in arrays.items()})
     with pytest.raises(ValueError, match=r"^l0_i2h_weight must have shape \(16, 3\); got \(3, 16\)"):
         layout.pack({**arrays, "l0_i2h_weight": np.zeros((3, 16))})
+    with pytest.raises(TypeError, match=r"^l0_i2h_weight must be an array without a mask; got MaskedArray$"):
+        layout.pack({**arrays, "l0_i2h_weight": np.ma.masked_array(arrays["l0_i2h_weight"], mask=True)})
+    with pytest.raises(TypeError, match=r"^params must be a NumPy array; got MaskedArray$"):
+        layout.unpack(np.ma.masked_array(np.zeros(layout.size, np.float32), mask=True))
 
 
 def test_invalid_names():

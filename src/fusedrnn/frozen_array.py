@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.ma
 
-from fusedrnn.arrays import Array
+from fusedrnn.arrays import Array, is_plain
 
 
 class FrozenParams:
@@ -38,7 +37,7 @@ def frozen(params: Array) -> Array:
     """
     if isinstance(params, FrozenParams):  # callers of typed code pass these as Any
         return params
-    is_array = isinstance(params, np.ndarray) and not isinstance(params, numpy.ma.MaskedArray)
+    is_array = is_plain(params)
     if is_array and params.dtype.name == "bfloat16":
         params = params.astype(np.float32)
     if not is_array or params.dtype.kind != "f":

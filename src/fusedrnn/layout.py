@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import DTypeLike
 
-from fusedrnn.arrays import Array
+from fusedrnn.arrays import Array, check_is_array, is_masked
 from fusedrnn.lazy import cached_property
 from fusedrnn.scalars import check_choice
 
@@ -91,8 +91,7 @@ class FlatLayout:
         return f"<{type(self).__name__} of {self.size} elements in {self.dtype}: {parameters}>"
 
     def _check_flat(self, params: Array) -> None:
-        if not isinstance(params, np.ndarray):
-            raise TypeError(f"params must be a NumPy array; got {type(params).__name__}")
+        check_is_array("params", params)
         if params.shape != (self.size,):
             raise ValueError(f"params must have shape ({self.size},); got {params.shape}")
 
@@ -113,6 +112,8 @@ class FlatLayout:
         expected = self._named(names)
         check_names(expected, arrays)
         for name, entry in expected.items():
+            if is_masked(arrays[name]):
+                raise TypeError(f"{name} must be an array without a mask; got {type(arrays[name]).__name__}")
             array = np.asarray(arrays[name])
             if array.shape != entry.shape:
                 raise ValueError(f"{name} must have shape {entry.shape}; got {array.shape}")

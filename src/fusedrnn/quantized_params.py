@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fusedrnn.arrays import Array
+from fusedrnn.arrays import Array, check_is_array, is_masked
 from fusedrnn.cell.trace import traced_cell
 from fusedrnn.frozen_array import FrozenParams, frozen_copy
 from fusedrnn.layout import Naming, Parameter, check_names
@@ -184,8 +184,7 @@ def check_quantized(spec: object) -> None:
 
 
 def _checked(name: str, array: object, dtype: str, shape: tuple[int, ...]) -> Array:
-    if not isinstance(array, np.ndarray):
-        raise TypeError(f"{name} must be a NumPy array; got {type(array).__name__}")
+    array = check_is_array(name, array)
     if array.dtype != np.dtype(dtype):
         raise TypeError(f"{name} must have dtype {dtype}; got {array.dtype}")
     if array.shape != shape:
@@ -195,6 +194,8 @@ def _checked(name: str, array: object, dtype: str, shape: tuple[int, ...]) -> Ar
 
 def _checked_scales(name: str, scales: object, rows: int) -> Array:
     """A scale for each row, from one scale for each or one for all."""
+    if is_masked(scales):
+        raise TypeError(f"{name} must be numbers without a mask; got {type(scales).__name__}")
     array = np.asarray(scales)
     if array.dtype != np.float32:
         raise TypeError(f"{name} must have dtype float32; got {array.dtype}")

@@ -40,6 +40,10 @@ CASES = {
     "states": (lambda: rnn(SPEC, PARAMS, X, (X,)), ValueError, "states must be 2 arrays, h, c; got 1"),
     "state": (lambda: rnn(SPEC, PARAMS, X, (None, X)), ValueError, r"states\[1\] must have shape \(1, 2, 5\)"),
     "lengths": (lambda: rnn(SPEC, PARAMS, X, lengths=[1, 2, 3]), ValueError, r"lengths must have shape \(2,\)"),
+    "masked": (
+        lambda: rnn(SPEC, PARAMS, X, lengths=np.ma.masked_array([1, 2], [0, 1])), TypeError,
+        "lengths must be an array; got MaskedArray",
+    ),
     "floats": (lambda: rnn(SPEC, PARAMS, X, lengths=jnp.ones(2)), TypeError, "lengths must be integers"),
     "long": (lambda: rnn(SPEC, PARAMS, X, lengths=[1, 5]), ValueError, "lengths must be from 0 to 4"),
     "resets": (lambda: rnn(SPEC, PARAMS, X, resets=jnp.ones((4, 2))), TypeError, "resets must have dtype bool"),

@@ -109,6 +109,17 @@ def test_invalid_inputs(name, change, error, match):
         prepared.run(arrays)
 
 
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+@pytest.mark.parametrize("kind", [np.ma.masked_array, np.asmatrix])
+def test_arrays_that_are_not_plain(kind):
+    case = Case("LSTM", lengths=(5, 1, 3))
+    arrays = case.arrays()
+    prepared = fusedrnn.onnx.prepare(case.model(arrays), backend="reference")
+    for name in ("B", "P") if kind is np.asmatrix else arrays:
+        with pytest.raises(TypeError, match=rf"^inputs: {name} must be a NumPy array; got (MaskedArray|matrix)$"):
+            prepared.run(arrays | {name: kind(arrays[name])})
+
+
 def test_error_names_output_of_unnamed_node():
     with pytest.raises(ValueError, match=r"the node of 'Y' \(LSTM\): clip must be above 0"):
         case = Case("LSTM", name="", attributes={"clip": 0.0})

@@ -357,11 +357,12 @@ def test_write_rejects_shared_weights(reader):
         (np.zeros(7, np.float32), ValueError, r"params must be .* float32 \(72,\); got shape \(7,\)"),
         (np.zeros(72), TypeError, r"params must be NumPy arrays: float32 \(72,\); got float64"),
         ([[0.0]], TypeError, "params must be NumPy arrays: .*; got list"),
+        (np.ma.zeros(72, np.float32), TypeError, "params must be NumPy arrays: .*; got MaskedArray"),
         (3, TypeError, "params must be NumPy arrays: .*; got int"),
         ("zeros", TypeError, "params must be NumPy arrays: .*; got str"),
         ([], ValueError, "params must be one array for each part: .*; got 0"),
     ],
-    ids=["size", "format", "list", "number", "text", "none"],
+    ids=["size", "format", "list", "masked", "number", "text", "none"],
 )
 def test_invalid_params(params, error, match):
     _, model, _ = with_initializers(Case("RNN", optional=("B",)))

@@ -225,11 +225,15 @@ def test_constructor_errors():
             QuantizedParams(SPEC, **{**arrays, name: array.astype(np.int32)})
         with pytest.raises(ValueError, match=rf"{name} must have shape \({len(array)},\); got \({len(array) - 1},\)"):
             QuantizedParams(SPEC, **{**arrays, name: array[:-1]})
+        with pytest.raises(TypeError, match=f"{name} must be a NumPy array; got MaskedArray"):
+            QuantizedParams(SPEC, **{**arrays, name: np.ma.masked_array(array, mask=True)})
     named = {name: (values.astype(np.int8), np.float32(1)) if values.ndim == 2 else values
              for name, values in SPEC.layout.unpack(flat_params(SPEC)).items()}  # fmt: skip
     with pytest.raises(TypeError, match="l0_i2h_weight must be a pair of integers and scales; got ndarray"):
         QuantizedParams.pack(SPEC, {**named, "l0_i2h_weight": named["l0_i2h_weight"][0]})
-    integers = named.pop("l0_i2h_weight")[0]
+    integers, scale = named.pop("l0_i2h_weight")
+    with pytest.raises(TypeError, match="the scales of l0_i2h_weight must be numbers without a mask; got MaskedArray"):
+        QuantizedParams.pack(SPEC, {**named, "l0_i2h_weight": (integers, np.ma.masked_array(scale, mask=True))})
     with pytest.raises(ValueError, match=r"^parameters missing: l0_i2h_weight; unknown: w$"):
         QuantizedParams.pack(SPEC, {**named, "w": integers})
     for scales in (np.ones(79), np.ones((80, 1)), np.ones((1, 80)), np.ones(1)):

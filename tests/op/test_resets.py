@@ -18,6 +18,7 @@ ERRORS = [
     ({"resets": RESETS.astype(np.float32)}, TypeError, "resets must be bools of shape (4, 3); got float32"),
     ({"resets": RESETS.T}, ValueError, "resets must be bools of shape (4, 3); got (3, 4)"),
     ({"resets": RESETS[0]}, ValueError, "resets must be bools of shape (4, 3); got (3,)"),
+    ({"resets": np.ma.masked_array(RESETS)}, TypeError, "resets must be bools of shape (4, 3); got MaskedArray"),
     ({"resets": [[True], []]}, TypeError, "resets must be bools of shape (4, 3); got [[True], []]"),
     ({"reset_states": ROWS}, ValueError, "reset_states must be None without resets"),
     (

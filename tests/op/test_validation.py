@@ -122,6 +122,7 @@ def test_a_wrong_state(index, wrong, error, message):
         ([[1], [2, 3]], TypeError, "must be an array of 3 integers"),
         ([1, None, 2], TypeError, "must be integers; got object"),
         ([], TypeError, "must be integers; got float64"),
+        (np.ma.masked_array([1, 2, 3], [0, 1, 0]), TypeError, "must be an array of 3 integers; got MaskedArray"),
         (2, ValueError, r"must have shape \(3,\); got \(\)"),
         ([1, 2], ValueError, r"must have shape \(3,\); got \(2,\)"),
         ([[1, 2, 3]], ValueError, r"must have shape \(3,\); got \(1, 3\)"),

@@ -215,6 +215,7 @@ def test_lengths_in_every_form_give_the_same_results(lengths):
         ((5, 3, 2), [1, -1, 2], ValueError, "lengths must be from 0 to 5, the steps of input; got -1 to 2"),
         ((5, 3, 2), [1.0, 2.0, 3.0], TypeError, "lengths must be integers; got torch.float32"),
         ((5, 3, 2), torch.tensor([True, True, False]), TypeError, "lengths must be integers; got torch.bool"),
+        ((5, 3, 2), np.ma.masked_array([1, 2, 3], [0, 1, 0]), TypeError, "lengths must be a tensor or a list"),
         ((5, 3, 2), "123", TypeError, "lengths must be a tensor or a list of integers; got '123'"),
         (
             (5, 3, 2),

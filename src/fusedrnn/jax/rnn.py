@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fusedrnn.arrays import is_masked
 from fusedrnn.cell.user_cell import UserCell
 from fusedrnn.jax.calls import OPTIONAL, Call
 from fusedrnn.jax.explicit_sharding import bind
@@ -124,6 +125,8 @@ def _array(name: str, value: Any, dtype: np.dtype[Any], shape: Sequence[int | No
 
 def _converted(name: str, value: Any, as_array: Callable[[Any], Array] = jnp.asarray) -> Array:
     try:
+        if is_masked(value):  # NumPy would drop the mask
+            raise TypeError
         return as_array(value)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be an array; got {type(value).__name__}") from error

@@ -11,7 +11,7 @@ import onnx
 import onnx.backend.base
 from onnx import ModelProto, NodeProto
 
-from fusedrnn.arrays import Array
+from fusedrnn.arrays import Array, check_is_array
 from fusedrnn.engines import registry
 from fusedrnn.onnx.attributes import KINDS
 from fusedrnn.onnx.checking import checked
@@ -228,8 +228,7 @@ def _by_name(inputs: object, names: Sequence[str], optional: Collection[str] = (
     for name, value in arrays.items():
         if name not in names and name not in optional:
             raise ValueError(f"inputs must be {expected}; got {name!r}")
-        if not isinstance(value, np.ndarray):
-            raise TypeError(f"inputs: {name} must be a NumPy array; got {type(value).__name__}")
+        check_is_array(f"inputs: {name}", value)
     return arrays
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
-from fusedrnn.arrays import Array
+from fusedrnn.arrays import Array, is_plain
 from fusedrnn.onnx.folding import Folder
 from fusedrnn.onnx.graph import INPUTS, errors_name_node, uses
 from fusedrnn.onnx.quantized import is_quantized
@@ -66,8 +66,8 @@ def _parts(layer: Layer, params: object) -> list[Part]:
     if len(vectors) != len(layer.parts):
         raise ValueError(f"params must be one array for each part: {expected}; got {len(vectors)}")
     for part, vector in zip(layer.parts, vectors, strict=True):
-        if not isinstance(vector, np.ndarray) or vector.dtype != np.dtype(part.spec.dtype):
-            kind = vector.dtype if isinstance(vector, np.ndarray) else type(vector).__name__
+        if not is_plain(vector) or vector.dtype != np.dtype(part.spec.dtype):
+            kind = vector.dtype if is_plain(vector) else type(vector).__name__
             raise TypeError(f"params must be NumPy arrays: {expected}; got {kind}")
         if vector.shape != (part.spec.layout.size,):
             raise ValueError(f"params must be NumPy arrays: {expected}; got shape {vector.shape}")

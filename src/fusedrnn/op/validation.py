@@ -13,9 +13,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import numpy.ma
 
-from fusedrnn.arrays import Array
+from fusedrnn.arrays import Array, check_is_array, is_masked
 from fusedrnn.engines import registry
 from fusedrnn.engines.operands import BACKWARD_USES, FORWARD_USES, ArrayUse, ForwardOperands, entries, is_sequence
 from fusedrnn.network_spec import NetworkSpec
@@ -34,13 +33,6 @@ def check_op(spec: object, backend: object) -> None:
     if not isinstance(spec, RNNSpec):
         raise TypeError(f"spec must be an RNNSpec; got {type(spec).__name__}")
     registry.check_backend(backend)
-
-
-def check_is_array(name: str, value: object) -> Array:
-    """``value`` if it is a NumPy array, not a masked array or a matrix."""
-    if not isinstance(value, np.ndarray) or isinstance(value, (numpy.ma.MaskedArray, np.matrix)):
-        raise TypeError(f"{name} must be a NumPy array; got {type(value).__name__}")
-    return value
 
 
 def check_array(name: str, array: object, spec: RNNSpec, shape: tuple[int, ...] | None = None) -> Array:
@@ -145,10 +137,12 @@ def copy_of(value: object, expected: str) -> Array:
     """A contiguous copy: what is checked is what is used.
 
     Raises:
-        TypeError: If ``value`` is no array; the message begins with ``expected``.
+        TypeError: If ``value`` is no array, or a masked one; the message begins with ``expected``.
     """
     if type(value) is np.ndarray:
         return value.copy()
+    if is_masked(value):
+        raise TypeError(f"{expected}; got {type(value).__name__}")
     try:
         return np.array(value, order="C")
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # not what a signal's handler raises

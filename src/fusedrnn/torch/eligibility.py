@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn import Parameter, RNNCellBase
 from torch.nn.utils.rnn import PackedSequence
 
+from fusedrnn.arrays import is_masked
+
 DTYPE_NAMES = {torch.float32: "float32", torch.float64: "float64"}
 """The operator's name for each dtype that it takes."""
 MODULE_DTYPES = {**DTYPE_NAMES, torch.bfloat16: "float32", torch.float16: "float32"}
@@ -91,6 +93,8 @@ def checked_lengths(lengths: Any, x: Any, batch_first: bool) -> Tensor:
     try:
         # An empty list has no dtype; PyTorch would take its default, which is no integer.
         dtype = torch.int64 if isinstance(lengths, (tuple, list)) and not lengths else None
+        if not isinstance(lengths, (Tensor, tuple, list)) and is_masked(lengths):  # PyTorch would drop the mask
+            raise TypeError
         tensor = lengths if isinstance(lengths, Tensor) else torch.as_tensor(lengths, dtype=dtype, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"lengths must be a tensor or a list of integers; got {lengths!r}") from error

@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fusedrnn.arrays import Array
-from fusedrnn.op.validation import check_is_array
+from fusedrnn.arrays import Array, check_is_array
 from fusedrnn.scalars import positive_int
 
 Layout = Literal["NTC", "TNC"]
