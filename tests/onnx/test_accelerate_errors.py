@@ -143,6 +143,21 @@ def test_options_of_the_caller():
     assert session.report.num_threads == 2 and not options.enable_profiling
 
 
+@pytest.mark.parametrize("replace", ["always", "auto"])
+def test_the_file_of_the_optimized_model_has_no_replaced_nodes(tmp_path, replace):
+    model, feeds = gru_stack()
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    inputs = feeds(5, 2)
+    accelerate(model, replace=replace, feeds=inputs, sess_options=options, calibration_seconds=0.01)
+    assert options.optimized_model_filepath == str(tmp_path / "optimized.onnx")
+    providers = ["CPUExecutionProvider"]
+    plain = onnxruntime.InferenceSession(options.optimized_model_filepath, providers=providers)
+    expected = onnxruntime.InferenceSession(model.SerializeToString(), providers=providers).run(None, inputs)
+    for output, other in zip(plain.run(None, inputs), expected, strict=True):
+        np.testing.assert_array_equal(output, other)
+
+
 def test_shared_object():
     function = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int)(lambda number: number + 1)
     address = ctypes.cast(function, ctypes.c_void_p).value

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,10 @@ class Sessions:
     def _replaced(self, numbers: Sequence[int], names: Sequence[str]) -> Any:
         library = self._load_library()
         operators = [library.names[self.replaceable.index(number)] for number in numbers]
-        session = self._session(self._rewritable.replace(numbers, library.domain, operators, names), self._options)
+        model = self._rewritable.replace(numbers, library.domain, operators, names)
+        # No other process could load a file with the operators. That of the plain session stays.
+        with _set(self._options, optimized_model_filepath=""):
+            session = self._session(model, self._options)
         session.fusedrnn_library = library  # lives as long as the session
         return session
 
@@ -112,13 +116,22 @@ class Sessions:
 
     def profiled(self, numbers: Sequence[int], folder: Path) -> Any:
         """A session like :meth:`replaced` that writes a profile into the folder, for :meth:`node_times`."""
-        options, names = self._options, [f"{_NODE}{number}" for number in range(len(self.nodes))]
-        before = options.enable_profiling, options.profile_file_prefix
-        options.enable_profiling, options.profile_file_prefix = True, str(folder / "profile")
-        try:
+        names = [f"{_NODE}{number}" for number in range(len(self.nodes))]
+        with _set(self._options, enable_profiling=True, profile_file_prefix=str(folder / "profile")):
             return self._replaced(numbers, names)
-        finally:
-            options.enable_profiling, options.profile_file_prefix = before
+
+
+@contextmanager
+def _set(options: Any, **values: Any) -> Iterator[None]:
+    """Set session options while the ``with`` block runs."""
+    before = {name: getattr(options, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(options, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(options, name, value)
 
 
 def node_times(session: Any) -> list[dict[int, float]]:
