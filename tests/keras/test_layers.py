@@ -376,6 +376,32 @@ def test_rnn_of_cells(stack, mask, fused):
     assert fused
 
 
+REGULARIZED = {
+    "cell": lambda: layers.GRUCell(H, activity_regularizer="l2"),
+    "cell of a stack": lambda: [layers.LSTMCell(H), layers.LSTMCell(H, activity_regularizer="l2")],
+    "stack": lambda: layers.StackedRNNCells([layers.LSTMCell(H), layers.LSTMCell(H)], activity_regularizer="l2"),
+}
+
+
+@pytest.mark.parametrize("what", REGULARIZED)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_activity_regularizer_of_a_cell(wrapped, what, fused):
+    """Has a loss for the output of each step."""
+
+    def make(module):
+        layer = module.RNN(REGULARIZED[what]())
+        return module.Bidirectional(layer) if wrapped else layer
+
+    ours, theirs = twins(make)
+    x, _ = arrays(0)
+    for layer in (ours, theirs):
+        layer(x)
+    losses = [keras.ops.convert_to_numpy(keras.ops.stack(layer.losses)) for layer in (ours, theirs)]
+    assert len(losses[0]) > T
+    assert_within(*losses, *tolerance("float32", I + H))
+    assert not fused
+
+
 @pytest.mark.parametrize("kind", ["LSTM", pytest.param("GRU", marks=EVERYWHERE), "SimpleRNN"])
 def test_dropout_has_the_masks_of_keras(kind, fused):
     ours, theirs = twins(lambda module: getattr(module, kind)(H, dropout=0.5, seed=3, **SEQUENCES))

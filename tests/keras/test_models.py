@@ -166,6 +166,10 @@ REASONS = {
         lambda: layers.LSTM(H, dtype="mixed_float16"), "it computes in float16; ours are float32, float64, bfloat16",
     ),
     "a cell": (lambda: layers.ConvLSTM1D(H, 3), "it is a subclass of RNN"),
+    "a loss of each step": (
+        lambda: layers.RNN([layers.GRUCell(H), layers.GRUCell(H, activity_regularizer="l2")]),
+        "its cell has an activity_regularizer",
+    ),
     "a stack of one": (
         lambda: layers.RNN([layers.GRUCell(H)]), "its cell is a stack of one, whose states Keras nests in a way of",
     ),

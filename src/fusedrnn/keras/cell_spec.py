@@ -50,6 +50,9 @@ def refusal(cell: Any) -> str:
                 return f"its {name} is {getattr(function, '__name__', type(function).__name__)}"
         if each.compute_dtype not in FORMATS:
             return f"it computes in {each.compute_dtype}; ours are {', '.join(FORMATS)}"
+    # Its loss has a term for the output of each step.
+    if any([each.activity_regularizer is not None for each in (cell, *cells)]):
+        return "its cell has an activity_regularizer"
     return ""
 
 
