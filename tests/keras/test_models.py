@@ -76,6 +76,40 @@ def test_accelerated_between_two_fits(fused):
     assert not fused
 
 
+class Conversions(keras.callbacks.Callback):
+    """Accelerates the model after an epoch, and restores it after the next one.
+
+    Args:
+        fused: The specs of the calls of the operator.
+    """
+
+    def __init__(self, fused):
+        super().__init__()
+        self.fused, self.num_calls = fused, []
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.num_calls.append(len(self.fused))
+        self.fused.clear()
+        assert (accelerate, restore)[epoch % 2](self.model)
+
+
+@pytest.mark.every_backend
+def test_accelerated_within_fit(fused):
+    """The running loops go on with the functions that are made anew."""
+    ours, theirs = build_model(), build_model()
+    conversions = Conversions(fused)
+    losses = []
+    for model, callbacks in ((ours, [conversions]), (theirs, [])):
+        history = model.fit(
+            X, Y, batch_size=4, epochs=3, shuffle=False, verbose=0, validation_data=(X, Y), callbacks=callbacks
+        ).history
+        losses += [np.array(history[name], "float32") for name in ("loss", "val_loss")]
+    for own, other in zip(losses[:2], losses[2:], strict=True):
+        assert_within(own, other, RTOL, ATOL)
+    assert_same_weights(ours, theirs)
+    assert [num_calls > 0 for num_calls in conversions.num_calls] == [False, True, False]
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # where Keras breaks the graph
 @pytest.mark.parametrize("kind", ["GRU", "LSTM", "SimpleRNN"])

@@ -74,8 +74,18 @@ def _convert_all(model: Any, classes: dict[type, type]) -> Report:
     if report:
         for _, layer in named:
             if isinstance(layer, keras.Model):
-                layer.train_function = layer.test_function = layer.predict_function = None
+                _replace_functions(layer)
     return report
+
+
+def _replace_functions(model: Any) -> None:
+    """Make the functions for ``fit``, ``evaluate`` and ``predict`` that a model has anew.
+
+    A callback may convert the model. The running loop reads the function at its next step, and must find one.
+    """
+    for name in ("train", "test", "predict"):
+        if getattr(model, f"{name}_function") is not None:
+            getattr(model, f"make_{name}_function")(force=True)
 
 
 def _named_layers(model: Any) -> Iterator[tuple[str, Any]]:
