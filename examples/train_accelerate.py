@@ -18,12 +18,12 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fusedrnn.torch
-from examples.train_ddp import Forecaster, threads_per_process, training_parser, waves
+from examples.train_ddp import Forecaster, parse, threads_per_process, training_parser, waves
 
 
 def main() -> None:
     """Train, and print the losses."""
-    args = training_parser("Trains a forecaster with Hugging Face Accelerate.").parse_args()
+    args = parse(training_parser("Trains a forecaster with Hugging Face Accelerate."))
     torch.set_num_threads(threads_per_process())
     accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(split_batches=True))
     set_seed(args.seed)

@@ -104,12 +104,23 @@ def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a file that :func:`write_checkpoint` wrote; the process ends if it is another file."""
+    try:
+        checkpoint = torch.load(path, weights_only=True)
+    except Exception as error:  # bytes of other files lead to errors of many kinds
+        raise SystemExit(f"{path} is not a checkpoint: {type(error).__name__} {error}".rstrip()) from None
+    if not isinstance(checkpoint, dict):
+        raise SystemExit(f"{path} is not a checkpoint; it has a {type(checkpoint).__name__}")
+    return checkpoint
+
+
 def read_checkpoint(path: Path | None, processes: int) -> dict[str, Any] | None:
     """The newest checkpoint that any of the processes finds, in all of them; None if there is none.
 
     Rank 0 writes checkpoints. After a restart it may be on another host, without the disk of the first host.
     """
-    checkpoint = torch.load(path, weights_only=True) if path and path.exists() else None
+    checkpoint = load_checkpoint(path) if path and path.exists() else None
     if processes == 1:
         return checkpoint
     steps: list[int] = [0] * processes
@@ -129,8 +140,8 @@ def train(args: argparse.Namespace, rank: int, processes: int) -> tuple[list[flo
     optimizer = torch.optim.SGD(network.parameters(), lr=args.lr, momentum=0.9)
     losses: list[float] = []
     if checkpoint := read_checkpoint(args.checkpoint, processes):
-        if checkpoint["settings"] != settings(args):
-            raise SystemExit(f"{args.checkpoint} is of another training: {checkpoint['settings']}")
+        if (other := checkpoint.get("settings")) != settings(args):
+            raise SystemExit(f"{args.checkpoint} is of another training: {other or 'it has no settings'}")
         network.load_state_dict(checkpoint["network"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         losses = checkpoint["losses"]
@@ -167,6 +178,29 @@ def training_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The options of a training. The process ends with an error of the parser if a number is out of range."""
+    args = parser.parse_args()
+    for name, value in vars(args).items():
+        if isinstance(value, int) and value < 1 and name != "seed":
+            parser.error(f"--{name.replace('_', '-')} must be at least 1; got {value}")
+    if not 0 < args.lr < math.inf:
+        parser.error(f"--lr must be above 0 and finite; got {args.lr}")
+    if not 0 <= args.seed < 2**32:
+        parser.error(f"--seed must be from 0 to {2**32 - 1}; got {args.seed}")
+    return args
+
+
+def check_files(args: argparse.Namespace) -> None:
+    """End the process before the training if one of its files cannot be written after it."""
+    for name in ("checkpoint", "json", "save"):
+        path: Path | None = getattr(args, name)
+        if path and not path.absolute().parent.is_dir():
+            raise SystemExit(f"--{name} {path}: there is no folder {path.parent}")
+        if path and path.is_dir():
+            raise SystemExit(f"--{name} {path}: it is a folder; expected the path of a file")
+
+
 def options() -> argparse.Namespace:
     """Parse the command line."""
     parser = training_parser("Trains a forecaster in one process, or in several under torchrun.")
@@ -177,11 +211,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--report", type=int, default=20, metavar="STEPS", help="how often to print the loss")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the losses here")
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the trained parameters here")
-    args = parser.parse_args()
-    for name in ("steps", "batch", "length", "hidden", "report", "checkpoint_every"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1")
-    return args
+    return parse(parser)
 
 
 def threads_per_process() -> int:
@@ -196,6 +226,8 @@ def main() -> None:
     with process_group() as (rank, processes):
         if args.batch % processes:
             raise SystemExit(f"--batch {args.batch} cannot be divided evenly among {processes} processes")
+        if rank == 0:  # which writes them
+            check_files(args)
         threads = args.threads_per_process or threads_per_process()
         torch.set_num_threads(threads)  # torchrun sets one
         place = f"rank {rank} of {processes} is process {os.getpid()} on {socket.gethostname()}"

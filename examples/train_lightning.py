@@ -16,7 +16,7 @@ from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fusedrnn.torch
-from examples.train_ddp import Forecaster, training_parser, waves
+from examples.train_ddp import Forecaster, parse, training_parser, waves
 
 
 class Training(lightning.LightningModule):
@@ -53,7 +53,9 @@ def main() -> None:
     parser = training_parser("Trains a forecaster with Lightning.")
     parser.add_argument("--hosts", type=int, default=1)
     parser.add_argument("--processes", type=int, default=1, help="on each host")
-    args = parser.parse_args()
+    args = parse(parser)
+    if args.batch % (args.hosts * args.processes):
+        parser.error(f"--batch {args.batch} cannot be divided evenly among {args.hosts * args.processes} processes")
     lightning.seed_everything(args.seed, verbose=False)
     strategy = "ddp" if args.hosts * args.processes > 1 else "auto"
     trainer = lightning.Trainer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 
@@ -33,3 +34,18 @@ def test_two_processes_train_like_one(library):
     assert written["processes"] == 2
     actual = difference(np.array(written["losses"]), np.array(exact().losses), 0, bounds("float32")[0])
     assert actual is None, f"losses{actual}"
+
+
+@pytest.mark.parametrize("library", COMMANDS)
+def test_numbers_out_of_range(library, monkeypatch, capsys):
+    pytest.importorskip(library, reason=f"needs {library}")
+    main = importlib.import_module(f"examples.train_{library}").main
+    cases = {"--steps 0": "--steps must be at least 1; got 0", "--lr inf": "--lr must be above 0 and finite; got inf"}
+    if library == "lightning":
+        cases["--hosts -1"] = "--hosts must be at least 1; got -1"
+        cases["--batch 3 --processes 2"] = "--batch 3 cannot be divided evenly among 2 processes"
+    for arguments, message in cases.items():
+        monkeypatch.setattr("sys.argv", [library, *arguments.split()])
+        with pytest.raises(SystemExit):
+            main()
+        assert message in capsys.readouterr().err

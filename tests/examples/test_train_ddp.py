@@ -99,6 +99,49 @@ def test_training_continues_from_a_checkpoint(tmp_path, monkeypatch, capsys):
         train(monkeypatch, "--steps", 12, "--lr", 0.04, "--checkpoint", file)
 
 
+@pytest.mark.parametrize("content", [b"", b"junk", b"PK", "a list", "other keys"])
+def test_a_file_that_is_no_checkpoint(content, tmp_path, monkeypatch):
+    file = tmp_path / "training.pt"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        torch.save([1.0] if content == "a list" else {"weight": 1.0}, file)
+    message = "is of another training: it has no settings" if content == "other keys" else "is not a checkpoint"
+    with pytest.raises(SystemExit, match=rf"training.pt {message}"):
+        train(monkeypatch, "--steps", 1, "--checkpoint", file)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--steps", 0, "--steps must be at least 1; got 0"),
+        ("--threads-per-process", 0, "--threads-per-process must be at least 1; got 0"),
+        ("--checkpoint-every", -3, "--checkpoint-every must be at least 1; got -3"),
+        ("--lr", "nan", "--lr must be above 0 and finite; got nan"),
+        ("--lr", 0, "--lr must be above 0 and finite; got 0.0"),
+        ("--seed", -1, "--seed must be from 0 to 4294967295; got -1"),
+        ("--seed", 2**32, "--seed must be from 0 to 4294967295; got 4294967296"),
+    ],
+)
+def test_numbers_out_of_range(option, value, message, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        train(monkeypatch, option, value)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--checkpoint", "--json", "--save"])
+def test_files_that_cannot_be_written(option, tmp_path, monkeypatch):
+    """The training does not begin."""
+    monkeypatch.setattr(train_ddp, "train", None)
+    for file, message in (
+        (tmp_path / "missing" / "file", r"missing/file: there is no folder .*missing"),
+        (tmp_path, r": it is a folder; expected the path of a file"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["train_ddp.py", option, str(file)])
+        with pytest.raises(SystemExit, match=option + ".*" + message):
+            train_ddp.main()
+
+
 def test_an_interrupted_checkpoint_leaves_the_one_before(tmp_path, monkeypatch):
     file = tmp_path / "training.pt"
     train_ddp.write_checkpoint(file, {"losses": [1.0]})
