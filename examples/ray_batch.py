@@ -153,8 +153,7 @@ class Worker:
         import ray  # imported here, after start_ray has set variables
 
         # One thread for each processor that Ray has reserved for this actor.
-        processors = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
-        fusedrnn.set_num_threads(max(1, int(processors)))
+        fusedrnn.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
         self.encoder, self.batch = Encoder.load(Path(folder) / "encoder.npz"), batch
         self.name = f"{socket.gethostname()} process {os.getpid()}"
 
@@ -242,9 +241,8 @@ def make_data(args: argparse.Namespace) -> None:
     """Write random sequences of different lengths, and an encoder. The same seed gives the same files."""
     (args.folder / "input").mkdir(parents=True, exist_ok=True)
     spec = fusedrnn.RNNSpec("gru", args.features, args.hidden, bidirectional=True)
-    rng = np.random.default_rng(args.seed)
-    sizes, params = [args.features, args.hidden], fusedrnn.init_params(spec, rng)
-    np.savez(args.folder / "encoder.npz", sizes=sizes, compute=args.compute, params=params)
+    sizes, rng = [args.features, args.hidden], np.random.default_rng(args.seed)
+    np.savez(args.folder / "encoder.npz", sizes=sizes, compute=args.compute, params=fusedrnn.init_params(spec, rng))
     for number in range(args.files):
         lengths = rng.integers(0, args.length + 1, args.rows)
         values = rng.standard_normal((lengths.sum(), args.features), np.float32)
@@ -269,7 +267,6 @@ _NUMBERS: dict[str, dict[str, tuple[int, str]]] = {
         "threads": (1, "processors and threads of an actor"),
         "batch": (64, "sequences in a call of the operator"),
     },
-    "verify": {},
 }
 
 
@@ -281,7 +278,7 @@ def options() -> argparse.Namespace:
         command = commands.add_parser(name, description=function.__doc__)
         command.set_defaults(function=function)
         command.add_argument("folder", type=Path, help="on several machines: a folder that all of them share")
-        for option, (default, explanation) in _NUMBERS[name].items():
+        for option, (default, explanation) in _NUMBERS.get(name, {}).items():
             command.add_argument(f"--{option}", type=int, default=default, help=f"{explanation} [default: {default}]")
         if name == "make-data":
             command.add_argument("--compute", choices=("", "bfloat16", "int8", "int8_weights"), default="")
@@ -289,9 +286,12 @@ def options() -> argparse.Namespace:
             command.add_argument("--address", help="of a Ray cluster, HOST:PORT or auto; default: this machine alone")
     args = parser.parse_args()
     for name, value in vars(args).items():
-        if isinstance(value, int) and value < 1 and name != "seed":
-            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+        if isinstance(value, int) and value < (least := int(name != "seed")):
+            parser.error(f"--{name.replace('_', '-')} must be at least {least}")
     args.folder = args.folder.absolute()  # workers run in other folders
+    needed = ("encoder.npz", "input/*.parquet") if args.function is not make_data else ()
+    if not all(any(args.folder.glob(pattern)) for pattern in needed):
+        parser.error(f"{args.folder} must have encoder.npz and input/*.parquet, which make-data writes")
     return args
 
 

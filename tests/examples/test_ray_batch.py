@@ -150,3 +150,27 @@ def test_a_row_that_is_no_sequence_is_named(data):
     shard = next(ray_batch.shards(data))
     with pytest.raises(ValueError, match=r"the values of id [0-5] are not a whole number of steps of 61"):
         shard.read(61)
+
+
+def test_folders_without_data(data, monkeypatch, capsys):
+    """Before Ray starts."""
+    missing = data / "missing"
+    (data / "encoder.npz").rename(data / "encoder")
+    for command, folder in (("run", missing), ("verify", missing), ("verify", data), ("run", data / "encoder")):
+        with pytest.raises(SystemExit):
+            call(monkeypatch, command, folder)
+        message = f"{folder} must have encoder.npz and input/*.parquet, which make-data writes"
+        assert message in capsys.readouterr().err
+    (data / "encoder").rename(data / "encoder.npz")
+    for file in (data / "input").iterdir():
+        file.unlink()
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "verify", data)
+    assert "must have encoder.npz and input/*.parquet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "least"), [("--seed", 0), ("--rows", 1)])
+def test_numbers_out_of_range(option, least, tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "make-data", tmp_path, option, least - 1)
+    assert f"{option} must be at least {least}" in capsys.readouterr().err
