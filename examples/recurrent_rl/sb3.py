@@ -89,6 +89,9 @@ def main() -> None:
     parser.add_argument("--envs", type=int, default=8)
     parser.add_argument("--plain", action="store_true", help="sb3-contrib as it is")
     arguments = parser.parse_args()
+    for name in ("steps", "envs"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name} must be at least 1; got {getattr(arguments, name)}")
     from stable_baselines3.common.env_util import make_vec_env
 
     algorithm: Any = RecurrentPPO if arguments.plain else FusedRecurrentPPO

@@ -78,6 +78,17 @@ def test_sb3_policies_agree():
         torch.testing.assert_close(actual.grad, expected.grad)
 
 
+@pytest.mark.parametrize("option", ["--steps", "--envs"])
+def test_sb3_numbers_out_of_range(option, monkeypatch, capsys):
+    pytest.importorskip("sb3_contrib", reason="needs sb3-contrib")
+    from examples.recurrent_rl.sb3 import main
+
+    monkeypatch.setattr("sys.argv", ["sb3", option, "0"])
+    with pytest.raises(SystemExit):
+        main()
+    assert f"{option} must be at least 1; got 0" in capsys.readouterr().err
+
+
 def test_sb3_learns():
     _, ours = agents()
     before = [parameter.detach().clone() for parameter in ours.policy.parameters()]
