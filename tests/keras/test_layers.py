@@ -200,6 +200,39 @@ def test_bidirectional(kind, mask, merge, fused):
     assert fused[0].bidirectional
 
 
+def outcome(call):
+    """The result of a call, or the type of its error."""
+    try:
+        return keras.ops.convert_to_numpy(call())
+    except Exception as error:
+        return type(error)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_bidirectional_with_states_that_are_no_list_of_tensors(kind, fused):
+    """Has Keras's results and errors."""
+    ours, theirs = twins(lambda module: module.Bidirectional(getattr(module, kind)(H)))
+    x, states = arrays(4 if kind == "LSTM" else 2)
+    for initial in (keras.ops.convert_to_tensor(np.stack(states)), [None] * len(states)):
+        outcomes = [outcome(lambda: layer(x, initial_state=initial)) for layer in (ours, theirs)]  # noqa: B023
+        assert all(isinstance(each, type) for each in outcomes) or np.array_equal(*outcomes)
+        assert not isinstance(outcomes[0], type) or outcomes[0] is outcomes[1]
+    assert not fused
+
+
+@pytest.mark.parametrize(("name", "value"), [("return_sequences", False), ("return_state", True)])
+def test_bidirectional_whose_options_are_not_those_of_its_layers(name, value, fused):
+    """As when a user changes an attribute of the wrapper alone."""
+    ours, theirs = twins(lambda module: module.Bidirectional(module.GRU(H, return_sequences=True), merge_mode="sum"))
+    x, _ = arrays(0)
+    for layer in (ours, theirs):
+        setattr(layer, name, value)
+    results = [layer.call(keras.ops.convert_to_tensor(x)) for layer in (ours, theirs)]
+    for own, other in zip(*map(keras.tree.flatten, results), strict=True):
+        assert_within(*map(keras.ops.convert_to_numpy, (own, other)), *tolerance("float32", I + H))
+    assert not any(spec.bidirectional for spec in fused)
+
+
 def test_bidirectional_of_different_layers(fused):
     """Each direction runs by itself."""
 

@@ -56,6 +56,9 @@ def differ_in_direction_only(layer: Any) -> bool:
         and not forward.go_backwards
         and backward.go_backwards
         and forward.unroll == backward.unroll
+        # Keras reads these of the layers for what they return, and of the wrapper for what it merges.
+        and forward.return_sequences == backward.return_sequences == layer.return_sequences
+        and forward.return_state == backward.return_state == layer.return_state
         and not (forward.stateful or backward.stateful)
         and forward.activity_regularizer is None
         and backward.activity_regularizer is None
@@ -124,13 +127,15 @@ def _merged(mode: str | None, forward: Any, backward: Any) -> Any:
 
 
 def _initial_states(layer: Bidirectional, initial_state: Any, x: Any) -> list[Any] | None:
-    """The initial states, each (2, N, H); None if their number or shape does not fit the cells."""
+    """The initial states, each (2, N, H); None if they are no list of tensors that fits the cells."""
     cell, batch = layer.forward_layer.cell, x.shape[1]
     count = len(cell.state_size) if isinstance(cell.state_size, NESTED) else 1
     if initial_state is None:
         return [ops.zeros((2, batch, cell.units), dtype=layer.compute_dtype) for _ in range(count)]
-    states = list(initial_state)
-    if len(states) != 2 * count or any(tuple(state.shape) != (batch, cell.units) for state in states):
+    # A single tensor is one state for Keras, and what is no tensor is an error of Keras's.
+    states = list(initial_state) if isinstance(initial_state, NESTED) else []
+    shapes = [tuple(getattr(state, "shape", ())) for state in states]
+    if shapes != [(batch, cell.units)] * (2 * count):
         return None
     return [
         ops.cast(ops.stack([states[number], states[count + number]]), layer.compute_dtype) for number in range(count)
