@@ -11,7 +11,7 @@ from fusedrnn.spec import RESIDUALS
 from fusedrnn.spec_sizes import MAX_LAYERS
 
 Cell = Annotated[str, typer.Option(help=f"{', '.join(CELLS)}, or a cell of your own: path.py:name or module:name.")]
-Features = Annotated[int, typer.Option(min=1, max=MAX_LAYERS, help="Features of a frame.")]
+Features = Annotated[int, typer.Option(min=1, help="Features of a frame.")]
 Hidden = Annotated[
     str, typer.Option(help="Hidden units: a number for all layers, or one for each layer, separated by commas.")
 ]
