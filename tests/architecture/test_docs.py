@@ -23,6 +23,7 @@ from benchmarks.onnx_models import app as onnx_models
 from benchmarks.page import app as page_app
 from benchmarks.peers import environments
 from benchmarks.published_cells.__main__ import app as published_cells
+from benchmarks.pytorch_cells import app as pytorch_cells
 from benchmarks.scaling import app as scaling
 from benchmarks.streams import app as streams_app
 from examples.char_lm.__main__ import app as char_lm
@@ -47,6 +48,7 @@ MODULES = {
     "benchmarks.keras": keras_models,
     "benchmarks.published_cells": published_cells,
     "benchmarks.onnx_models": onnx_models,
+    "benchmarks.pytorch_cells": pytorch_cells,
     "benchmarks.page": page_app,
     "benchmarks.scaling": scaling,
     "benchmarks.streams": streams_app,
@@ -191,8 +193,8 @@ def test_commands_and_options_exist():
     shells = (block for text in TEXTS.values() for block in shell.findall(text))
     command = r"(?:fusedrnn|python -m) ((?<=fusedrnn )\w+|benchmarks\.\w+|examples\.(?:char_lm|stream_server \w+))"
     commands = {
-        *(found for text in TEXTS.values() for found in re.findall(rf"`{command}([^`|]*)`", text)),
-        *(found for block in shells for found in re.findall(rf"{command}([^\n#]*)", block)),
+        *(call for text in TEXTS.values() for call in re.findall(rf"`{command}([^`|]*)`", text)),
+        *(call for block in shells for call in re.findall(rf"{command}([^\n#]*)", block)),
     }
     commands = {(name, options) for name, options in commands if name != "benchmarks.peers"}
     assert {name.split()[0] for name, _ in commands} >= {"bench", "info", "warmup", *MODULES}

@@ -335,7 +335,7 @@ def test_concurrent_processes(folder, monkeypatch):
         raise AssertionError("compiled once more")
 
     monkeypatch.setattr(compiler, "compile_module", refuse)
-    for load in (load_bind, load_fingerprint, load_pool, load_pack, load_job, jobs._shared):
+    for load in (load_bind, load_fingerprint, load_pool, load_pack, load_job, jobs._common):
         load.cache_clear()
     spec = RNNSpec("gru", 3, 16)
     y, _, _ = RNNOp(spec).forward(np.ones((4, 2, 3), np.float32), np.full(spec.layout.size, 0.5, np.float32))

@@ -37,7 +37,7 @@ def check_op(spec: object, backend: object) -> None:
 
 def check_array(name: str, array: object, spec: RNNSpec, shape: tuple[int, ...] | None = None) -> Array:
     """``array`` if it is a NumPy array of the spec's dtype, and of that shape if there is one."""
-    value = check_is_array(name, array)
+    value = array if type(array) is np.ndarray else check_is_array(name, array)
     if value.dtype != np.dtype(spec.dtype):
         hint = ""
         if value.dtype.name == "bfloat16" != spec.compute:
