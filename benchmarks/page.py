@@ -17,7 +17,7 @@ from benchmarks.records import COMPARED, Benchmark, Record, load
 from fusedrnn.bench.data import NON_FUSED, OURS
 from fusedrnn.bench.extrapolate import SLOW
 from fusedrnn.bench.tables import duration
-from fusedrnn.bench.timing import MIN_SAMPLES, ONE_SAMPLE_SECONDS
+from fusedrnn.bench.timing import DISTURBED, MIN_SAMPLES, ONE_SAMPLE_SECONDS
 from fusedrnn.cli.console import check_writable, fail
 
 _TEMPLATE = "page.html.j2"
@@ -77,6 +77,7 @@ def render(benchmark: Benchmark) -> str:
         cases=cases,
         roofline=_picture(roofline, "roof", "Roofline with every case on it"),
         intensity=INTENSITY,
+        disturbed=f"{DISTURBED:.0%}",
         min_samples=MIN_SAMPLES,
         one_sample_seconds=f"{ONE_SAMPLE_SECONDS:g}",
         slow_seconds=f"{SLOW:g}",

@@ -15,9 +15,10 @@ from torch.nn import RNNCellBase
 import fusedrnn.torch
 from benchmarks.timed_rows import TimedRow
 from fusedrnn.bench.contenders import PHASES
+from fusedrnn.bench.peaks import RunPeak
 from fusedrnn.bench.report import environment_report
 from fusedrnn.bench.tables import duration, new_table
-from fusedrnn.bench.timing import alternate
+from fusedrnn.bench.timing import LONG_SAMPLE_SECONDS, SPIN_PAUSE, alternate
 from fusedrnn.bench.torch_contenders import threads as torch_threads
 from fusedrnn.cli import options
 from fusedrnn.cli.console import check_writable, fail, output, steps, write_json
@@ -26,12 +27,11 @@ from fusedrnn.testing.cases import Case
 TORCH, FUSED = "torch.nn", "fused"
 CELLS = "RNNCell", "GRUCell", "LSTMCell"
 _SIZES = "16x1,64x16,256x1,512x1,512x16"
-_PAUSE = 0.05
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-def run_row(case: Case, cell: str, phase: str, seconds: float) -> TimedRow:
+def run_row(case: Case, cell: str, phase: str, peak: RunPeak, seconds: float) -> TimedRow:
     """Check and time a cell.
 
     Raises:
@@ -47,7 +47,8 @@ def run_row(case: Case, cell: str, phase: str, seconds: float) -> TimedRow:
     step = training_step if is_training else inference_step
     calls = {name: step(contender, x, states) for name, contender in ((TORCH, module), (FUSED, fused))}
     torch.testing.assert_close(calls[FUSED](), calls[TORCH]())
-    timings, _ = alternate(calls, seconds, pause=_PAUSE)
+    options: dict[str, Any] = {"pause": SPIN_PAUSE, "sample_seconds": LONG_SAMPLE_SECONDS}
+    timings, _ = alternate(calls, seconds, before_turn=peak.sample, **options)
     return TimedRow(case, cell, phase, timings)
 
 
@@ -125,11 +126,11 @@ def main(
         ]
     except ValueError as error:
         fail(str(error))
-    rows: list[TimedRow] = []
+    rows, peak = list[TimedRow](), RunPeak("float32", threads)
     with torch_threads(threads), steps(len(chosen)) as progress:
         for case, each, phase in chosen:
             progress.say(f"{case.name}, {each}, {phase}")
-            rows.append(run_row(case, each, phase, seconds))
+            rows.append(run_row(case, each, phase, peak, seconds))
             progress.done(f"{rows[-1].name}: {rows[-1].ratio(TORCH, FUSED):.2f}")
     if json:
         report = [{"case": row.case.name, "cell": row.mode, "phase": row.phase, **row.seconds_report()} for row in rows]

@@ -22,10 +22,7 @@ from fusedrnn.bench.peaks import RunPeak, Turns, measure
 from fusedrnn.bench.report import report, row_report
 from fusedrnn.bench.rows import BenchConfig, Row
 from fusedrnn.bench.runner import Progress
-from fusedrnn.bench.timing import PAUSE, Timed, alternate
-
-_SAMPLE_SECONDS = 0.05
-"""The shortest duration of a sample: pauses between turns are long, and percentiles need many single calls."""
+from fusedrnn.bench.timing import LONG_SAMPLE_SECONDS, PAUSE, Timed, alternate
 
 
 @dataclass(frozen=True)
@@ -149,8 +146,8 @@ def _time_row(
 
     def take_turns() -> Turns:
         single_sample = [name for name in calls if name not in OURS]
-        options: dict[str, Any] = {"single_sample": single_sample, "sample_seconds": _SAMPLE_SECONDS, "pause": pause}
-        return alternate(calls, budget, failures=failures, before_turn=peak.sample, **options)
+        options: dict[str, Any] = {"single_sample": single_sample, "pause": pause, "before_turn": peak.sample}
+        return alternate(calls, budget, failures=failures, sample_seconds=LONG_SAMPLE_SECONDS, **options)
 
     return measure(row, peak, take_turns)
 

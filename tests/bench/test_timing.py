@@ -65,8 +65,36 @@ def test_a_timing_is_its_median_and_quartiles():
 def test_before_turn_runs_before_every_turn():
     clock = Clock()
     calls = {"A": clock.call("A", 1.0), "B": clock.call("B", 1.0)}
-    alternate(calls, 0.0, pause=0, before_turn=lambda: clock.log.append("-"), clock=clock)
+    alternate(calls, 0.0, pause=0, before_turn=lambda: clock.log.append("-") or 1.0, clock=clock)
     assert "".join(clock.log) == "-A-B" * 3
+
+
+def disturbed(rates, budget=6.0):
+    """The timing of a call that takes 0.5 seconds where the machine has its best rate, and 5 elsewhere."""
+    clock, rates = Clock(), iter(rates)
+    state = [1.0]
+
+    def before_turn():
+        state[0] = next(rates, 1.0)
+        return state[0]
+
+    def call():
+        clock.now += 0.5 if state[0] == 1.0 else 5.0
+
+    return alternate({"A": call}, budget, pause=0, before_turn=before_turn, clock=clock)[0]["A"]
+
+
+def test_samples_of_a_disturbed_machine_do_not_count():
+    """Those after a low rate, and those before one: it may have begun meanwhile."""
+    timing = disturbed([1.0, 1.0, 0.5, 1.0, 0.5, 1.0])
+    assert set(timing.seconds) == {0.5}
+    assert len(timing.seconds) < len(disturbed([]).seconds)
+    assert disturbed([1.0, 1.0, 0.9, 1.0], budget=3.0).seconds.count(5.0) == 1  # 0.9 is noise
+
+
+def test_all_samples_count_if_the_machine_is_always_disturbed():
+    timing = disturbed([0.5] * 1000)
+    assert len(timing.seconds) == 3 and set(timing.seconds) == {5.0}
 
 
 class Far:

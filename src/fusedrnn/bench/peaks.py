@@ -47,10 +47,18 @@ class RunPeak:
         others = {number_format: first for number_format, first in self._first.items() if number_format != self._dtype}
         return {number_format: self._rates[first] for number_format, first in others.items()}
 
-    def sample(self) -> None:
-        """Take a short sample, of one or two milliseconds, of each format."""
-        for number_format, rate in self._rates.items():
-            self._rates[number_format] = max(rate, sample_peak(number_format, self._threads).gflops)
+    def sample(self) -> float:
+        """Take a short sample, of one or two milliseconds, of each format.
+
+        Returns:
+            The rate now as a share of the best rate, of the format for which it is lowest.
+        """
+        shares = [1.0]
+        for number_format, best in self._rates.items():
+            rate = sample_peak(number_format, self._threads).gflops
+            self._rates[number_format] = best = max(best, rate)
+            shares.append(rate / best)
+        return min(shares)
 
     def measure(self) -> None:
         """Measure the peaks thoroughly, with :func:`fusedrnn.runtime.peak.measure_peak`."""

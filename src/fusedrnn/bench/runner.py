@@ -20,7 +20,7 @@ from fusedrnn.bench.extrapolate import extrapolate
 from fusedrnn.bench.formats import Group, make_contenders
 from fusedrnn.bench.peaks import RunPeak, Turns, measure
 from fusedrnn.bench.rows import BenchConfig, Row
-from fusedrnn.bench.timing import Timed, alternate
+from fusedrnn.bench.timing import LONG_SAMPLE_SECONDS, SPIN_PAUSE, Timed, alternate
 from fusedrnn.bench.torch_contenders import threads as torch_threads
 
 Progress = Callable[[str], None]
@@ -77,11 +77,11 @@ def _time_row(config: BenchConfig, peak: RunPeak, row: Row, phase: Phase, groups
     if extrapolated:
         calls[NON_FUSED] = extrapolated
         row = replace(row, steps_run={NON_FUSED: extrapolated.steps})
-    # PyTorch modules share their threads, so none disturbs another.
-    pause = config.pause if NON_FUSED in calls or config.engines or config.formats else 0.0
+    options: dict[str, Any] = {"single_sample": (NON_FUSED, "reference"), "pause": config.pause}
+    if not (NON_FUSED in calls or config.engines or config.formats):  # PyTorch modules, which share their threads
+        options |= {"pause": min(config.pause, SPIN_PAUSE), "sample_seconds": LONG_SAMPLE_SECONDS}
 
     def take_turns() -> Turns:
-        options: dict[str, Any] = {"single_sample": (NON_FUSED, "reference"), "pause": pause}
         return alternate(calls, config.budget, before_turn=peak.sample, **options)
 
     row, results = measure(row, peak, take_turns)

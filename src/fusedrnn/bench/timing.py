@@ -26,6 +26,24 @@ SAMPLE_SECONDS = 5e-3
 PAUSE = 0.2
 """Seconds of rest before each turn, because idle threads of OpenBLAS spin for a tenth of a second."""
 
+SPIN_PAUSE = 0.02
+"""Seconds of rest where all contenders run on OpenMP's threads: these spin for some milliseconds after a turn.
+
+The threads that sample the peak between the turns would compete with them, and leave two of them on one processor.
+"""
+
+LONG_SAMPLE_SECONDS = 0.05
+"""The duration of a sample that is to be like a training loop, or to have many single calls for percentiles."""
+
+DISTURBED = 0.75
+"""Below this share of its best rate, the machine is disturbed: a hypervisor may run two processors on one core.
+
+Samples before or after such a rate do not count, whatever they measured, if enough others remain.
+"""
+
+PATIENCE = 3.0
+"""As many times the budget may pass until every call has enough samples that are not disturbed."""
+
 LATENCY = 1e-3
 """For calls that take fewer seconds than this, percentiles over single calls are kept."""
 
@@ -91,6 +109,15 @@ Timed = Call | RemoteCall | Extrapolated
 
 
 @dataclass
+class _Sample:
+    """Seconds per call, the single calls if they are short, and the share of its best rate that the machine had."""
+
+    seconds: float
+    single_calls: Any = None
+    rate: float = 1.0
+
+
+@dataclass
 class _Entry:
     """One call with its samples."""
 
@@ -99,20 +126,29 @@ class _Entry:
     single_sample: bool
     sample_seconds: float
     repeats: int = 1
-    seconds: list[float] = field(default_factory=list)
-    single_calls: list[Any] = field(default_factory=list)
+    samples: list[_Sample] = field(default_factory=list)
     result: Any = None
+
+    @property
+    def undisturbed(self) -> list[_Sample]:
+        """The samples beside which the machine was as fast as it can be."""
+        return [sample for sample in self.samples if sample.rate >= DISTURBED]
 
     @property
     def sits_out(self) -> bool:
         """Whether its one sample is enough, so that it skips rounds that run only for other calls."""
         single_sample = self.single_sample and not isinstance(self.call, Extrapolated)
-        return single_sample and bool(self.seconds) and self.seconds[0] >= ONE_SAMPLE_SECONDS
+        return single_sample and bool(self.samples) and self.samples[0].seconds >= ONE_SAMPLE_SECONDS
 
     @property
     def has_enough(self) -> bool:
         """Whether it has enough samples even if the budget is spent."""
-        return self.sits_out or len(self.seconds) >= MIN_SAMPLES
+        return self.sits_out or len(self.samples) >= MIN_SAMPLES
+
+    @property
+    def has_enough_undisturbed(self) -> bool:
+        """Whether that is so without those that are disturbed."""
+        return self.sits_out or len(self.undisturbed) >= MIN_SAMPLES
 
     def run(self, times: int = 1) -> Sequence[float]:
         """The seconds of each call. The last result is released first, so that the next call reuses its memory."""
@@ -131,26 +167,27 @@ class _Entry:
             return self.take_turn()
         first = self.call.warm if isinstance(self.call, RemoteCall) else self.run()[0]
         if first >= NO_WARM_UP_SECONDS:
-            self.seconds.append(first)
+            self.samples.append(_Sample(first))
         elif first < NO_REPEAT_SECONDS:
             self.repeats = max(1, math.ceil(self.sample_seconds / max(self.run()[0], 1e-9)))
 
     def take_turn(self) -> None:
         if isinstance(self.call, Extrapolated):
-            self.seconds += [self.call.whole(seconds) for seconds in self.run(RUNS)]
+            self.samples += [_Sample(self.call.whole(seconds)) for seconds in self.run(RUNS)]
             return
         if self.repeats > 1:
             self.run()
         seconds = self.run(self.repeats)
-        self.seconds.append(sum(seconds) / len(seconds))
-        if self.seconds[-1] < LATENCY:
-            self.single_calls.append(np.array(seconds))
+        mean = sum(seconds) / len(seconds)
+        self.samples.append(_Sample(mean, np.array(seconds) if mean < LATENCY else None))
 
     def timing(self) -> Timing:
-        timing = Timing(tuple(self.seconds))
-        if not self.single_calls or timing.median >= LATENCY:
+        samples = self.undisturbed if self.has_enough_undisturbed else self.samples
+        timing = Timing(tuple([sample.seconds for sample in samples or self.samples]))
+        single_calls = [sample.single_calls for sample in samples if sample.single_calls is not None]
+        if not single_calls or timing.median >= LATENCY:
             return timing
-        p50, p99 = np.percentile(np.concatenate(self.single_calls), (50, 99))
+        p50, p99 = np.percentile(np.concatenate(single_calls), (50, 99))
         return Timing(timing.seconds, float(p50), float(p99))
 
 
@@ -162,7 +199,7 @@ def alternate(
     pause: float = PAUSE,
     sample_seconds: float = SAMPLE_SECONDS,
     failures: dict[str, str] | None = None,
-    before_turn: Callable[[], None] = lambda: None,
+    before_turn: Callable[[], float] = lambda: 1.0,
     clock: Clock = time.perf_counter,
 ) -> tuple[dict[str, Timing], dict[str, Any]]:
     """Time ``calls`` in turns, A B A B, until another round would exceed ``budget`` seconds.
@@ -170,22 +207,32 @@ def alternate(
     Each call is warmed up first. But the first run counts as a sample if the call is extrapolated, or takes
     :data:`NO_WARM_UP_SECONDS` or more. Every call gets at least :data:`MIN_SAMPLES` samples, for any budget. But a call
     that is named in ``single_sample`` needs only one sample if that takes :data:`ONE_SAMPLE_SECONDS` or more. A sample
-    takes at least ``sample_seconds``. ``before_turn`` runs before every turn, after the pause. If a call raises
-    ContenderFailed, it is left out, and the error is added to ``failures``; without ``failures`` the error propagates.
+    takes at least ``sample_seconds``. If a call raises ContenderFailed, it is left out, and the error is added to
+    ``failures``; without ``failures`` the error propagates.
+
+    ``before_turn`` runs before every turn, after the pause. It returns the rate of the machine as a share of its best
+    rate. Samples before or after a low rate do not count if enough others remain; see :data:`DISTURBED`.
 
     Returns:
         The timings, and the last result of each call, None for a remote call.
     """
     entries = {name: _Entry(call, clock, name in single_sample, sample_seconds) for name, call in calls.items()}
+    last: list[_Sample] = []
 
     def run_round(turn: Callable[[_Entry], None], *, for_min_samples: bool = False) -> None:
         for name, entry in list(entries.items()):
             if for_min_samples and entry.sits_out:
                 continue
             time.sleep(pause)
-            before_turn()
+            rate = before_turn()
+            for sample in last:
+                sample.rate = min(sample.rate, rate)
+            num_before = len(entry.samples)
             try:
                 turn(entry)
+                last[:] = entry.samples[num_before:]
+                for sample in last:
+                    sample.rate = rate
             except ContenderFailed as error:
                 if failures is None:
                     raise
@@ -198,7 +245,9 @@ def alternate(
     for _ in range(MAX_ROUNDS):
         round_start = clock()
         for_min_samples = not all(entry.has_enough for entry in entries.values())
-        if not for_min_samples and round_start - start + round_seconds > budget:
+        is_disturbed = not all(entry.has_enough_undisturbed for entry in entries.values())
+        limit = budget * PATIENCE if is_disturbed else budget
+        if not for_min_samples and round_start - start + round_seconds > limit:
             break
         run_round(_Entry.take_turn, for_min_samples=for_min_samples)
         round_seconds = clock() - round_start

@@ -79,11 +79,12 @@ def bench(
     a user of PyTorch would write it. With --backends, the operator takes turns on several engines. With --compute, it
     takes turns in several formats of GEMM operands, each with its share of the format's own peak.
 
-    Contenders take turns on the same threads. Each runs at least twice, and medians are shown; for the network cell by
-    cell, ± is half the distance between its fastest and slowest run. If that network takes more than three seconds, its
-    time is extrapolated from as many first steps as take one or two seconds, and the table says how many. With --full
-    it runs all steps, but only once if that takes ten seconds or more. The two tables take less than six minutes on two
-    slow cores.
+    Contenders take turns on the same threads. Turns before or after which the machine has less than three quarters of
+    the peak do not count, if enough others remain. Each contender runs at least twice, and medians are shown; for the
+    network cell by cell, ± is half the distance between its fastest and slowest run. If that network takes more than
+    three seconds, its time is extrapolated from as many first steps as take one or two seconds, and the table says how
+    many. With --full it runs all steps, but only once if that takes ten seconds or more. The two tables take less than
+    six minutes on two slow cores.
 
     In a checkout of the project, `python -m benchmarks.compare` times other libraries and earlier revisions, and
     `python -m benchmarks.figures` and `python -m benchmarks.page` draw the file of --json.
