@@ -5,6 +5,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -47,6 +48,19 @@ def only_file(path):
     """The one file of a folder."""
     (file,) = path.iterdir()
     return file
+
+
+def test_a_read_takes_the_memory_of_the_file_alone(planted):
+    """Not as much as the largest file may have."""
+    file = only_file(planted)
+    with cache_folder.Folder(planted, os.geteuid()) as folder:
+        tracemalloc.start()
+        try:
+            content = folder.read(file.name, 1 << 26)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert content == file.read_bytes() and peak < 2 * len(content) + 100_000
 
 
 def load():

@@ -115,7 +115,7 @@ class Folder:
             if self._user is not None and (reason := objection(self._path / name, status, self._user, False)):
                 raise UntrustedError(reason)
             with os.fdopen(handle, "rb", closefd=False) as file:
-                return file.read(max_bytes)
+                return file.read(status.st_size)  # a larger number would be allocated
         except OSError:
             return None
         finally:
