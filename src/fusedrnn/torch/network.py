@@ -23,18 +23,19 @@ Results = tuple[Any, tuple[Tensor, ...]]
 
 _MAX_NETWORKS = 256
 _MAX_PATTERNS = 64
-# Templates for new_empty. They are created at import, because a network may be created while new tensors are fake.
+# New tensors are made like these, which are created at import: a network may be created while new tensors are fake.
 with torch.inference_mode(False):
-    _LIKE = {dtype: torch.empty(0, dtype=dtype, device="cpu") for dtype in (torch.float32, torch.float64)}
-    _SCALARS = {dtype: torch.empty((), dtype=dtype, device="cpu") for dtype in (*_LIKE, torch.uint8)}
+    _LIKE = {
+        dtype: torch.empty((), dtype=dtype, device="cpu") for dtype in (torch.float32, torch.float64, torch.uint8)
+    }
 
 
 @functools.lru_cache(maxsize=1024)
 def template(dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     """A tensor without memory of its own; ``torch.empty_like`` of it takes half the time of ``new_empty(shape)``."""
     # A tensor of one element would pass its strides on.
-    scalar = _SCALARS[dtype]
-    return scalar.new_empty(shape) if math.prod(shape) == 1 else scalar.expand(shape)
+    like = _LIKE[dtype]
+    return like.new_empty(shape) if math.prod(shape) == 1 else like.expand(shape)
 
 
 class Network:
