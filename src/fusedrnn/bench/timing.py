@@ -182,8 +182,8 @@ class _Entry:
         self.samples.append(_Sample(mean, np.array(seconds) if mean < LATENCY else None))
 
     def timing(self) -> Timing:
-        samples = self.undisturbed if self.has_enough_undisturbed else self.samples
-        timing = Timing(tuple([sample.seconds for sample in samples or self.samples]))
+        samples = (self.has_enough_undisturbed and self.undisturbed) or self.samples
+        timing = Timing(tuple([sample.seconds for sample in samples]))
         single_calls = [sample.single_calls for sample in samples if sample.single_calls is not None]
         if not single_calls or timing.median >= LATENCY:
             return timing
