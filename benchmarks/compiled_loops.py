@@ -19,13 +19,13 @@ from rich.table import Table
 from torch import Tensor
 
 import fusedrnn
-from benchmarks.timed_rows import TimedRow, result_difference
+from benchmarks.timed_rows import TimedRow, result_difference, take_turns
 from fusedrnn import cells
 from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.data import Results, Workload, workload
+from fusedrnn.bench.peaks import RunPeak
 from fusedrnn.bench.report import environment_report
 from fusedrnn.bench.tables import duration, new_table
-from fusedrnn.bench.timing import alternate
 from fusedrnn.bench.torch_contenders import load, torch_nn, train_torch_nn
 from fusedrnn.bench.torch_contenders import threads as torch_threads
 from fusedrnn.cell.cells import Cell
@@ -34,7 +34,6 @@ from fusedrnn.cli.console import check_writable, fail, output, steps, write_json
 from fusedrnn.testing.cases import CASES, Case
 
 LOOP, COMPILED, LAYER = "loop", "compiled loop", "fused"
-_PAUSE = 0.05
 Step = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """The new state from the inputs of the gates (N, G·H), the state, the recurrent weights and their bias."""
 
@@ -101,7 +100,7 @@ CELLS: dict[str, tuple[str | Cell, Step]] = {
 }
 
 
-def run_row(case: Case, cell: str, phase: str, seconds: float) -> Row:
+def run_row(case: Case, cell: str, phase: str, peak: RunPeak, seconds: float) -> Row:
     """Check and time a cell on a workload.
 
     Raises:
@@ -125,8 +124,7 @@ def run_row(case: Case, cell: str, phase: str, seconds: float) -> Row:
     for name in (COMPILED, LAYER):
         check(work, name, expected, contenders[name](batch)())
     calls: dict[str, Callable[[], Any]] = {name: partial(run, batch) for name, run in contenders.items()}
-    timings, _ = alternate(calls, seconds, pause=_PAUSE)
-    return Row(case, cell, phase, timings, compile_seconds)
+    return Row(case, cell, phase, take_turns(calls, seconds, peak), compile_seconds)
 
 
 def check(work: Workload, name: str, expected: Results, actual: Results) -> None:
@@ -182,11 +180,11 @@ def main(
     except ValueError as error:
         fail(str(error))
     fusedrnn.set_num_threads(threads)
-    rows = []
+    rows, peak = list[Row](), RunPeak("float32", threads)
     with torch_threads(threads), steps(len(chosen)) as progress:
         for case, each, phase in chosen:
             progress.say(f"{case.name}, {each}, {phase}: compiling takes minutes")
-            row = run_row(case, each, phase, seconds)
+            row = run_row(case, each, phase, peak, seconds)
             rows.append(row)
             ratios = [f"{name} {row.ratio(name, LAYER):.1f}" for name in (LOOP, COMPILED)]
             progress.done(f"{row.name}: {', '.join(ratios)}")

@@ -18,12 +18,12 @@ import typer
 from rich.table import Table
 
 import fusedrnn
-from benchmarks.timed_rows import TimedRow, result_difference
+from benchmarks.timed_rows import TimedRow, result_difference, take_turns
 from fusedrnn import RNNOp
 from fusedrnn.bench.contenders import PHASES
+from fusedrnn.bench.peaks import RunPeak
 from fusedrnn.bench.report import environment_report
 from fusedrnn.bench.tables import duration, new_table
-from fusedrnn.bench.timing import alternate
 from fusedrnn.cli import options
 from fusedrnn.cli.console import check_writable, fail, output, steps, write_json
 from fusedrnn.jax import accelerate, rnn
@@ -34,8 +34,6 @@ NUMPY, RNN, SCAN, FLAX, ACCELERATED = "RNNOp", "rnn", "scan", "flax", "accelerat
 PAIRS = (RNN, NUMPY), (SCAN, RNN), (FLAX, ACCELERATED)
 """The pairs of contenders whose times are compared."""
 _ALL_CASES = ",".join(CASES)
-_PAUSE = 0.05
-"""Seconds between turns, in which the threads of the last call fall asleep."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Call = Callable[[], Any]
@@ -130,7 +128,7 @@ def check(spec: RNNSpec, case: Case, expected: Any, actual: Any) -> None:
             raise RuntimeError(f"{case.name}, {spec.mode_name}: results differ{message}")
 
 
-def run_row(case: Case, mode: str, phase: str, seconds: float) -> TimedRow:
+def run_row(case: Case, mode: str, phase: str, peak: RunPeak, seconds: float) -> TimedRow:
     """Check and time the calls of one workload.
 
     Raises:
@@ -143,8 +141,8 @@ def run_row(case: Case, mode: str, phase: str, seconds: float) -> TimedRow:
     calls = {**operator_calls(spec, x, dy, training), **flax_calls(case, mode, x, dy, training)}
     _check_all(spec, case, calls)
     # The gradients of ds2-5bi take 300 MB for each contender: none is kept while another one runs.
-    timings, _ = alternate({name: partial(_run_and_drop, call) for name, call in calls.items()}, seconds, pause=_PAUSE)
-    return TimedRow(case, mode, phase, timings)
+    dropped: dict[str, Call] = {name: partial(_run_and_drop, call) for name, call in calls.items()}
+    return TimedRow(case, mode, phase, take_turns(dropped, seconds, peak))
 
 
 def _check_all(spec: RNNSpec, case: Case, calls: dict[str, Call]) -> None:
@@ -207,11 +205,11 @@ def main(
     if hasattr(os, "sched_setaffinity"):  # XLA starts a thread for each processor on which it may run
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     fusedrnn.set_num_threads(threads)
-    rows = []
+    rows, peak = list[TimedRow](), RunPeak("float32", threads)
     with steps(len(chosen)) as progress:
         for case, mode, phase in chosen:
             progress.say(f"{case.name}, {mode}, {phase}")
-            row = run_row(case, mode, phase, seconds)
+            row = run_row(case, mode, phase, peak, seconds)
             rows.append(row)
             ratios = {f"{slower} / {faster}": row.ratio(slower, faster) for slower, faster in PAIRS}
             progress.done(f"{row.name}: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()))

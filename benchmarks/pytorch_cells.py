@@ -13,12 +13,11 @@ from torch import Tensor
 from torch.nn import RNNCellBase
 
 import fusedrnn.torch
-from benchmarks.timed_rows import TimedRow
+from benchmarks.timed_rows import TimedRow, take_turns
 from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.peaks import RunPeak
 from fusedrnn.bench.report import environment_report
 from fusedrnn.bench.tables import duration, new_table
-from fusedrnn.bench.timing import LONG_SAMPLE_SECONDS, SPIN_PAUSE, alternate
 from fusedrnn.bench.torch_contenders import threads as torch_threads
 from fusedrnn.cli import options
 from fusedrnn.cli.console import check_writable, fail, output, steps, write_json
@@ -47,9 +46,7 @@ def run_row(case: Case, cell: str, phase: str, peak: RunPeak, seconds: float) ->
     step = training_step if is_training else inference_step
     calls = {name: step(contender, x, states) for name, contender in ((TORCH, module), (FUSED, fused))}
     torch.testing.assert_close(calls[FUSED](), calls[TORCH]())
-    options: dict[str, Any] = {"pause": SPIN_PAUSE, "sample_seconds": LONG_SAMPLE_SECONDS}
-    timings, _ = alternate(calls, seconds, before_turn=peak.sample, **options)
-    return TimedRow(case, cell, phase, timings)
+    return TimedRow(case, cell, phase, take_turns(calls, seconds, peak))
 
 
 def inference_step(cell: RNNCellBase, x: Tensor, states: list[Tensor]) -> Callable[[], list[Tensor]]:

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from fusedrnn.bench.timing import Timing
+from fusedrnn.bench.extrapolate import Call
+from fusedrnn.bench.peaks import RunPeak
+from fusedrnn.bench.timing import LONG_SAMPLE_SECONDS, SPIN_PAUSE, Timing, alternate
 from fusedrnn.spec import RNNSpec
 from fusedrnn.testing.cases import Case
 from fusedrnn.testing.tolerance import difference, gradient_tolerance, longest_sum, tolerance
@@ -45,6 +47,15 @@ class TimedRow:
             "seconds": {name: list(timing.seconds) for name, timing in self.timings.items()},
             "median": {name: timing.median for name, timing in self.timings.items()},
         }
+
+
+def take_turns(calls: Mapping[str, Call], seconds: float, peak: RunPeak) -> dict[str, Timing]:
+    """The timings of calls whose threads all stop spinning soon, without the turns in which the machine is disturbed.
+
+    See :func:`fusedrnn.bench.timing.alternate`.
+    """
+    options: dict[str, Any] = {"pause": SPIN_PAUSE, "sample_seconds": LONG_SAMPLE_SECONDS}
+    return alternate(calls, seconds, before_turn=peak.sample, **options)[0]
 
 
 def result_difference(spec: RNNSpec, case: Case, actual: Any, expected: Any, is_gradient: bool) -> str | None:

@@ -21,13 +21,13 @@ from torch import Tensor
 
 import fusedrnn
 from benchmarks.published_cells import recurrences
+from benchmarks.timed_rows import take_turns
 from fusedrnn import cells
-from fusedrnn.bench.timing import alternate
+from fusedrnn.bench.peaks import RunPeak
 from fusedrnn.testing.tolerance import longest_sum, tolerance
 from fusedrnn.torch import Layer
 
 _HEADS = 4
-_PAUSE = 0.05
 Forward = Callable[[Tensor], Tensor]
 
 
@@ -133,7 +133,7 @@ def train(forward: Forward, parameters: Sequence[Tensor], x: Tensor, dy: Tensor)
     return torch.autograd.grad(forward(x), (x, *parameters), dy)[0]
 
 
-def figures_of(workload: Workload, seconds: float) -> Iterator[dict[str, Any]]:
+def figures_of(workload: Workload, seconds: float, peak: RunPeak) -> Iterator[dict[str, Any]]:
     """The medians of the package and of the fused layer, inference and training.
 
     Raises:
@@ -153,7 +153,7 @@ def figures_of(workload: Workload, seconds: float) -> Iterator[dict[str, Any]]:
     relative, absolute = tolerance("float32", longest_sum(layer.spec) * workload.steps)
     for phase, (package, ours) in calls.items():
         torch.testing.assert_close(ours(), package(), rtol=relative, atol=absolute)
-        timings, _ = alternate({"package": package, "fused": ours}, seconds, pause=_PAUSE)
+        timings = take_turns({"package": package, "fused": ours}, seconds, peak)
         yield {"phase": phase, **{name: timing.median for name, timing in timings.items()}}
 
 
@@ -161,12 +161,13 @@ def main(options: Mapping[str, Any]) -> None:
     """Print the figures."""
     torch.set_num_threads(options["threads"])
     fusedrnn.set_num_threads(options["threads"])
+    peak = RunPeak("float32", options["threads"])
     for workload in WORKLOADS:
         if workload.cell in options["parts"]:
-            for figure in figures_of(workload, options["seconds"]):
+            for figure in figures_of(workload, options["seconds"], peak):
                 print(json.dumps({**vars(workload), **figure}), flush=True)
     if "recurrences" in options["parts"]:
-        for figure in recurrences.figures(options["seconds"]):
+        for figure in recurrences.figures(options["seconds"], peak):
             print(json.dumps(figure), flush=True)
 
 
