@@ -10,7 +10,7 @@ import pytest
 import fusedrnn
 from fusedrnn import NetworkOp, NetworkSpec, RNNOp, RNNSpec, cells, frozen
 from fusedrnn.engines.cpu import cached_network
-from fusedrnn.engines.cpu.weights import cache
+from fusedrnn.runtime import fingerprint
 from fusedrnn.testing.tolerance import longest_sum, tolerance
 from networks import NETWORKS, flat
 from problems import assert_same_bits
@@ -163,7 +163,7 @@ def test_parameters_cannot_change(monkeypatch):
             stream(x[:steps])
         streams.step(ids, x[:steps])
     assert [layer.weight_cache.num_packed for layer in op._engine.executor.layers] == [1, 1]
-    monkeypatch.setattr(cache, "fingerprint_of", None)
+    monkeypatch.setattr(fingerprint, "fingerprint_of", None)
     assert_same_bits(op.stream(shared, 2)(x), expected)
     streams.reset(ids)
     assert_same_bits(streams.step(ids, x), expected)

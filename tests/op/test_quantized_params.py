@@ -81,7 +81,7 @@ def test_other_params_are_not_confused():
 def test_no_fingerprint(monkeypatch):
     op, x = RNNOp(SPEC), inputs(SPEC)
     params = op.quantize(flat_params(SPEC))
-    monkeypatch.setattr("fusedrnn.engines.cpu.weights.cache.fingerprint_of", lambda _: pytest.fail("a fingerprint"))
+    monkeypatch.setattr("fusedrnn.runtime.fingerprint.fingerprint_of", lambda _: pytest.fail("a fingerprint"))
     for steps in (5, 5, 5, 3):
         op.forward(x[:steps], params)
     with pytest.raises(pytest.fail.Exception, match="a fingerprint"):

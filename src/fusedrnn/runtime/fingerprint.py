@@ -8,7 +8,8 @@ the rotation, two changed signs in one lane would cancel.) Changes that it misse
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ctypes
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from fusedrnn.jit.struct import Struct
 LANES = 8
 MEMORY_RANGE = Struct("begin", "size", "copy")
 """A range of memory: its address, its bytes (a multiple of 4), and the address to copy them to; 0 for no copy."""
+_BEGIN, _COPY = MEMORY_RANGE.index["begin"], MEMORY_RANGE.index["copy"]
 _ODD = 0x9E3779B97F4A7C15
 # Not a multiple of 32: that would move the sign bit of one float to the sign bit of another.
 _ROTATION = 47
@@ -31,6 +33,44 @@ def fingerprint_of(ranges: NDArray[np.int64]) -> bytes:
     result = np.empty((len(ranges), LANES), np.int64)
     load_fingerprint()(ranges.ctypes.data, len(ranges), result.ctypes.data)
     return result.tobytes()
+
+
+class ScatteredVector:
+    """A flat vector whose parts are in different places.
+
+    Args:
+        parts: The range of each part, rows of :data:`MEMORY_RANGE`, whose ``begin`` and ``copy`` are offsets in the
+            vector.
+        addresses: Where each part is; address 0 stands for a part that is all zeros.
+    """
+
+    def __init__(self, parts: NDArray[np.int64], addresses: Sequence[int]) -> None:
+        ranges = parts.copy()
+        ranges[:, _BEGIN] = addresses
+        missing = ranges[:, _BEGIN] == 0
+        self._zeros = [(int(offset), int(size)) for _, size, offset in ranges[missing]]
+        self._ranges = ranges = ranges[~missing]
+        self._offsets = ranges[:, _COPY].copy()
+        ranges[:, _COPY] = 0
+        self._copying = 0, ranges
+
+    def fingerprint(self) -> bytes:
+        """The fingerprint of the parts."""
+        return fingerprint_of(self._ranges)
+
+    def copy_to(self, flat: int) -> bytes:
+        """Copy the parts, one after the other, to this address; return the fingerprint of the copy.
+
+        Another thread may write the parts meanwhile.
+        """
+        for offset, size in self._zeros:
+            ctypes.memset(flat + offset, 0, size)
+        last, ranges = self._copying  # a training loop copies to the same memory at every step
+        if last != flat:
+            ranges = self._ranges.copy()
+            ranges[:, _COPY] = self._offsets + flat
+            self._copying = flat, ranges
+        return fingerprint_of(ranges)
 
 
 @load_once()

@@ -15,6 +15,7 @@ from fusedrnn.engines.cpu import tuning
 from fusedrnn.engines.cpu.jobs import load_job
 from fusedrnn.engines.cpu.weights import cache as weight_cache
 from fusedrnn.runtime import buffers
+from fusedrnn.runtime import fingerprint as fingerprints
 from fusedrnn.runtime.fingerprint import fingerprint_of
 from fusedrnn.spec import DTYPES
 from problems import Shape, make_problem
@@ -26,7 +27,7 @@ SHAPE = Shape(5, 4, 17, 33, layers=2, bidirectional=True)
 def counts(monkeypatch):
     """How often weights are packed, and parameters fingerprinted."""
     calls = {"packed": 0, "fingerprinted": 0}
-    plain_pack, plain_fingerprint = weight_cache.WeightCache._pack, weight_cache.fingerprint_of
+    plain_pack, plain_fingerprint = weight_cache.WeightCache._pack, fingerprints.fingerprint_of
 
     def packing(*args):
         calls["packed"] += 1
@@ -37,7 +38,7 @@ def counts(monkeypatch):
         return plain_fingerprint(parts)
 
     monkeypatch.setattr(weight_cache.WeightCache, "_pack", packing)
-    monkeypatch.setattr(weight_cache, "fingerprint_of", fingerprinting)
+    monkeypatch.setattr(fingerprints, "fingerprint_of", fingerprinting)
     return calls
 
 

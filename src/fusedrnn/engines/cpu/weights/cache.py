@@ -21,11 +21,10 @@ from fusedrnn.frozen_array import is_frozen
 from fusedrnn.locks import Lock
 from fusedrnn.quantized_params import QuantizedParams
 from fusedrnn.runtime.buffers import BufferPool, Lease, ScratchPool
-from fusedrnn.runtime.fingerprint import MEMORY_RANGE, fingerprint_of
+from fusedrnn.runtime.fingerprint import ScatteredVector
 from fusedrnn.runtime.thread_pool import ThreadTeam, pool_team
 
 Frozen = Array | QuantizedParams
-_BEGIN, _COPY = MEMORY_RANGE.index["begin"], MEMORY_RANGE.index["copy"]
 
 
 @dataclass(eq=False)
@@ -38,20 +37,22 @@ class PackedWeights:
     Attributes:
         lease: The memory of the packed weights.
         source: The parameters if they are frozen.
-        ranges: Where the parameters are, as :func:`fusedrnn.runtime.fingerprint.fingerprint_of` takes them.
+        vector: Where the parameters are; None for quantized parameters.
         fingerprint: The fingerprint of the parameters.
         training: Whether weights for backward are included.
         matrices: Zeros: a call with packed weights does not use the addresses of unpacked parameters.
         owner: The object, such as a module; when it is garbage-collected, the weights are dropped.
+        versions: The versions of the parameters, if their owner counts changes.
     """
 
     lease: Lease
     source: Frozen | None
-    ranges: Array
+    vector: ScatteredVector | None
     fingerprint: bytes
     training: bool
     matrices: tuple[int, ...]
     owner: weakref.ref[Any] | None = None
+    versions: Sequence[int] | None = None
 
     @property
     def address(self) -> int:
@@ -99,7 +100,7 @@ class WeightCache:
         self.offsets = [entry.offset * tiling.item for entry in spec.layout.by_layer_direction]
         sizes = [entry.size * tiling.item for entry in spec.layout.by_layer_direction]
         # For a flat vector at address 0 that is copied to address 0.
-        self._ranges = np.array([self.offsets, sizes, self.offsets], np.int64).T.copy()
+        self._parts = np.array([self.offsets, sizes, self.offsets], np.int64).T.copy()
         self.nowhere = (0,) * len(self.offsets)
         self._shape, self._dtype = (spec.layout.size,), np.dtype(spec.dtype)
         self._last: PackedWeights | None = None
@@ -143,13 +144,19 @@ class WeightCache:
         self._last = None if frozen is None else packed
         return packed
 
-    def packed(self, addresses: tuple[int, ...], training: bool, team: ThreadTeam, owner: object) -> PackedWeights:
+    def packed(
+        self, addresses: tuple[int, ...], training: bool, team: ThreadTeam, owner: object,
+        versions: Sequence[int] | None = None,
+    ) -> PackedWeights:  # fmt: skip
         """The packed weights of the parameters at these addresses, in ``by_layer_direction`` order.
 
-        Address 0 stands for a parameter that is all zeros. The packed weights are dropped with their owner.
+        Address 0 stands for a parameter that is all zeros. The packed weights are dropped with their owner. Parameters
+        with other ``versions`` have changed; those with the same ones may have changed too, without being counted.
         """
         owned = self._owned
-        packed = self._get(owned, self._tuning.max_packed_owners, addresses, training, team, None)
+        packed = self._get(owned, self._tuning.max_packed_owners, addresses, training, team, None, versions)
+        if versions is not None:
+            packed.versions = versions
         if packed.owner is None or packed.owner() is not owner:
             idle = self._idle
 
@@ -171,29 +178,37 @@ class WeightCache:
         training: bool,
         team: ThreadTeam,
         frozen: Frozen | None,
+        versions: Sequence[int] | None = None,
     ) -> PackedWeights:
         """The entry of a cache, packed anew if it is missing or out of date."""
         with self._lock:
             # A call in a signal handler may change the cache at any point.
             packed = cache.pop(addresses, None)
-            if packed is None or not self._is_valid(packed, training, frozen):
+            if packed is None or not self._is_valid(packed, training, frozen, versions):
+                vector = None if packed is None else packed.vector
                 packed = None  # so that its memory can be reused
-                packed = self._pack(addresses, training, team, frozen)
+                packed = self._pack(addresses, vector, training, team, frozen)
             cache[addresses] = packed
             while len(cache) > max_entries:
                 cache.popitem(last=False)
             return packed
 
     @staticmethod
-    def _is_valid(packed: PackedWeights, training: bool, frozen: Frozen | None) -> bool:
+    def _is_valid(
+        packed: PackedWeights, training: bool, frozen: Frozen | None, versions: Sequence[int] | None
+    ) -> bool:
         if training and not packed.training:
             return False
-        is_same_array = frozen is not None and packed.source is frozen
-        return is_same_array or packed.fingerprint == fingerprint_of(packed.ranges)
+        if versions is not None and packed.versions is not None and versions != packed.versions:
+            return False  # without reading the parameters
+        if frozen is not None and packed.source is frozen:
+            return True
+        return packed.vector is not None and packed.fingerprint == packed.vector.fingerprint()
 
     def _pack(
-        self, addresses: tuple[int, ...], training: bool, team: ThreadTeam, frozen: Frozen | None
-    ) -> PackedWeights:
+        self, addresses: tuple[int, ...], vector: ScatteredVector | None, training: bool, team: ThreadTeam,
+        frozen: Frozen | None,
+    ) -> PackedWeights:  # fmt: skip
         if isinstance(frozen, QuantizedParams):
             return self._pack_quantized(frozen, team)
         layout = self.layout
@@ -201,23 +216,14 @@ class WeightCache:
         # A training loop packs at every step, so it keeps the memory for its copy of the parameters.
         lease = self._pool.lease(layout.size if training else layout.backward_offset)
         copy = lease.buffer[layout.flat_offset :] if training else np.empty(size, np.uint8)
-        flat = copy.ctypes.data
-        # The copy is fingerprinted and packed, since another thread may write the parameters meanwhile.
-        ranges = self._ranges.copy()
-        ranges[:, _COPY] += flat
-        ranges[:, _BEGIN] = addresses
-        if 0 in addresses:
-            for begin, (_, length, to) in zip(addresses, ranges, strict=True):
-                if not begin:
-                    ctypes.memset(int(to), 0, int(length))
-            ranges = ranges[ranges[:, _BEGIN] != 0]
-        fingerprint = fingerprint_of(ranges)
+        flat = lease.address + layout.flat_offset if training else copy.ctypes.data
+        vector = vector or ScatteredVector(self._parts, addresses)
+        fingerprint = vector.copy_to(flat)
         if self.tiling.scale_offsets:
             copy = quantized(self.tiling, copy)
             flat = copy.ctypes.data
         self._run(layout.tasks if training else layout.forward_tasks, lease.address, flat, team, 2 * size)
-        ranges[:, _COPY] = 0
-        return PackedWeights(lease, frozen, ranges, fingerprint, training, self.nowhere)
+        return PackedWeights(lease, frozen, vector, fingerprint, training, self.nowhere)
 
     def pack_quantized_into(self, packed: int, params: Array) -> None:
         """Quantize a flat parameter vector, given as bytes, and pack it for inference at an address, on this thread."""
@@ -228,7 +234,7 @@ class WeightCache:
         lease = self._pool.lease(self.layout.backward_offset)
         source = quantized(self.tiling, params)
         self._run(self.layout.forward_tasks, lease.address, source.ctypes.data, team, source.nbytes)
-        return PackedWeights(lease, params, self._ranges[:0], b"", False, self.nowhere)
+        return PackedWeights(lease, params, None, b"", False, self.nowhere)
 
     def _run(self, tasks: Array, packed: int, flat: int, team: ThreadTeam, size: int) -> None:
         """Run the packing job on several threads, or on this one if it is small or the others are busy."""
