@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from fusedrnn import RNNOp, cells
 from fusedrnn.cell import cell, dropout, sigmoid, tanh
 from fusedrnn.torch import Layer, LayerReport, accelerate, cell_references, eager, quantize, read, restore
-from fusedrnn.torch.short_call import ShortCall
+from fusedrnn.torch.guarded_call import GuardedCall
 from paper_cells import cell_problem
 from problems import Shape, assert_close, assert_gradients_close
 from torch_layers import flat
@@ -200,9 +200,9 @@ def test_dropout_under_vmap():
 
 
 @various
-def test_short_calls_that_repeat(cell, monkeypatch):
-    runs, run = [], ShortCall.run
-    monkeypatch.setattr(ShortCall, "run", lambda call, *args: runs.append(run(call, *args)) or runs[-1])
+def test_repeated_calls(cell, monkeypatch):
+    runs, run = [], GuardedCall.run
+    monkeypatch.setattr(GuardedCall, "run", lambda call, *args: runs.append(run(call, *args)) or runs[-1])
     net = make(cell)
     for training in (False, True):
         runs.clear()
@@ -213,7 +213,7 @@ def test_short_calls_that_repeat(cell, monkeypatch):
                 actual = results(net, x, hx) if training else flat(net(x, hx))
                 fresh = copy.deepcopy(net)
                 assert_same(actual, results(fresh, x, hx) if training else flat(fresh(x, hx)))
-        assert (None not in runs) and len(runs) == (2 if cell is cells.slstm else 0)
+        assert (None not in runs) and len(runs) == 2
 
 
 @pytest.mark.one_value("cell")

@@ -12,19 +12,24 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 
 import fusedrnn.torch
+from fusedrnn.engines.cpu.weights.cache import WeightCache
 from fusedrnn.torch import accelerate, restore
+from fusedrnn.torch.guarded_call import GuardedCall
 from fusedrnn.torch.network import template
-from fusedrnn.torch.short_call import ShortCall
 from fusedrnn.torch.tensor_guards import DESCRIBE
 from torch_layers import KINDS, LAYERS, flat, make_pair
 
 I, H, N = 3, 5, 2
+LONG = 30
+"""So many steps that the weights are packed."""
+CALLS = [*((kind, 1) for kind in KINDS), *((kind, LONG) for kind in LAYERS)]
+"""Modules and numbers of steps."""
 
 
 @pytest.fixture
-def short_calls(monkeypatch):
+def guarded_calls(monkeypatch):
     """The calls that machine code has checked and run."""
-    calls, run = [], ShortCall.run
+    calls, run = [], GuardedCall.run
 
     def recorded(call, *args):
         results = run(call, *args)
@@ -32,17 +37,17 @@ def short_calls(monkeypatch):
             calls.append(call)
         return results
 
-    monkeypatch.setattr(ShortCall, "run", recorded)
+    monkeypatch.setattr(GuardedCall, "run", recorded)
     return calls
 
 
-def operands(kind, form="batched"):
-    """An input of one step and its states."""
+def operands(kind, steps=1, form="batched"):
+    """An input and its states."""
     cell, pair = kind.endswith("Cell"), kind.startswith("LSTM")
     leading = (N,) if cell else (1, N)
-    x, states = torch.randn(*leading, I), [torch.randn(*leading, H) for _ in range(2)]
+    x, states = torch.randn(steps * leading[0], *leading[1:], I), [torch.randn(*leading, H) for _ in range(2)]
     if form == "packed":
-        x = pack_sequence([*x[0][:, None]])
+        x = pack_sequence([*x.transpose(0, 1)])
     return x, tuple(states) if pair else states[0]
 
 
@@ -66,22 +71,23 @@ def assert_same(ours, torch_net, x, hx):
 @pytest.mark.skipif(not DESCRIBE, reason="this torch describes no tensors to machine code")
 @pytest.mark.parametrize("records", [False, True])
 @pytest.mark.parametrize(
-    ("kind", "form"), [*((kind, "batched") for kind in KINDS), *((kind, "packed") for kind in LAYERS)]
+    ("kind", "steps", "form"),
+    [*((*call, "batched") for call in CALLS), *((kind, steps, "packed") for kind in LAYERS for steps in (1, LONG))],
 )
-def test_calls_of_one_step_take_the_short_way(kind, form, records, short_calls):
+def test_repeated_calls_are_checked_by_machine_code(kind, steps, form, records, guarded_calls):
     ours, torch_net = make_pair(kind, I, H)
     with torch.set_grad_enabled(records):
         for _ in range(4):
-            x, hx = operands(kind, form)
+            x, hx = operands(kind, steps, form)
             assert_same(ours, torch_net, x, hx)
-    assert len(short_calls) == 2
+    assert len(guarded_calls) == 2
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradients_of_repeated_calls(kind):
+@pytest.mark.parametrize(("kind", "steps"), CALLS)
+def test_gradients_of_repeated_calls(kind, steps):
     ours, torch_net = make_pair(kind, I, H)
     for number in range(4):
-        x, hx = operands(kind)
+        x, hx = operands(kind, steps)
         grads = []
         for net in (ours, torch_net):
             leaf = x.clone().requires_grad_(number != 2)
@@ -111,12 +117,12 @@ def _tied_pair(tied):
 
 
 @pytest.mark.parametrize("tied", TIES)
-def test_parameters_that_are_one_tensor(tied, short_calls):
+def test_parameters_that_are_one_tensor(tied, guarded_calls):
     ours, torch_net, shape = _tied_pair(tied)
     with torch.no_grad():
         for _ in range(4):
             assert_same(ours, torch_net, torch.randn(shape), None)
-    assert len(short_calls) == 2 * bool(DESCRIBE)
+    assert len(guarded_calls) == 2 * bool(DESCRIBE)
 
 
 @pytest.mark.parametrize("steps", [1, 30])
@@ -132,7 +138,7 @@ def test_gradients_of_parameters_that_are_one_tensor(tied, steps):
 
 
 @pytest.mark.parametrize("kind", ["GRU", "GRUCell"])
-def test_a_parameter_that_a_subclass_adds(kind, short_calls):
+def test_a_parameter_that_a_subclass_adds(kind, guarded_calls):
     class Scaled(getattr(fusedrnn.torch, kind)):
         def __init__(self, *args):
             super().__init__(*args)
@@ -147,14 +153,14 @@ def test_a_parameter_that_a_subclass_adds(kind, short_calls):
     for _ in range(4):
         x, hx = operands(kind)
         torch.testing.assert_close(flat(ours(x, hx)), flat(torch_net(2 * x, hx)))
-    assert len(short_calls) == 2 * bool(DESCRIBE)
+    assert len(guarded_calls) == 2 * bool(DESCRIBE)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_double_backward_of_a_repeated_call(kind):
+@pytest.mark.parametrize(("kind", "steps"), CALLS)
+def test_double_backward_of_a_repeated_call(kind, steps):
     ours, torch_net = (net.double() for net in make_pair(kind, I, H))
     for _ in range(3):
-        x, _ = operands(kind)
+        x, _ = operands(kind, steps)
         second = []
         for net in (ours, torch_net):
             leaf = x.double().requires_grad_()
@@ -205,16 +211,43 @@ CHANGES = [
 
 @pytest.mark.parametrize("records", [False, True])
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-@pytest.mark.parametrize("kind", ["RNN", "LSTMCell"])
-def test_a_module_changes_between_calls(kind, change, records):
+@pytest.mark.parametrize(("kind", "steps"), [("RNN", 1), ("LSTMCell", 1), ("GRU", LONG)])
+def test_a_module_changes_between_calls(kind, steps, change, records):
     ours, torch_net = make_pair(kind, I, H)
     with torch.set_grad_enabled(records):
         for _ in range(3):
-            assert_same(ours, torch_net, *operands(kind))
+            assert_same(ours, torch_net, *operands(kind, steps))
         change(ours)
         change(torch_net)
         for _ in range(3):
-            assert_same(ours, torch_net, *operands(kind))
+            assert_same(ours, torch_net, *operands(kind, steps))
+
+
+def test_weights_are_packed_once_for_each_change(monkeypatch):
+    packs, pack = [], WeightCache._pack
+    monkeypatch.setattr(WeightCache, "_pack", lambda cache, *args: packs.append(args) or pack(cache, *args))
+    ours, torch_net = make_pair("GRU", I, H)
+    optimizers = [torch.optim.SGD(net.parameters(), 0.1) for net in (ours, torch_net)]
+    counts = []
+
+    def step(change):
+        x, _ = operands("GRU", LONG)
+        for net, optimizer in zip((ours, torch_net), optimizers, strict=True):
+            change(net, optimizer)
+            net.zero_grad()
+            net(x)[0].square().sum().backward()
+        grads = [[parameter.grad for parameter in net.parameters()] for net in (ours, torch_net)]
+        torch.testing.assert_close(*grads)
+        counts.append(len(packs))
+        packs.clear()
+
+    for _ in range(3):
+        step(lambda net, optimizer: None)
+    step(lambda net, optimizer: optimizer.step())
+    step(lambda net, optimizer: None)
+    step(lambda net, optimizer: _halve_in_place(net))  # PyTorch does not count this change
+    step(lambda net, optimizer: optimizer.step())
+    assert counts == [1, 0, 0, 1, 0, 1, 1]
 
 
 @pytest.mark.parametrize("kind", ["GRU", "GRUCell"])
@@ -259,13 +292,13 @@ INPUTS = {
 
 @pytest.mark.parametrize("records", [False, True])
 @pytest.mark.parametrize("change", INPUTS.values(), ids=INPUTS)
-@pytest.mark.parametrize("kind", ["GRU", "RNNCell"])
-def test_input_changes_between_calls(kind, change, records):
+@pytest.mark.parametrize(("kind", "steps"), [("GRU", 1), ("RNNCell", 1), ("LSTM", LONG)])
+def test_input_changes_between_calls(kind, steps, change, records):
     ours, torch_net = make_pair(kind, I, H)
     with torch.set_grad_enabled(records):
         for _ in range(3):
-            assert_same(ours, torch_net, *operands(kind))
-        x = change(operands(kind)[0])
+            assert_same(ours, torch_net, *operands(kind, steps))
+        x = change(operands(kind, steps)[0])
         outcomes = [outcome(net, x) for net in (ours, torch_net)]
         if isinstance(outcomes[1], tuple):
             assert outcomes[0] == outcomes[1]
@@ -287,10 +320,10 @@ def test_tensors_of_zeros_without_memory(kind, records):
         torch.testing.assert_close(flat(ours(x, none)), flat(torch_net(x)))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_states_change_between_calls(kind):
+@pytest.mark.parametrize(("kind", "steps"), CALLS)
+def test_states_change_between_calls(kind, steps):
     ours, torch_net = make_pair(kind, I, H)
-    x, hx = operands(kind)
+    x, hx = operands(kind, steps)
     pair = isinstance(hx, tuple)
     wrong = hx[0] if pair else (hx, hx)
     other_form = list(hx) if pair else (hx,)
@@ -311,7 +344,7 @@ def test_a_packed_sequence_changes_between_calls():
 
 @pytest.mark.parametrize("records", [False, True])
 @pytest.mark.parametrize("mode", LAYERS)
-def test_packed_sequences_in_another_order(mode, records, short_calls):
+def test_packed_sequences_in_another_order(mode, records, guarded_calls):
     ours, torch_net = make_pair(mode, I, H)
     with torch.set_grad_enabled(records):
         for _ in range(3):
@@ -321,7 +354,7 @@ def test_packed_sequences_in_another_order(mode, records, short_calls):
         states = [torch.randn(1, N + 1, H) for _ in range(2)]  # torch.nn ignores sequences that have no index
         hx = tuple(states) if mode == "LSTM" else states[0]
         torch.testing.assert_close(flat(ours(packed, hx)), flat(torch_net(packed, hx)))
-    assert len(short_calls) == 1
+    assert len(guarded_calls) == 1
 
 
 @pytest.mark.parametrize("kind", ["GRU", "GRUCell"])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fusedrnn.spec import RNNSpec
-from fusedrnn.torch import double_backward, short_backward, tensor_calls
+from fusedrnn.torch import double_backward, guarded_backward, tensor_calls
 from fusedrnn.torch.converted_operands import low_precision_operands
 from fusedrnn.torch.eligibility import is_plain
 from fusedrnn.torch.low_precision import rounded
@@ -77,10 +77,10 @@ def _gradients(
     shape: CallShape, saved: SavedForBackward, dy: Tensor | None, dfinal: Tensors, needs_grad: tuple[bool, ...]
 ) -> list[Tensor | None]:
     """What :func:`fusedrnn.torch.tensor_calls.backward` returns, by a prepared call if there is one."""
-    if shape.backwards is not None and not saved.packed:
+    if shape.backwards is not None:
         dy, dfinal = tensor_calls.readable(dy, dfinal)
-        backward = short_backward.prepared(shape, saved.call, needs_grad, dy, dfinal, saved.weights)
-        grads = None if backward is None else backward.run(saved.reserve, saved.weights, dy, dfinal)
+        backward = guarded_backward.prepared(shape, saved, needs_grad, dy, dfinal)
+        grads = None if backward is None else backward.run(saved, dy, dfinal)
         if grads is not None:
             return grads
     return tensor_calls.backward(shape, saved, dy, dfinal, needs_grad)

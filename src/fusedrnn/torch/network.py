@@ -133,7 +133,7 @@ class CallShape:
 
     Attributes:
         resets: A copy of the marks, in the executor's form; None for none.
-        backwards: The prepared backward calls of a short call that repeats, see :mod:`fusedrnn.torch.short_backward`;
+        backwards: The prepared backward calls of a call that repeats, see :mod:`fusedrnn.torch.guarded_backward`;
             else None.
     """
 

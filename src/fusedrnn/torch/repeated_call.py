@@ -17,9 +17,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fusedrnn.torch import autocast, dispatch, eager
 from fusedrnn.torch.eligibility import DTYPE_NAMES, is_compiling
+from fusedrnn.torch.guarded_call import GuardedCall, as_tuple
 from fusedrnn.torch.network import CallShape, Network, Results
 from fusedrnn.torch.plan import ModulePlan, current_weights, in_operator_order, spec_of
-from fusedrnn.torch.short_call import ShortCall, as_tuple
 
 # Bound once: attribute lookups are a large part of a call of one step.
 _is_grad_enabled = torch.is_grad_enabled
@@ -48,7 +48,7 @@ class RepeatsCalls(Module):
         call = self._last_call.prepared
         if call is None or (call.batch_first is not None and self.batch_first is not call.batch_first):
             return None
-        result = None if call.short is None else call.short(self, x, hx)
+        result = None if call.guarded is None else call.guarded(self, x, hx)
         if result is None and call.matches(self, x, hx):
             result = self._run_repeated(call.run, x, as_tuple(hx) or None)
         return result
@@ -105,12 +105,12 @@ class RepeatedCall:
 
     Attributes:
         batch_first: The layer's ``batch_first``; None for a cell.
-        short: The same call with checks in machine code, which take less time; None if there is none.
+        guarded: The same call with checks in machine code, which take less time; None if there is none.
     """
 
     __slots__ = (
         "_executor_weights", "_has_c", "_input", "_is_grad_enabled", "_is_recorded", "_memory", "_parameters", "_plan",
-        "_shape", "_states", "_training", "_weights", "batch_first", "short",
+        "_shape", "_states", "_training", "_weights", "batch_first", "guarded",
     )  # fmt: skip
 
     def __init__(
@@ -134,10 +134,10 @@ class RepeatedCall:
         addresses = tuple([0 if weight is None else weight.data_ptr() for weight in weights])
         is_short = network.executor.is_short(shape.steps, shape.batch, network.drops or is_recorded)
         self._executor_weights = network.executor.weights_at(addresses) if is_short else None
-        self.short: ShortCall | None = None
-        if is_short and not network.drops:
-            short = ShortCall(module, plan, shape, x, states, weights, is_recorded)
-            self.short = short if short.is_possible else None
+        self.guarded: GuardedCall | None = None
+        if not network.drops:
+            guarded = GuardedCall(module, plan, shape, x, states, weights, is_recorded)
+            self.guarded = guarded if guarded.is_possible else None
 
     @classmethod
     def of(cls, module: Any, x: Any, hx: Any) -> RepeatedCall | None:

@@ -25,7 +25,7 @@ _SMALL_RESERVE = 64 << 10
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def _torch_memory_errors(function: Function) -> Function:
+def torch_memory_errors(function: Function) -> Function:
     """Turn MemoryError into the RuntimeError of PyTorch's allocator. Tools that reduce the batch look for its text."""
 
     @functools.wraps(function)
@@ -64,7 +64,7 @@ class SavedForBackward(NamedTuple):
 TrainingResults = tuple[Any, tuple[Tensor, ...], SavedForBackward]
 
 
-@_torch_memory_errors
+@torch_memory_errors
 def infer(
     shape: CallShape, x: Tensor, states: Tensors | None, weights: Tensors, executor_weights: Any = None
 ) -> Results:
@@ -73,7 +73,7 @@ def infer(
     return _run(shape, x, states, executor_weights or _executor_weights(shape, weights, False, threads), threads)
 
 
-@_torch_memory_errors
+@torch_memory_errors
 def train(
     shape: CallShape, x: Tensor, states: Tensors | None, weights: Tensors, seed: int, executor_weights: Any = None
 ) -> TrainingResults:
@@ -129,10 +129,10 @@ def _options(shape: CallShape, reset_states: Tensors, all_states: Tensors) -> St
     if shape.resets is None and not all_states:
         return None
     before = (0,) * shape.network.spec.output_is_state
-    return StateOptions(shape.resets, _addresses(reset_states), before + _addresses(all_states))
+    return StateOptions(shape.resets, addresses_of(reset_states), before + addresses_of(all_states))
 
 
-@_torch_memory_errors
+@torch_memory_errors
 def saved_for(shape: CallShape, reserve: Tensor, weights: Tensors, seed: int) -> SavedForBackward:
     """What :func:`train` saved, rebuilt from the reserve and the arguments of the call."""
     executor_weights = _executor_weights(shape, weights, True, team())
@@ -142,7 +142,7 @@ def saved_for(shape: CallShape, reserve: Tensor, weights: Tensors, seed: int) ->
     return SavedForBackward(reserve, _saved_weights(executor_weights, weights), call)
 
 
-@_torch_memory_errors
+@torch_memory_errors
 def backward(
     shape: CallShape, saved: SavedForBackward, dy: Tensor | None, dfinal: Tensors, needs_grad: Sequence[bool]
 ) -> list[Tensor | None]:
@@ -169,12 +169,12 @@ def backward(
         executor_weights = executor.weights_at(packed=packed.data_ptr())
     else:
         check_exist(saved.weights)
-        executor_weights = executor.weights_at(_addresses(saved.weights))
+        executor_weights = executor.weights_at(addresses_of(saved.weights))
     dy, dfinal = readable(dy, dfinal)
     dfinal, dothers = dfinal[:num_states], dfinal[num_states:]
     executor.run_backward(
         saved.call, reserve.data_ptr(), executor_weights, strided_address(network, dy), network.state_addresses(dfinal),
-        GradAddresses(strided_address(network, dx), _addresses(dweights), network.state_addresses(dstates)), team(),
+        GradAddresses(strided_address(network, dx), addresses_of(dweights), network.state_addresses(dstates)), team(),
         _options(shape, dreset, dothers),
     )  # fmt: skip
     for first, last in network.adjacent_weights:  # callers do not expect shared memory
@@ -194,16 +194,25 @@ def _new_weight_grads(network: Network, needs_grad: Sequence[bool]) -> list[Tens
 
 
 def _executor_weights(shape: CallShape, weights: Tensors, training: bool, threads: ThreadTeam) -> Any:
-    # Packed weights live as long as the storage rather than the tensor, since torch.utils.swap_tensors refuses tensors
-    # that have weak references.
-    owner: Any = weights[0].untyped_storage()  # type: ignore[union-attr]
-    return shape.network.executor.weights(shape.steps, shape.batch, _addresses(weights), training, threads, owner)
+    addresses, owner = addresses_of(weights), owner_of(weights)
+    return shape.network.executor.weights(shape.steps, shape.batch, addresses, training, threads, owner)
+
+
+def owner_of(weights: Tensors) -> Any:
+    """The object with which the packed weights of these weights are dropped.
+
+    It is a storage rather than a tensor, since torch.utils.swap_tensors refuses tensors that have weak references.
+    """
+    return weights[0].untyped_storage()  # type: ignore[union-attr]
 
 
 def _saved_weights(executor_weights: Any, weights: Tensors) -> list[Tensor | None]:
-    if executor_weights.address:
-        return [_as_tensor(executor_weights.lease, len(executor_weights.lease.buffer))]
-    return own_tensors(weights)
+    return [packed_tensor(executor_weights)] if executor_weights.address else own_tensors(weights)
+
+
+def packed_tensor(packed: Any) -> Tensor:
+    """A tensor with the bytes of packed weights."""
+    return _as_tensor(packed.lease, len(packed.lease.buffer))
 
 
 def own_tensors(weights: Tensors) -> list[Tensor | None]:
@@ -230,7 +239,8 @@ def _aligned(memory: Tensor) -> Tensor:
     return buffer[-buffer.data_ptr() % ALIGNMENT :][: len(memory)].copy_(memory)
 
 
-def _addresses(tensors: Tensors) -> tuple[int, ...]:
+def addresses_of(tensors: Tensors) -> tuple[int, ...]:
+    """The address of each tensor; 0 for None."""
     return tuple([0 if tensor is None else tensor.data_ptr() for tensor in tensors])
 
 

@@ -10,6 +10,6 @@ DESCRIBE = describe_function(Tensor)
 """The address of the C function by which machine code reads tensors; 0 if this version of torch has none."""
 
 
-def guard_of(tensor: Tensor, symbol: str) -> TensorGuard:
-    """The guard for tensors with the shape and strides of this one."""
+def guard_of(tensor: Tensor, symbol: str | None) -> TensorGuard:
+    """The guard for tensors with the shape and strides of this one. Kernels read them at ``symbol``, if at all."""
     return TensorGuard(tensor, symbol, tensor.shape, tensor.stride())

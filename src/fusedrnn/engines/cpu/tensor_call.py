@@ -1,7 +1,7 @@
 """A job on a framework's tensors like those of an earlier call, checked and run by machine code.
 
 If a framework describes its tensors by C functions (DLPack's exchange API), a call of one step costs little more than
-its tensors do. Only short calls, which read unpacked weights, are run this way.
+its tensors do.
 """
 
 from __future__ import annotations
@@ -87,16 +87,15 @@ class TensorCall:
         describe: The address that :func:`describe_function` returned; not 0.
 
     Attributes:
-        is_possible: Whether the call is short and nothing is logged; if not, :meth:`run` cannot be called.
+        is_possible: Whether no tensor has too many axes, and nothing is logged; if not, nothing else may be used.
     """
 
     def __init__(
         self, executor: Executor, problem: Problem, team: ThreadTeam, varlen: VarLen | None,
         guards: Sequence[TensorGuard], constants: Mapping[str, int], describe: int,
     ) -> None:  # fmt: skip
-        phase, steps, batch, *_ = problem
         planned = executor.planned(problem, team.threads)
-        self.is_possible = executor.is_short(steps, batch, phase != "inference") and not executor.debug
+        self.is_possible = not executor.debug and all([len(guard.shape or ()) <= _MAX_AXES for guard in guards])
         if not self.is_possible:
             return
         self._executor, self._planned, self._varlen = executor, planned, varlen
@@ -111,16 +110,17 @@ class TensorCall:
         self._fields = {
             "items_offset": layout.items_offset, "size_offset": layout.size_offset, "type_offset": layout.type_offset,
             "describe": describe, "guards": self._guards.ctypes.data, "num_guards": len(guards),
-            "reserve_symbol": 0 if phase == "inference" else symbols["reserve"],
-            "workspace_symbol": symbols["workspace"],
+            "reserve_symbol": 0 if problem.phase == "inference" else symbols["reserve"],
+            "weights_symbol": symbols["weights"], "workspace_symbol": symbols["workspace"],
             "dx_partials_symbol": symbols["dx_partials"] if computes_dx else 0, "args_symbol": symbols["args"],
         }  # fmt: skip
-        self._structs: dict[int, tuple[int, Any]] = {}
-        self._single = self._struct(planned.args) if planned.is_single else 0
+        self._structs: dict[tuple[int, bool], tuple[int, Any]] = {}
+        self._single = self._struct(planned.args, runs=True) if planned.is_single else 0
 
-    def _struct(self, args: KernelArgs) -> int:
-        """The address of the struct of a call with these kernel arguments."""
-        known = self._structs.get(id(args))
+    def _struct(self, args: KernelArgs, runs: bool = False) -> int:
+        """The address of the struct of a call with these kernel arguments, which also ``runs`` the job."""
+        key = id(args), runs
+        known = self._structs.get(key)
         if known is not None:
             return known[0]
         planned, varlen = self._planned, self._varlen
@@ -136,26 +136,33 @@ class TensorCall:
             **self._fields, "values": values.ctypes.data, "values_size": values.nbytes,
             "description_offset": args.extents_offset, "relocs": args.relocs, "num_fields": args.num_fields,
             "args_offset": args.args_offset, "workspace_offset": args.workspace_offset,
-            "job": address(planned.job) if planned.is_single else 0,
+            "job": address(planned.job) if runs else 0,
         }  # fmt: skip
         struct = np.array(TENSOR_CALL.values(fields), np.int64)
         # Another thread may have been faster: its struct is kept, since it may be in use.
-        return self._structs.setdefault(id(args), (struct.ctypes.data, (args, values, struct)))[0]
+        return self._structs.setdefault(key, (struct.ctypes.data, (args, values, struct)))[0]
 
-    def run(self, tensors: tuple[Any, ...], team: ThreadTeam, reserve: int = 0) -> bool:
-        """Run the job on these tensors, and in training and backward on the reserve at that address.
+    def accepts(self, tensors: tuple[Any, ...]) -> bool:
+        """Whether each tensor is as its guard says."""
+        return self._run_struct(self._struct(self._planned.args), tensors, 0, 0)
+
+    def run(self, tensors: tuple[Any, ...], team: ThreadTeam, reserve: int = 0, weights: int = 0) -> bool:
+        """Run the job on these tensors.
+
+        Args:
+            tensors: The tensors, in the order of the guards.
+            team: The threads that the call may use.
+            reserve: The address of the reserve in training and backward.
+            weights: The address of packed weights; 0 if the job reads the tensors of the parameters.
 
         Returns:
             False if a tensor is not as its guard says: then nothing has run.
         """
         if self._single:
-            scratch = self._scratch_pool.acquire(self._planned.args.size)
-            ran = self._run(self._single, scratch.address, tensors, reserve)
-            self._scratch_pool.release(scratch)
-            return bool(ran)
+            return self._run_struct(self._single, tensors, reserve, weights)
 
         def bind(args: KernelArgs, scratch: Scratch) -> int:
-            if not self._run(self._struct(args), scratch.address, tensors, reserve):
+            if not self._run(self._struct(args), scratch.address, tensors, reserve, weights):
                 raise _TensorDiffers
             return scratch.address + args.args_offset
 
@@ -164,6 +171,12 @@ class TensorCall:
         except _TensorDiffers:
             return False
         return True
+
+    def _run_struct(self, struct: int, tensors: tuple[Any, ...], reserve: int, weights: int) -> bool:
+        scratch = self._scratch_pool.acquire(self._planned.args.size)
+        ran = self._run(struct, scratch.address, tensors, reserve, weights)
+        self._scratch_pool.release(scratch)
+        return bool(ran)
 
 
 def _fields(guard: TensorGuard, symbols: Mapping[str, int], dtype: int) -> list[int]:

@@ -30,8 +30,8 @@ ANY_STRIDE = -(1 << 62)
 """The stride of an axis of one element."""
 TENSOR_CALL = Struct(
     "items_offset", "size_offset", "type_offset", "describe", "guards", "num_guards", "description_offset", "values",
-    "values_size", "reserve_symbol", "workspace_symbol", "dx_partials_symbol", "args_symbol", "relocs", "num_fields",
-    "args_offset", "workspace_offset", "job",
+    "values_size", "reserve_symbol", "weights_symbol", "workspace_symbol", "dx_partials_symbol", "args_symbol",
+    "relocs", "num_fields", "args_offset", "workspace_offset", "job",
 )  # fmt: skip
 """A call: how objects are laid out; DLPack's ``dltensor_from_py_object_no_sync``; the guards; the values of the symbols
 of kernel arguments that are the same at every call; the job of the caller's thread alone, 0 if the caller runs it.
@@ -48,23 +48,27 @@ _CPU = 1
 
 @load_once()
 def load_tensor_call() -> Callable[..., int]:
-    """The function ``run_if_alike(call, scratch, tensors, reserve)``: 0 if a tensor differs, else 1."""
+    """The function ``run_if_alike(call, scratch, tensors, reserve, weights)``: 0 if a tensor differs, else 1."""
     return c_function("run_if_alike", load("tensor_call", current_target(), build_tensor_call))
 
 
 def build_tensor_call() -> Module:
-    """The module of ``run_if_alike``, a builtin function of the interpreter; ``tensors`` is a tuple."""
+    """The module of ``run_if_alike``, a builtin function of the interpreter.
+
+    ``tensors`` is a tuple; ``reserve`` and ``weights`` are the addresses of the reserve and of packed weights.
+    """
     module = Module("tensor_call")
     bind, are_alike = emit_bind(module), _emit_are_alike(module)
-    names = ["call", "scratch", "tensors", "reserve"]
+    names = ["call", "scratch", "tensors", "reserve", "weights"]
     f = Function(module, "run_if_alike", names, returns=True)
-    call, scratch, tensors, reserve = f.arguments
+    call, scratch, tensors, reserve, weights = f.arguments
     c = TENSOR_CALL.read(f, call)
     f.copy(scratch, c.values, c.values_size)
     alike = f.var(f.call(are_alike, call, scratch, tensors))
     with f.if_(alike.get().is_set):
         workspace, kernel_args = scratch + c.workspace_offset, scratch + c.args_offset
         f.store(workspace, scratch + c.workspace_symbol * 8)
+        f.store(weights, scratch + c.weights_symbol * 8)
         for symbol, value in ((c.reserve_symbol, reserve), (c.dx_partials_symbol, workspace)):
             with f.if_(symbol.is_set):
                 f.store(value, scratch + symbol * 8)

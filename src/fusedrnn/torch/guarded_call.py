@@ -1,4 +1,4 @@
-"""A short call of a module like the previous one, with checks of its tensors in machine code.
+"""A call of a module like the previous one, with checks of its tensors in machine code.
 
 A step of a cell then takes a few microseconds in addition to the kernel.
 """
@@ -14,10 +14,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from fusedrnn.engines.cpu.tensor_call import TensorCall, TensorGuard
+from fusedrnn.runtime.thread_pool import ThreadTeam
 from fusedrnn.torch import autocast, dispatch, eager, tensor_calls
 from fusedrnn.torch.network import CallShape, template
 from fusedrnn.torch.openmp import team
 from fusedrnn.torch.plan import ModulePlan, in_operator_order
+from fusedrnn.torch.tensor_calls import packed_tensor, torch_memory_errors
 from fusedrnn.torch.tensor_guards import DESCRIBE, guard_of
 
 # Bound once: attribute lookups are a large part of a call of one step.
@@ -26,9 +28,10 @@ _get_num_threads = torch.get_num_threads
 _empty_like = torch.empty_like
 _is_neg = Tensor.is_neg
 _requires_grad = attrgetter("requires_grad")
+_version = attrgetter("_version")
 
 
-class ShortCall:
+class GuardedCall:
     """A call of a module on plain tensors. It never changes, so any number of threads may use it.
 
     Args:
@@ -71,9 +74,13 @@ class ShortCall:
         self._output_like = None if output_shape is None else template(self._dtype, output_shape)
         # They share the memory of the weights, which the guards compare.
         self._own_weights = tensor_calls.own_tensors(weights)
+        self._addresses = tensor_calls.addresses_of(weights)
         self._is_grad_enabled = _is_grad_enabled()
         self._needs_grad = [*map(_requires_grad, (data, *(states or ()), *self._parameters))]
         executor = shape.network.executor
+        self._packs = not executor.is_short(shape.steps, shape.batch, is_recorded)
+        self._weight_cache = executor.weight_cache_for(shape.steps, shape.batch)
+        self._counts_versions = is_recorded and not any([weight.is_inference() for weight in self._parameters])
         self._training_call = executor.training_call(shape.steps, shape.batch, shape.varlen) if is_recorded else None
         data = data.transpose(0, 1) if self._is_transposed else data
         _, x_step, x_row = tensor_calls.strided_address(shape.network, data)
@@ -93,7 +100,9 @@ class ShortCall:
         entries = network.spec.layout.by_layer_direction
         # By position, since one tensor may be several of the weights.
         parameters = [
-            guard_of(weight, f"unpacked {entry.name}")._replace(data=weight.data_ptr(), is_same=True)
+            guard_of(weight, None if self._packs else f"unpacked {entry.name}")._replace(
+                data=weight.data_ptr(), is_same=True
+            )
             for weight, entry in zip(self._weights, entries, strict=True) if weight is not None
         ]  # fmt: skip
         flat = [TensorGuard(weight, is_same=True) for weight in self._flat_weights(module)]
@@ -153,6 +162,7 @@ class ShortCall:
             y = y.transpose_(0, 1)
         return (PackedSequence(y, *x[1:]) if is_packed else y), result
 
+    @torch_memory_errors
     def run(self, module: Any, x: Tensor, states: Sequence[Tensor]) -> Sequence[Any] | None:
         """The output, None for a cell, and the final states; None if a tensor does not pass its guard."""
         y, final = self._new_results()
@@ -160,14 +170,28 @@ class ShortCall:
         tensors = (x, *states, *parameters, *self._flat_weights(module), *final, y)
         if self._output_like is None:
             y = None
-        if self._training_call is None:
-            return (y, *final) if self._call.run(tensors, team()) else None
-        reserve, address = tensor_calls.new_reserve(self.shape.network.executor, self._training_call.layout.size)
-        if not self._call.run(tensors, team(), address):
+        call, threads, packed = self._training_call, team(), None
+        if self._packs:
+            if not self._call.accepts(tensors):  # before the parameters are read
+                return None
+            packed = self._packed_weights(threads)
+        address = 0 if packed is None else packed.address
+        if call is None:
+            return (y, *final) if self._call.run(tensors, threads, weights=address) else None
+        reserve, reserve_address = tensor_calls.new_reserve(self.shape.network.executor, call.layout.size)
+        if not self._call.run(tensors, threads, reserve_address, address):
             return None
-        saved = tensor_calls.SavedForBackward(reserve, self._own_weights, self._training_call)
+        saved_weights: list[Tensor | None] = self._own_weights if packed is None else [packed_tensor(packed)]
+        saved = tensor_calls.SavedForBackward(reserve, saved_weights, call)
         initial = states if self._num_states else (None,) * len(final)
         return eager.record(self.shape, (y, tuple(final), saved), x, initial, self._weights)
+
+    def _packed_weights(self, threads: ThreadTeam) -> Any:
+        """The packed weights, packed anew if the parameters have changed."""
+        versions = [*map(_version, self._parameters)] if self._counts_versions else None
+        owner = tensor_calls.owner_of(self._weights)
+        is_training = self._training_call is not None
+        return self._weight_cache.packed(self._addresses, is_training, threads, owner, versions)
 
     def _rows(self, x: Any) -> Any:
         """The rows of a packed sequence with the same sizes; None for anything else."""
