@@ -180,6 +180,7 @@ def main(
     except ValueError as error:
         fail(str(error))
     fusedrnn.set_num_threads(threads)
+    torch.compiler.config.force_disable_caches = True  # so that the seconds of compiling are those of a first run
     rows, peak = list[Row](), RunPeak("float32", threads)
     with torch_threads(threads), steps(len(chosen)) as progress:
         for case, each, phase in chosen:

@@ -72,9 +72,9 @@ def peers(data: dict[str, Any], phase: str, threads: str) -> str:
         times = {peer: row["seconds"][peer] for peer in PEERS if peer in row["seconds"]}
         best = min(times, key=lambda peer: times[peer])
         shown = [f"**{seconds(times[peer])}**" if peer == best else seconds(times.get(peer)) for peer in PEERS]
-        ratios = [f"{row['fused_over_best_peer']:.2f}", f"{row['fused_over_before']:.2f}"]
-        lines.append([name(row), seconds(row["seconds"][OURS]), *shown, *ratios, percent(row["share_of_peak"])])
-    return table(["", OURS, *PEERS, "best peer / fused", "before / fused", "of the peak"], lines)
+        ratio = f"{row['fused_over_best_peer']:.2f}"
+        lines.append([name(row), seconds(row["seconds"][OURS]), *shown, ratio, percent(row["share_of_peak"])])
+    return table(["", OURS, *PEERS, "best peer / fused", "of the peak"], lines)
 
 
 def summary(data: dict[str, Any], threads: str) -> str:
@@ -212,10 +212,22 @@ def torch_cells(data: dict[str, Any]) -> str:
     return table(["H, N", "", *dict.fromkeys(row["cell"] for row in data["rows"])], lines.values())
 
 
+def compiled_loops(data: dict[str, Any]) -> str:
+    """The fused layer and loops in PyTorch, from ``python -m benchmarks.compiled_loops``."""
+    lines = []
+    for row in data["rows"]:
+        ours = row["median"]["fused"]
+        ratios = [f"{row['median'][loop] / ours:.2f}" for loop in ("loop", "compiled loop")]
+        cell = CELLS.get(row["cell"], f"`{row['cell']}`")
+        compiling = seconds(row["compile_seconds"])
+        lines.append([f"{row['case']} {cell}", row["phase"], seconds(ours), *ratios, compiling])
+    return table(["", "", OURS, "loop / fused", "compiled loop / fused", "compiling took"], lines)
+
+
 VIEWS: dict[str, Callable[..., str]] = {
     "peers": peers, "summary": summary, "counts": counts, "engines": engines, "measured": measured, "figures": figures,
     "onnx_models": onnx_models, "packages": packages, "recurrences": recurrences,
-    "modules": modules, "torch_cells": torch_cells,
+    "modules": modules, "torch_cells": torch_cells, "compiled_loops": compiled_loops,
 }  # fmt: skip
 
 

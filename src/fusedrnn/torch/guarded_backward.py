@@ -12,7 +12,7 @@ from fusedrnn.torch import tensor_calls
 from fusedrnn.torch.network import CallShape, Tensors, template
 from fusedrnn.torch.openmp import team
 from fusedrnn.torch.tensor_calls import SavedForBackward, torch_memory_errors
-from fusedrnn.torch.tensor_guards import DESCRIBE, guard_of
+from fusedrnn.torch.tensor_guards import DESCRIBE, as_new, guard_of
 
 _empty_like = torch.empty_like
 
@@ -59,10 +59,11 @@ class GuardedBackward:
             guard_of(weight, f"unpacked {entry.name}")._replace(data=weight.data_ptr())
             for weight, entry in zip(self._unpacked(saved), entries, strict=False) if weight is not None
         ]  # fmt: skip
-        grads = self._new_grads()
-        guards += [guard_of(grad, symbol) for grad, symbol in zip(grads, symbols, strict=True) if grad is not None]
-        constants = {}
-        for name, tensor in (("dy", dy), ("dx", grads[0])):
+        guards += [
+            guard_of(as_new(like), symbol) for like, symbol in zip(self._like, symbols, strict=True) if like is not None
+        ]  # fmt: skip
+        constants, dx = {}, self._like[0] if self._like[0] is None else as_new(self._like[0])
+        for name, tensor in (("dy", dy), ("dx", dx)):
             _, constants[f"{name}_step"], constants[f"{name}_row"] = tensor_calls.strided_address(network, tensor)
         problem = network.executor.problem("backward", shape.steps, shape.batch, saved.call.layout)
         self._call = TensorCall(network.executor, problem, team(), shape.varlen, guards, constants, DESCRIBE)

@@ -20,7 +20,7 @@ from fusedrnn.torch.network import CallShape, template
 from fusedrnn.torch.openmp import team
 from fusedrnn.torch.plan import ModulePlan, in_operator_order
 from fusedrnn.torch.tensor_calls import packed_tensor, torch_memory_errors
-from fusedrnn.torch.tensor_guards import DESCRIBE, guard_of
+from fusedrnn.torch.tensor_guards import DESCRIBE, as_new, guard_of
 
 # Bound once: attribute lookups are a large part of a call of one step.
 _is_grad_enabled = torch.is_grad_enabled
@@ -106,10 +106,10 @@ class GuardedCall:
             for weight, entry in zip(self._weights, entries, strict=True) if weight is not None
         ]  # fmt: skip
         flat = [TensorGuard(weight, is_same=True) for weight in self._flat_weights(module)]
-        y, final = self._new_results()
+        y_like = self._final_like[0] if self._output_like is None else self._output_like
         return [
             guard_of(x, "x"), *map(guard_of, states, network.state_symbols("{}0")), *parameters, *flat,
-            *map(guard_of, final, network.state_symbols("{}_n")), guard_of(y, "y"),
+            *map(guard_of, map(as_new, self._final_like), network.state_symbols("{}_n")), guard_of(as_new(y_like), "y"),
         ]  # fmt: skip
 
     def __call__(self, module: Any, x: Any, hx: Any) -> Any:

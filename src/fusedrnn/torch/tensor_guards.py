@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from fusedrnn.engines.cpu.tensor_call import TensorGuard, describe_function
@@ -13,3 +14,8 @@ DESCRIBE = describe_function(Tensor)
 def guard_of(tensor: Tensor, symbol: str | None) -> TensorGuard:
     """The guard for tensors with the shape and strides of this one. Kernels read them at ``symbol``, if at all."""
     return TensorGuard(tensor, symbol, tensor.shape, tensor.stride())
+
+
+def as_new(template: Tensor) -> Tensor:
+    """A tensor with the shape and strides of new tensors that are made like a template, without memory."""
+    return torch.empty(template.shape, device="meta")
