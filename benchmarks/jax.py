@@ -192,6 +192,9 @@ def main(
     phases: options.Phases = options.ALL_PHASES,
     threads: Annotated[int, typer.Option(min=1, help="Threads of fusedrnn, and processors for XLA.")] = 2,
     seconds: options.Seconds = 3.0,
+    keep_memory: Annotated[
+        bool, typer.Option("--keep-memory", help="Call fusedrnn.keep_freed_memory before anything else.")
+    ] = False,
     json: options.Json = None,
 ) -> None:
     """Time RNNOp on NumPy arrays, rnn and a scan under jit, and flax's layers, plain and accelerated."""
@@ -202,6 +205,8 @@ def main(
         ))  # fmt: skip
     except ValueError as error:
         fail(str(error))
+    if keep_memory:
+        fusedrnn.keep_freed_memory()
     if hasattr(os, "sched_setaffinity"):  # XLA starts a thread for each processor on which it may run
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     fusedrnn.set_num_threads(threads)

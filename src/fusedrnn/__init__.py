@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # for static checkers: names that __getattr__ imports at firs
     from fusedrnn.initial_params import init_params
     from fusedrnn.mxnet.nd import rnn
     from fusedrnn.mxnet.rnn import BidirectionalCell, FusedRNNCell, GRUCell, LSTMCell, RNNCell, SequentialRNNCell
+    from fusedrnn.runtime.c_allocator import keep_freed_memory
 
 __version__ = "0.1.0"
 __all__ = [
@@ -43,13 +44,16 @@ __all__ = [
     "frozen",
     "get_num_threads",
     "init_params",
+    "keep_freed_memory",
     "rnn",
     "set_num_threads",
     "thread_limits",
 ]
 _CELLS = ("BidirectionalCell", "FusedRNNCell", "GRUCell", "LSTMCell", "RNNCell", "SequentialRNNCell")
 _MXNET = {"rnn": "fusedrnn.mxnet.nd", **dict.fromkeys(_CELLS, "fusedrnn.mxnet.rnn")}
-_LAZY = {"init_params": "fusedrnn.initial_params", **_MXNET}
+_LAZY = {
+    "init_params": "fusedrnn.initial_params", "keep_freed_memory": "fusedrnn.runtime.c_allocator", **_MXNET
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

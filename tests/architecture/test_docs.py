@@ -91,8 +91,10 @@ RESULTS = {
 
 
 @pytest.fixture
-def unchanged_threads():
+def unchanged_process(monkeypatch):
+    """Restores what snippets change in the process. The allocator cannot be restored: it does not change."""
     threads = fusedrnn.get_num_threads()
+    monkeypatch.setattr(fusedrnn, "keep_freed_memory", lambda: False)
     yield
     fusedrnn.set_num_threads(threads)
 
@@ -100,7 +102,7 @@ def unchanged_threads():
 # Keras's variables, with NumPy 2.
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy")
 @pytest.mark.parametrize("page", [page for page, text in TEXTS.items() if SNIPPET.search(text)])
-def test_snippets_run_in_order(page, unchanged_threads):
+def test_snippets_run_in_order(page, unchanged_process):
     names = {"__name__": "snippets"}
     for snippet in SNIPPET.findall(TEXTS[page]):
         exec(compile(snippet, page, "exec"), names)
