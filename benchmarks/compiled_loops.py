@@ -6,6 +6,7 @@ torch.compile unrolls a loop over the steps, so compilation takes minutes. All c
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -181,6 +182,7 @@ def main(
         fail(str(error))
     fusedrnn.set_num_threads(threads)
     torch.compiler.config.force_disable_caches = True  # so that the seconds of compiling are those of a first run
+    warnings.filterwarnings("ignore", "dynamo_pgo force disabled")
     rows, peak = list[Row](), RunPeak("float32", threads)
     with torch_threads(threads), steps(len(chosen)) as progress:
         for case, each, phase in chosen:
