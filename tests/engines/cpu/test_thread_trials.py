@@ -11,20 +11,22 @@ from fusedrnn.runtime import thread_pool
 from problems import Shape, assert_same_bits, make_problem
 
 FORECAST = Forecast(several=60e-6, alone=100e-6)
+LONG = Forecast(several=6e-3, alone=10e-3)
 
 
 class Calls:
     """Calls one after another on a machine where several threads and one take given times."""
 
-    def __init__(self, several, alone):
+    def __init__(self, several, alone, forecast=FORECAST):
         self.thread_choice, self.now, self.several, self.alone = ThreadChoice(), 0.0, several, alone
+        self.forecast = forecast
 
     def call(self, hiccup=0.0):
         """Make a call; return whether it used several threads."""
         several = self.thread_choice.use_several(self.now)
         seconds = (self.several if several else self.alone) + hiccup
         self.now += seconds
-        self.thread_choice.note(several, seconds, self.now, FORECAST)
+        self.thread_choice.note(several, seconds, self.now, self.forecast)
         return several
 
     def run(self, seconds):
@@ -69,6 +71,18 @@ def test_threads_that_become_faster_are_used_again():
     calls.run(tuning.current().max_trial_pause + 0.5)
     assert calls.thread_choice.sharing
     assert calls.run(1.0) == 1
+
+
+def test_long_calls_soon_use_threads_again_after_a_disturbance():
+    """Where a trial lost nothing, the next one need not wait: a hypervisor may run two processors on one core."""
+    calls = Calls(several=6e-3, alone=10e-3, forecast=LONG)
+    calls.run(1.0)
+    calls.several = 12e-3
+    calls.run(0.5)
+    assert not calls.thread_choice.sharing
+    calls.several = 6e-3
+    calls.run(1.0)
+    assert calls.thread_choice.sharing
 
 
 def test_single_late_calls_change_nothing():

@@ -156,7 +156,7 @@ class Tuning:
     settling_time: float = 1e-3  # start of a trial that does not count: threads wake up or stop spinning
     min_trial_pause: float = 0.1  # between two trials; it doubles while the result stays the same
     max_trial_pause: float = 2.0
-    trial_interval: float = 50.0  # time without trials, as a multiple of the last trial's time
+    trial_interval: float = 50.0  # time without trials, as a multiple of what the last trial lost
 
     def machine_of(self, target: Target) -> MachineModel:
         """The rates for the cost model: those kept for this machine, or else assumed ones."""

@@ -93,7 +93,8 @@ class ThreadChoice:
         sharing = _median(several) * tuning.min_speedup <= _median(alone)
         stays = sharing is self.sharing
         self._pause = min(2 * self._pause, tuning.max_trial_pause) if stays else tuning.min_trial_pause
-        self._next_trial = now + max(self._pause, tuning.trial_interval * sum(trial) * forecast.alone)
+        lost = sum(trial) - len(trial) * _median([*self._recent]) if stays else 0.0
+        self._next_trial = now + max(self._pause, tuning.trial_interval * lost * forecast.alone)
         if not stays:
             self._recent = deque(trial, maxlen=tuning.recent_calls)
             if env.debug() >= 1:
