@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from benchmarks import timed_rows
 from benchmarks.peers import process, processes
 from benchmarks.peers.environments import Environment, Peer
 from fake_workers import DEAD, FAILING, MORTAL, RIGHT, ROUNDING, SLOW, WRONG
@@ -33,7 +34,20 @@ def workers(tmp_path, monkeypatch):
     monkeypatch.setattr(process, "WORKERS", folder)
     monkeypatch.setattr(processes, "PEERS", peers)
     monkeypatch.setattr(peaks, "instruction_of", lambda number_format, target: number_format)
-    monkeypatch.setattr(peaks, "measure_peak", lambda dtype, threads: 100.0)
-    monkeypatch.setattr(peaks, "sample_peak", lambda dtype, threads: PeakSample(100.0, True))
+    _know_peak(monkeypatch)
     monkeypatch.setenv("FUSEDRNN_PEERS", str(tmp_path / "peers"))
     return peers
+
+
+@pytest.fixture
+def peak(monkeypatch):
+    """The peak of a machine that is never disturbed; turns are as short as possible."""
+    _know_peak(monkeypatch)
+    for name in ("SPIN_PAUSE", "LONG_SAMPLE_SECONDS"):
+        monkeypatch.setattr(timed_rows, name, 0.0)
+    return peaks.RunPeak("float32", 1)
+
+
+def _know_peak(monkeypatch):
+    monkeypatch.setattr(peaks, "measure_peak", lambda dtype, threads: 100.0)
+    monkeypatch.setattr(peaks, "sample_peak", lambda dtype, threads: PeakSample(100.0, True))

@@ -15,15 +15,14 @@ CASE = Case("toy", 4, 2, 3, 5)
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(compiled_loops, "_PAUSE", 0.0)
+def not_compiled(monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: None)
 
 
 @pytest.mark.parametrize("phase", ["inference", "training"])
 @pytest.mark.parametrize("cell", compiled_loops.CELLS)
-def test_a_row(cell, phase):
-    row = compiled_loops.run_row(CASE, cell, phase, 0.0)
+def test_a_row(cell, phase, peak):
+    row = compiled_loops.run_row(CASE, cell, phase, peak, 0.0)
     assert row.ratio(compiled_loops.LAYER, compiled_loops.LAYER) == 1.0
     report = json.loads(json.dumps(compiled_loops.row_report(row)))
     assert set(report["median"]) == {"loop", "compiled loop", "fused"}

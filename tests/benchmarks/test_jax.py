@@ -17,10 +17,9 @@ DEEP = replace(CASES["ds2-5bi"].at(4, 2, 3), H=5)
 
 
 @pytest.mark.parametrize("case", [CASE, DEEP], ids=lambda case: case.name)
-def test_a_row(case, monkeypatch):
+def test_a_row(case, peak):
     pytest.importorskip("flax", reason="flax needs Python 3.11")
-    monkeypatch.setattr(benchmark, "_PAUSE", 0.0)
-    row = benchmark.run_row(case, "gru", "training", 0.0)
+    row = benchmark.run_row(case, "gru", "training", peak, 0.0)
     contenders = {benchmark.NUMPY, benchmark.RNN, benchmark.SCAN, benchmark.FLAX, benchmark.ACCELERATED}
     assert set(row.timings) == contenders
     assert row.ratio(benchmark.FLAX, benchmark.FLAX) == 1.0
@@ -30,17 +29,17 @@ def test_a_row(case, monkeypatch):
     assert f"{case.name}, gru, training" in console.file.getvalue()
 
 
-def test_no_result_is_kept_while_others_run(monkeypatch):
+def test_no_result_is_kept_while_others_run(monkeypatch, peak):
     """Those of the largest case take gigabytes together."""
     pytest.importorskip("flax", reason="flax needs Python 3.11")
     results = []
 
-    def run_once(calls, seconds, pause):
+    def run_once(calls, seconds, peak):
         results.extend(call() for call in calls.values())
-        return {}, {}
+        return {}
 
-    monkeypatch.setattr(benchmark, "alternate", run_once)
-    benchmark.run_row(CASE, "gru", "inference", 0.0)
+    monkeypatch.setattr(benchmark, "take_turns", run_once)
+    benchmark.run_row(CASE, "gru", "inference", peak, 0.0)
     assert results == [None] * 5
 
 

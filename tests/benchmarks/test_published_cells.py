@@ -60,10 +60,10 @@ def test_environment_is_built_at_the_first_use(capsys):
     assert "own: installing numpy, sru" in capsys.readouterr().out
 
 
-def test_recurrences(monkeypatch):
+def test_recurrences(monkeypatch, peak):
     for name, size in {"STEPS": 4, "BATCH": 3, "HIDDEN": 5}.items():
         monkeypatch.setattr(recurrences, name, size)
-    figures = list(recurrences.figures(0.0))
+    figures = list(recurrences.figures(0.0, peak))
     assert [figure["cell"] for figure in figures] == list(recurrences.CELLS)
     for figure in figures:
         mode: Cell = getattr(cells, figure["cell"])

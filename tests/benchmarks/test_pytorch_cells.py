@@ -6,10 +6,9 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks import pytorch_cells
-from fusedrnn.bench.peaks import RunPeak
 
 
-def test_report(tmp_path):
+def test_report(tmp_path, peak):
     path = tmp_path / "figures.json"
     arguments = ["--sizes", "3x2", "--seconds", "0", "--json", str(path)]
     result = CliRunner().invoke(pytorch_cells.app, arguments)
@@ -23,7 +22,7 @@ def test_report(tmp_path):
         assert f"3x2, {row['cell']}, {row['phase']}" in result.output
 
 
-def test_wrong_results_are_not_timed(monkeypatch):
+def test_wrong_results_are_not_timed(monkeypatch, peak):
     (case,) = pytorch_cells.parse_sizes("3x2")
     step = pytorch_cells.inference_step
 
@@ -33,7 +32,7 @@ def test_wrong_results_are_not_timed(monkeypatch):
 
     monkeypatch.setattr(pytorch_cells, "inference_step", wrong)
     with pytest.raises(AssertionError):
-        pytorch_cells.run_row(case, "GRUCell", "inference", RunPeak("float32", 1), 0.0)
+        pytorch_cells.run_row(case, "GRUCell", "inference", peak, 0.0)
 
 
 @pytest.mark.parametrize("sizes", ["", "3", "3x", "x2", "0x1", "3x0", "-3x1", "3x2,ax1"])

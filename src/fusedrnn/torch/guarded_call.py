@@ -72,13 +72,13 @@ class GuardedCall:
         self._final_like = [template(self._dtype, size) for size in shape.state_shapes]
         output_shape = None if plan.is_cell else (*shape.leading, shape.network.output_size)
         self._output_like = None if output_shape is None else template(self._dtype, output_shape)
-        # They share the memory of the weights, which the guards compare.
-        self._own_weights = tensor_calls.own_tensors(weights)
         self._addresses = tensor_calls.addresses_of(weights)
         self._is_grad_enabled = _is_grad_enabled()
         self._needs_grad = [*map(_requires_grad, (data, *(states or ()), *self._parameters))]
         executor = shape.network.executor
         self._packs = not executor.is_short(shape.steps, shape.batch, is_recorded)
+        # They share the memory of the weights, which the guards compare. Packed weights are a copy.
+        self._own_weights = [] if self._packs else tensor_calls.own_tensors(weights)
         self._weight_cache = executor.weight_cache_for(shape.steps, shape.batch)
         self._counts_versions = is_recorded and not any([weight.is_inference() for weight in self._parameters])
         self._training_call = executor.training_call(shape.steps, shape.batch, shape.varlen) if is_recorded else None
