@@ -529,6 +529,39 @@ def test_saved_tensors_hooks(case):
         gc.enable()
 
 
+@pytest.mark.parametrize("T", [3, 40], ids=["unpacked", "packed"])
+def test_hooks_return_saved_bytes_with_other_strides(T):
+    """The third call and its backward are prepared ones."""
+    layer, x = LSTM(16, 32), torch.randn(T, 4, 16)
+
+    def grads(unpack):
+        layer.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, unpack):
+            layer(x)[0].square().sum().backward()
+        return [p.grad for p in layer.parameters()]
+
+    expected = grads(lambda tensor: tensor)
+    for _ in range(4):
+        actual = grads(lambda tensor: torch.stack([tensor, tensor], -1)[..., 0])
+        for a, b in zip(actual, expected, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("change", [torch.Tensor.double, lambda saved: saved[:-1], lambda saved: saved.to("meta")])
+@pytest.mark.parametrize("T", [3, 40], ids=["unpacked", "packed"])
+def test_hooks_that_return_other_bytes_are_an_error(T, change):
+    layer, x = LSTM(16, 32), torch.randn(T, 4, 16)
+
+    def unpack(saved):
+        return change(saved) if saved.dtype is torch.uint8 else saved
+
+    for _ in range(4):
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, unpack):
+            y, _ = layer(x)
+        with pytest.raises(RuntimeError, match="a hook on saved tensors must return"):
+            y.sum().backward()
+
+
 def test_save_on_cpu(case):
     operands = case.operands(requires_grad=True)
     with torch.autograd.graph.save_on_cpu():

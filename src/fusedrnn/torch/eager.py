@@ -46,6 +46,7 @@ class FusedRNN(torch.autograd.Function):
         # Packed weights are a copy. Other weights are the parameters' own memory, which hooks need not see twice.
         packed = weights if is_packed else ()
         ctx.save_for_backward(for_backward.reserve, *packed, *[operands[number] for number in saved])
+        ctx.sizes = [len(memory) for memory in (for_backward.reserve, *packed)]
         ctx.weights = None if is_packed else weights
         ctx.unsaved = [(operands[number], _version(operands[number])) for number in unsaved]
         ctx.shape, ctx.call = shape, for_backward.call
@@ -69,7 +70,9 @@ class FusedRNN(torch.autograd.Function):
             with torch.autocast("cpu", enabled=False):  # backward may be called under autocast
                 grads = double_backward.vjp(network.spec, extent, ctx.call.seed, operands, (dy, *dfinal), needs_grad)
         else:
-            grads = _gradients(shape, SavedForBackward(reserve, weights, ctx.call), dy, dfinal, needs_grad)
+            reserve, *packed = map(tensor_calls.restored, (reserve, *weights), ctx.sizes)
+            read: Tensors = packed or weights
+            grads = _gradients(shape, SavedForBackward(reserve, [*read], ctx.call), dy, dfinal, needs_grad)
         return None, None, *grads
 
 

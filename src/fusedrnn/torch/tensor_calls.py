@@ -231,6 +231,20 @@ def check_exist(weights: Tensors) -> None:
             raise RuntimeError("the memory of a weight was released between forward and backward")
 
 
+def restored(memory: Tensor, size: int) -> Tensor:
+    """Saved bytes as autograd returns them, made contiguous.
+
+    Raises:
+        RuntimeError: If a hook on saved tensors has returned something other than ``size`` bytes on the CPU.
+    """
+    if memory.dtype is not torch.uint8 or memory.shape != (size,) or not memory.is_cpu:
+        raise RuntimeError(
+            f"a hook on saved tensors must return the tensor that was saved, shape ({size},), torch.uint8, cpu; "
+            f"got shape {tuple(memory.shape)}, {memory.dtype}, {memory.device}"
+        )
+    return memory.contiguous()
+
+
 def _aligned(memory: Tensor) -> Tensor:
     """The bytes, copied if a hook on saved tensors has moved them to an unaligned address."""
     if not memory.data_ptr() % ALIGNMENT:
