@@ -455,3 +455,39 @@ def test_replaced_parameters_are_freed(change):
         layer.load_state_dict({name: value.clone() for name, value in layer.state_dict().items()}, assign=True)
     assert weight() is None
     assert "_last_call" not in vars(layer)
+
+
+@pytest.mark.parametrize(("kind", "steps"), CALLS)
+@pytest.mark.parametrize("is_recorded", [False, True])
+@pytest.mark.parametrize("num_calls", [0, 3])
+def test_operands_without_memory_are_an_error(kind, steps, is_recorded, num_calls):
+    """FSDP releases memory in this way. Kernels would read it at address 0, or take an initial state for zeros."""
+    x, states = operands(kind, steps)
+    h0 = states[0] if isinstance(states, tuple) else states
+    for name in ("x", "h0", "weight_hh", "bias_hh"):
+        net = getattr(fusedrnn.torch, kind)(I, H)
+        with torch.set_grad_enabled(is_recorded):
+            for _ in range(num_calls):
+                net(x, states)
+            tensors = {"x": x, "h0": h0} | {key.removesuffix("_l0"): p.data for key, p in net.named_parameters()}
+            content = tensors[name].clone()
+            tensors[name].untyped_storage().resize_(0)
+            with pytest.raises(RuntimeError, match=rf"{name}\w* must have {content.nbytes} bytes of memory"):
+                net(x, states)
+            tensors[name].untyped_storage().resize_(content.nbytes)
+            tensors[name].copy_(content)
+        for actual, expected in zip(flat(net(x, states)), flat(copy.deepcopy(net)(x, states)), strict=True):
+            assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("num_calls", [0, 3])
+def test_a_cotangent_without_memory_is_an_error(num_calls):
+    """It is not taken for zeros."""
+    net, x = fusedrnn.torch.LSTM(I, H), torch.randn(LONG, N, I)
+    for _ in range(num_calls):
+        y, _ = net(x)
+        y.backward(torch.ones_like(y))
+    (y, _), dy = net(x), torch.ones(LONG, N, H)
+    dy.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match=r"dy must have \d+ bytes of memory"):
+        y.backward(dy)

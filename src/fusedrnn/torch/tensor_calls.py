@@ -15,6 +15,7 @@ from fusedrnn.engines.interface import NULL, GradAddresses, StridedAddress
 from fusedrnn.runtime.thread_pool import ThreadTeam
 from fusedrnn.torch.network import CallShape, Network, Results, Tensors, check_trainable, template
 from fusedrnn.torch.openmp import team
+from fusedrnn.torch.released_memory import check_cotangents, check_operands
 
 # The kernels read reserves and packed weights with aligned vector loads.
 ALIGNMENT = 64
@@ -68,7 +69,12 @@ TrainingResults = tuple[Any, tuple[Tensor, ...], SavedForBackward]
 def infer(
     shape: CallShape, x: Tensor, states: Tensors | None, weights: Tensors, executor_weights: Any = None
 ) -> Results:
-    """The output and the final states; saves nothing. ``executor_weights`` are in the executor's form, or None."""
+    """The output and the final states; saves nothing. ``executor_weights`` are in the executor's form, or None.
+
+    Raises:
+        RuntimeError: If the memory of an operand was released.
+    """
+    check_operands(shape.network, x, states or (), weights)
     threads = team()
     return _run(shape, x, states, executor_weights or _executor_weights(shape, weights, False, threads), threads)
 
@@ -80,9 +86,10 @@ def train(
     """The output, the final states, and what :func:`backward` needs. ``executor_weights`` is as in :func:`infer`.
 
     Raises:
-        RuntimeError: If the format of GEMM operands is for inference only.
+        RuntimeError: If the format of GEMM operands is for inference only, or the memory of an operand was released.
     """
     check_trainable(shape.network.spec)
+    check_operands(shape.network, x, states or (), weights)
     threads = team()
     executor_weights = executor_weights or _executor_weights(shape, weights, True, threads)
     call = shape.network.executor.training_call(
@@ -151,8 +158,9 @@ def backward(
     A cotangent of None is zero.
 
     Raises:
-        RuntimeError: If the memory of a weight was released.
+        RuntimeError: If the memory of a weight or of a cotangent was released.
     """
+    check_cotangents(shape.network, dy, dfinal)
     network = shape.network
     num_states, like, executor = network.num_states, network.like, network.executor
     first_weight = len(needs_grad) - len(network.weight_shapes)
