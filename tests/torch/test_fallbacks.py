@@ -383,3 +383,12 @@ def test_backward_under_a_default_device():
     with torch.device("meta"):
         assert torch.equal(tensor_calls._aligned(memory), memory)
         assert torch.equal(Extent.of(shape).valid.sum(0), lengths)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_run_as_in_torch():
+    """They have no shape that can be read; torch.nn takes them where it does not use oneDNN, as for a GRU."""
+    nested = torch.nested.nested_tensor([*torch.randn(5, 2, 3)])
+    layer, expected = fusedrnn.torch.GRU(3, 4), torch.nn.GRU(3, 4)
+    expected.load_state_dict(layer.state_dict())
+    assert torch.equal(layer(nested)[0], expected(nested)[0])

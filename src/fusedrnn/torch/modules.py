@@ -216,10 +216,10 @@ class _TorchLayer(FusedLayer, torch.nn.RNNBase):
         """torch.nn's forward, which raises the errors. It runs on packed sequences, or on the pieces between resets."""
         if all_states:
             raise NotImplementedError("all_states needs the operator, which does not run this call; torch.nn has none")
-        data = input.data if isinstance(input, PackedSequence) else input
-        is_empty = isinstance(data, Tensor) and 0 in data.shape[:-1]
-        if resets is not None and not is_empty:
-            return forward_pieces(self, self._torch_forward, input, hx, lengths, resets, reset_states)
+        if resets is not None:
+            data = input.data if isinstance(input, PackedSequence) else input
+            if not (isinstance(data, Tensor) and 0 in data.shape[:-1]):
+                return forward_pieces(self, self._torch_forward, input, hx, lengths, resets, reset_states)
         if lengths is None:
             return self._torch_forward(input, hx)
         packed = pack_padded_sequence(input, lengths, self.batch_first, enforce_sorted=False)
