@@ -43,4 +43,4 @@ def _are_in_memory(tensors: Tensors) -> bool:
 def _refuse(names: Sequence[str], tensors: Tensors) -> None:
     for name, tensor in zip(names, tensors, strict=True):
         if not _are_in_memory((tensor,)) and tensor is not None:
-            raise RuntimeError(f"{name} must have {tensor.nbytes} bytes of memory; it was released, got none")
+            raise RuntimeError(f"{name} must have {tensor.nbytes} bytes of memory; got none, because it was released")
