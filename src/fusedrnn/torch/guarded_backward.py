@@ -11,6 +11,7 @@ from fusedrnn.engines.cpu.tensor_call import TensorCall
 from fusedrnn.torch import tensor_calls
 from fusedrnn.torch.network import CallShape, Tensors, template
 from fusedrnn.torch.openmp import team
+from fusedrnn.torch.released_memory import check_weights
 from fusedrnn.torch.tensor_calls import SavedForBackward, torch_memory_errors
 from fusedrnn.torch.tensor_guards import DESCRIBE, as_new, guard_of
 
@@ -98,7 +99,7 @@ def prepared(
     assert shape.backwards is not None
     key = needs_grad, dy is None, *[cotangent is None for cotangent in dfinal]
     if key not in shape.backwards:
-        tensor_calls.check_exist(saved.weights)  # later, the guards compare their addresses
+        check_weights(saved.weights)  # later, the guards compare their addresses
         backward = GuardedBackward(shape, saved, needs_grad, dy, dfinal)
         shape.backwards[key] = backward if backward.is_possible else None
     known: GuardedBackward | None = shape.backwards[key]

@@ -36,6 +36,17 @@ def check_cotangents(network: Network, dy: Tensor | None, dfinal: Tensors) -> No
         _refuse(["dy", *final, *others], cotangents)
 
 
+def check_weights(weights: Tensors) -> None:
+    """Refuse weights that a call has saved and whose memory was released before its backward.
+
+    Raises:
+        RuntimeError: If there is such a weight.
+    """
+    for weight in weights:
+        if weight is not None and weight.untyped_storage().nbytes() < weight.nbytes:
+            raise RuntimeError("the memory of a weight was released between forward and backward")
+
+
 def _are_in_memory(tensors: Tensors) -> bool:
     return all([tensor is None or tensor.data_ptr() or not tensor.numel() for tensor in tensors])
 

@@ -15,7 +15,7 @@ from fusedrnn.engines.interface import NULL, GradAddresses, StridedAddress
 from fusedrnn.runtime.thread_pool import ThreadTeam
 from fusedrnn.torch.network import CallShape, Network, Results, Tensors, check_trainable, template
 from fusedrnn.torch.openmp import team
-from fusedrnn.torch.released_memory import check_cotangents, check_operands
+from fusedrnn.torch.released_memory import check_cotangents, check_operands, check_weights
 
 # The kernels read reserves and packed weights with aligned vector loads.
 ALIGNMENT = 64
@@ -176,7 +176,7 @@ def backward(
         packed = _aligned(packed)
         executor_weights = executor.weights_at(packed=packed.data_ptr())
     else:
-        check_exist(saved.weights)
+        check_weights(saved.weights)
         executor_weights = executor.weights_at(addresses_of(saved.weights))
     dy, dfinal = readable(dy, dfinal)
     dfinal, dothers = dfinal[:num_states], dfinal[num_states:]
@@ -226,17 +226,6 @@ def packed_tensor(packed: Any) -> Tensor:
 def own_tensors(weights: Tensors) -> list[Tensor | None]:
     """Tensors with the current memory of the matrices, even if a parameter gets other memory later; None for biases."""
     return [None if weight is None or weight.dim() == 1 else weight.detach() for weight in weights]
-
-
-def check_exist(weights: Tensors) -> None:
-    """Refuse weights whose memory has been released.
-
-    Raises:
-        RuntimeError: If there is such a weight.
-    """
-    for weight in weights:
-        if weight is not None and weight.untyped_storage().nbytes() < weight.nbytes:
-            raise RuntimeError("the memory of a weight was released between forward and backward")
 
 
 def restored(memory: Tensor, size: int) -> Tensor:
