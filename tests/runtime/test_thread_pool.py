@@ -17,6 +17,7 @@ from forks import FORK_WARNING, FORKS, busy_threads, in_child
 from fusedrnn import RNNOp
 from fusedrnn.engines.cpu.launch import kernel_args
 from fusedrnn.runtime import thread_pool
+from fusedrnn.runtime.pool_kernel import CONTROL
 from problems import Shape, assert_same_bits, make_problem
 
 pytestmark = pytest.mark.usefixtures("use_all_threads")
@@ -228,8 +229,8 @@ def test_idle_threads_sleep():
     assert time.process_time() - before < 0.2
 
 
-def test_failed_call_returns_the_pool():
-    """A call that fails before its job gives back the pool."""
+def test_failed_call_leaves_the_pool_free():
+    """A call that fails before its job does not keep the pool."""
     problem = make_problem("lstm", SHAPE)
     op = RNNOp(problem.spec)
     fusedrnn.set_num_threads(2)
@@ -238,8 +239,7 @@ def test_failed_call_returns_the_pool():
         patch.setattr(kernel_args.KernelArgs, "bind", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             call(problem, op)
-    with thread_pool.borrow_pool(2) as pool:
-        assert pool is not None
+    assert thread_pool.ensure_pool(2)
     assert_same_bits(call(problem, op), expected)
 
 
@@ -294,21 +294,43 @@ def test_interrupt_during_a_change_of_the_pool(monkeypatch, name):
             assert_same_bits(call(problem, op), expected)
 
 
-def test_nested_call_runs_on_its_own_thread(monkeypatch):
-    """What a signal's handler may do while the call that it interrupts has the pool: it runs on its own thread."""
+@pytest.mark.parametrize("owner, name", [(thread_pool.ThreadTeam, "run"), (threading.Thread, "start")])
+def test_nested_call(monkeypatch, owner, name):
+    """What a signal's handler may do before the job of the call that it interrupts, and while that makes the pool."""
     problem = make_problem("gru", SHAPE)
-    inner, expected = RNNOp(problem.spec), call(problem)
-    plain = thread_pool.ThreadPool.run
+    op, inner = RNNOp(problem.spec), RNNOp(problem.spec)
+    expected = call(problem, op)
+    plain, nested = getattr(owner, name), []
 
-    def run(self, *args):
-        with fusedrnn.thread_limits(3), monkeypatch.context() as patch:
-            patch.setattr(thread_pool.ThreadPool, "run", plain)
-            assert_same_bits(call(problem, inner), expected)
-        plain(self, *args)
+    def interrupted(self, *args):
+        if not nested:
+            nested.append(True)
+            with fusedrnn.thread_limits(3):
+                assert_same_bits(call(problem, inner), expected)
+        return plain(self, *args)
 
-    monkeypatch.setattr(thread_pool.ThreadPool, "run", run)
+    with fusedrnn.thread_limits(4):
+        call(problem, op)
+    monkeypatch.setattr(owner, name, interrupted)
     with fusedrnn.thread_limits(2):
-        assert_same_bits(call(problem), expected)
+        for _ in range(3):
+            assert_same_bits(call(problem, op), expected)
+    assert nested
+
+
+def test_busy_pool_is_not_replaced():
+    """A call with another number of threads does not wait for the job of another thread."""
+    control = CONTROL.index["busy"]
+    assert thread_pool.ensure_pool(2)
+    pool = thread_pool._pool
+    pool._control[control] = 1
+    try:
+        assert not thread_pool.ensure_pool(3)
+        assert thread_pool._pool is pool
+    finally:
+        pool._control[control] = 0
+    assert thread_pool.ensure_pool(3)
+    assert thread_pool._pool is not pool
 
 
 @FORKS
@@ -343,21 +365,20 @@ def test_fork_during_compilation_and_changes_of_the_pool():
             thread.join()
 
 
-def test_when_threads_count_as_spinning(monkeypatch):
+def test_when_threads_count_as_spinning():
     """For a while after work of theirs; or where calls come so soon after one another that waking them will pay."""
     now = 10.0
-    monkeypatch.setattr(thread_pool, "perf_counter", lambda: now)
     team = thread_pool.ThreadTeam(2)
-    assert not team.note_call_start()
-    team.note_call_end(2)
+    assert not team.note_call_start(now)
+    team.note_call_end(2, now)
     now += thread_pool.SPINNING / 2
-    assert team.note_call_start()
+    assert team.note_call_start(now)
     now += thread_pool.SPINNING
-    assert not team.note_call_start()
-    team.note_call_end(1)
+    assert not team.note_call_start(now)
+    team.note_call_end(1, now)
     for number in range(1, 6):
         now += thread_pool.CLOSE / 2
-        assert team.note_call_start() == (number >= thread_pool.MANY_CLOSE)
-        team.note_call_end(1)
+        assert team.note_call_start(now) == (number >= thread_pool.MANY_CLOSE)
+        team.note_call_end(1, now)
     now += 2 * thread_pool.CLOSE
-    assert not team.note_call_start()
+    assert not team.note_call_start(now)

@@ -81,14 +81,16 @@ def function(code: LoadedObject, name: str, arguments: int, returns: bool = Fals
     """A function that takes that many integers and returns one or nothing. A call releases the interpreter's lock."""
     prototype = ctypes.CFUNCTYPE(ctypes.c_int64 if returns else None, *[ctypes.c_int64] * arguments)
     with lock:
-        callable_ = prototype(code.address(name))
-    callable_.code = code  # type: ignore[attr-defined]  # the code lives as long as the callable
-    return callable_
+        entry = code.address(name)
+    callable_: Any = prototype(entry)
+    callable_.code, callable_.address = code, entry  # the code lives as long as the callable
+    return cast(Callable[..., Any], callable_)
 
 
 def address(function: Callable[..., Any]) -> int:
     """The address of a function of machine code."""
-    return ctypes.cast(function, ctypes.c_void_p).value or 0  # type: ignore[arg-type]
+    known: int | None = getattr(function, "address", None)
+    return known or ctypes.cast(function, ctypes.c_void_p).value or 0  # type: ignore[arg-type]
 
 
 def load_once(maxsize: int = 1) -> Callable[[_Load], _Load]:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from fusedrnn.jit.builder import I32, I64, Function, Module, Value
+from fusedrnn.jit.c_function import emit_c_function
 from fusedrnn.jit.struct import Struct
 from fusedrnn.jit.sync import atomic_add, atomic_load, atomic_store, emit_wait, lock, try_lock, unlock, wake
 
@@ -25,6 +26,8 @@ SPINNING = 2e-4
 """Seconds after a job for which a call counts on its threads still spinning. They do so a little longer."""
 CLOSE, MANY_CLOSE = 1e-4, 3
 """Calls are close if less than CLOSE seconds lie between them. After MANY_CLOSE in a row it pays to wake threads."""
+NO_POOL, RAN, BUSY = range(3)
+"""What :func:`emit_run_on_pool` returns: there is no pool of that size, the job has run, or another has the threads."""
 # Whether a thread can tell on which processor it runs, and choose another.
 _HAS_AFFINITY = sys.platform == "linux"
 # How many processors a mask of the C library holds.
@@ -94,6 +97,40 @@ def _emit_dispatch(module: Module, wait: Function, spread_out: Function) -> None
         _run_job(f, f.arguments, wait, spread_out)
         unlock(f, _field(control, "busy"))
     f.ret(ran.get())
+
+
+def emit_run_on_pool(module: Module) -> Function:
+    """Emit a function of (cell, threads, dispatch, job, arguments, num_threads): run a job on the current pool.
+
+    ``cell`` is where the address of the current pool's control block is, ``threads`` the size that the pool must have,
+    the caller included. After a fork the child has no pool: to read the cell so late leaves no time for a fork before
+    the job.
+    """
+    names = ["cell", "threads", "dispatch", "job", "arguments", "num_threads"]
+    f = Function(module, "run_on_pool", names, returns=True)
+    cell, threads, dispatch, job, arguments, num_threads = f.arguments
+    status = f.var(NO_POOL)
+    control = f.load(cell)
+    with f.if_(has_size(f, control, threads)):
+        ran = f.call_address(dispatch, control, job, arguments, num_threads, returns=I64)
+        status.set(ran.is_set.select(f.constant(RAN), BUSY))
+    f.ret(status.get())
+    return f
+
+
+def has_size(f: Function, control: Value, threads: Value) -> Value:
+    """Whether there is a control block, not 0, of a pool of that many threads, the caller's included."""
+    workers = f.var(-1)
+    with f.if_(control.is_set):
+        workers.set(CONTROL.read(f, control).workers)
+    return (workers.get() + 1).equals(threads)
+
+
+def build_run_on_pool() -> Module:
+    """The module of ``run_on_pool`` as a builtin function of the interpreter."""
+    module = Module("run_on_pool")
+    emit_c_function(module, emit_run_on_pool(module))
+    return module
 
 
 def _run_job(f: Function, arguments: Sequence[Value], wait: Function, spread_out: Function) -> None:

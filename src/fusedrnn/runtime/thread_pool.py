@@ -1,7 +1,7 @@
 """The thread pool, and how many threads a call may use.
 
-The threads wait inside machine code for jobs. The pool belongs to the process, and one call at a time has it: a call
-that finds it taken runs on its own thread, with the same bits. After a fork the child makes a new pool when needed.
+The threads wait inside machine code for jobs. The pool belongs to the process, and one job at a time has it: a call
+that finds it busy runs on its own thread, with the same bits. After a fork the child makes a new pool when needed.
 """
 
 from __future__ import annotations
@@ -15,18 +15,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
-from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
 
 from fusedrnn import env
+from fusedrnn.jit.c_function import c_function
 from fusedrnn.jit.host import current_target
 from fusedrnn.jit.loader import Job, address, function, load, load_once
 from fusedrnn.locks import Lock
 from fusedrnn.runtime.buffers import aligned_empty
-from fusedrnn.runtime.native_state import publish_num_threads, publish_pool
-from fusedrnn.runtime.pool_kernel import CLOSE, CONTROL, MANY_CLOSE, SPINNING, build_pool
+from fusedrnn.runtime.native_state import control_cell, publish_num_threads, publish_pool
+from fusedrnn.runtime.pool_kernel import (
+    CLOSE,
+    CONTROL,
+    MANY_CLOSE,
+    NO_POOL,
+    RAN,
+    SPINNING,
+    build_pool,
+    build_run_on_pool,
+)
 from fusedrnn.scalars import as_int, shown
 
 # Iterations of a waiting loop, each of 15 ns or more. An idle thread sleeps after a quarter of a millisecond; a thread
@@ -93,6 +102,7 @@ class PoolFunctions(NamedTuple):
     dispatch: Callable[..., int]
     stop: Callable[..., None]
     worker_loop: Callable[..., None]
+    run_on_pool: Callable[..., int]
 
 
 @load_once()
@@ -100,7 +110,8 @@ def load_pool() -> PoolFunctions:
     """Load the machine code of the pool."""
     code = load("pool", current_target(), build_pool)
     dispatch = function(code, "dispatch", 4, returns=True)
-    return PoolFunctions(dispatch, function(code, "stop", 1), function(code, "worker_loop", 3))
+    run_on_pool = c_function("run_on_pool", load("run_on_pool", current_target(), build_run_on_pool))
+    return PoolFunctions(dispatch, function(code, "stop", 1), function(code, "worker_loop", 3), run_on_pool)
 
 
 class ThreadPool:
@@ -111,7 +122,7 @@ class ThreadPool:
 
     def __init__(self, workers: int) -> None:
         self._functions = load_pool()
-        self.workers, self._process = workers, os.getpid()
+        self.workers = workers
         self._control = aligned_empty((len(CONTROL),), np.int64)
         self._control[:] = 0
         self._address: int = self._control.ctypes.data
@@ -139,25 +150,15 @@ class ThreadPool:
         """The arrays that hold the control block and what it refers to."""
         return self._control, self._cpu_of_thread
 
+    @property
     def control(self) -> int:
-        """The address of the control block, for callers that dispatch a job.
-
-        Raises:
-            RuntimeError: In a child that was forked inside this call, for example by a signal handler.
-        """
-        if os.getpid() != self._process:
-            raise RuntimeError("this process was forked inside the call: the threads to run it on do not exist here")
+        """The address of the control block."""
         return self._address
 
-    def run(self, function: int, arguments: int, num_threads: int) -> bool:
-        """Run ``function(arguments, tid)`` on that many threads, thread 0 being this one, and wait for all.
-
-        False if it has not run, because a caller in machine code has the threads.
-
-        Raises:
-            RuntimeError: As :meth:`control` does.
-        """
-        return bool(self._functions.dispatch(self.control(), function, arguments, num_threads))
+    @property
+    def is_busy(self) -> bool:
+        """Whether a job runs."""
+        return bool(self._control[CONTROL.index["busy"]])
 
     def stop(self) -> None:
         """End the threads and wait until they have ended. If the wait is interrupted they end all the same."""
@@ -180,22 +181,25 @@ class ThreadTeam:
         # When the last call ended; when the last one on several threads did; how many calls in a row have been close.
         self._call_ended, self._job_ended, self._num_close = 0.0, 0.0, 0
 
-    def note_call_start(self) -> bool:
+    def note_call_start(self, now: float) -> bool:
         """Note that a call starts. Returns whether the threads still spin, or should, after so many close calls."""
-        now = perf_counter()
         self._num_close = self._num_close + 1 if now - self._call_ended < CLOSE else 0
         return now - self._job_ended < SPINNING or self._num_close >= MANY_CLOSE
 
-    def note_call_end(self, num_threads: int) -> None:
+    def note_call_end(self, num_threads: int, now: float) -> None:
         """A call on that many threads has ended."""
-        self._call_ended = now = perf_counter()
+        self._call_ended = now
         if num_threads > 1:
             self._job_ended = now
 
     def run(self, job: Job, arguments: int, num_threads: int) -> bool:
         """Run ``job(arguments, tid)`` on that many threads and wait for all; False if the threads are not free now."""
-        with borrow_pool(self.threads) as pool:
-            return pool is not None and pool.run(address(job), arguments, num_threads)
+        functions, cell = load_pool(), control_cell()
+        values = cell, self.threads, address(functions.dispatch), address(job), arguments, num_threads
+        status = functions.run_on_pool(*values)
+        if status == NO_POOL and ensure_pool(self.threads):
+            status = functions.run_on_pool(*values)
+        return status == RAN
 
 
 @lru_cache(maxsize=64)
@@ -205,7 +209,7 @@ def pool_team(threads: int) -> ThreadTeam:
 
 
 class PoolLease:
-    """Permission to use the pool while this object lives: if its holder fails anywhere, it is freed with the frame."""
+    """Permission to change the pool while this object lives: it is freed with its holder's frame if that fails."""
 
 
 _pool: ThreadPool | None = None
@@ -214,13 +218,13 @@ _lease: weakref.ref[PoolLease] | None = None
 
 
 def try_acquire_pool() -> PoolLease | None:
-    """Permission to use the pool; None if another call has it.
+    """Permission to change the pool; None while another call has it, or a job runs.
 
-    That may be an outer call of this thread, which a signal handler interrupted.
+    The other call may be an outer call of this thread, which a signal handler interrupted.
     """
     global _lease
     with _lock:
-        if _lease is not None and _lease() is not None:
+        if (_lease is not None and _lease() is not None) or (_pool is not None and _pool.is_busy):
             return None
         lease = PoolLease()
         _lease = weakref.ref(lease)
@@ -235,34 +239,27 @@ def release_pool(lease: PoolLease) -> None:
             _lease = None
 
 
-@contextmanager
-def borrow_pool(threads: int) -> Iterator[ThreadPool | None]:
-    """The process's pool of that many threads, the caller's included.
+def ensure_pool(threads: int) -> bool:
+    """Give the process a pool of that many threads, the caller's included. A pool of another size is replaced.
 
-    None if one thread is enough, if another call has the pool, or, with a warning, if the system has no more threads.
+    Returns whether there is one: not if a job runs on another, or, with a warning, if the system has no more threads.
     """
-    lease = None if threads == 1 else try_acquire_pool()
+    global _pool
+    lease = try_acquire_pool()
     if lease is None:
-        yield None
-        return
+        return False
     try:
-        yield get_pool(threads)
+        if _pool is None or _pool.workers != threads - 1:
+            _shutdown_pool()
+            _pool = ThreadPool(threads - 1)
+        # Also if an interrupt came between the two the last time.
+        publish_pool(_pool.control, _pool.memory)
+    except RuntimeError as error:
+        message = f"{threads} threads cannot be started ({error}): calls run on one"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
     finally:
         release_pool(lease)
-
-
-def get_pool(threads: int) -> ThreadPool | None:
-    """The pool of that many threads. A pool of another size is replaced."""
-    global _pool
-    if _pool is None or _pool.workers != threads - 1:
-        _shutdown_pool()
-        try:
-            _pool = ThreadPool(threads - 1)
-            publish_pool(_pool.control(), _pool.memory)
-        except RuntimeError as error:
-            message = f"{threads} threads cannot be started ({error}): calls run on one"
-            warnings.warn(message, RuntimeWarning, stacklevel=2)
-    return _pool
+    return _pool is not None
 
 
 def _shutdown_pool() -> None:

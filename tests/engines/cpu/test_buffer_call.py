@@ -21,7 +21,7 @@ from fusedrnn.engines.cpu.reserve_layout import ReserveLayout
 from fusedrnn.engines.cpu.weights.cache import WeightCache
 from fusedrnn.runtime import native_memory
 from fusedrnn.runtime.buffers import aligned_empty
-from fusedrnn.runtime.thread_pool import get_pool, release_pool, set_num_threads, try_acquire_pool
+from fusedrnn.runtime.thread_pool import ensure_pool, set_num_threads
 from problems import Shape, problem_of
 
 SMALL = Shape(9, 7, 24, 40, layers=2, bidirectional=True)
@@ -200,10 +200,7 @@ def test_many_threads_at_once(use_all_threads):
         worker.start()
     while any(worker.is_alive() for worker in workers):
         for size in (3, 2):
-            lease = try_acquire_pool()
-            if lease is not None:
-                get_pool(size)
-                release_pool(lease)
+            ensure_pool(size)
     assert not errors
 
 
@@ -211,9 +208,7 @@ def test_the_pool_is_made_when_it_is_missing(use_all_threads):
     """The first call of a process, and one after the number of threads has changed."""
     forward = Forward(SPECS[0], SMALL, 2)
     for size in (3, 1):
-        lease = try_acquire_pool()
-        get_pool(size)
-        release_pool(lease)
+        assert ensure_pool(size)
         forward.check()
 
 

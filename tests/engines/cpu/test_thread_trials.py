@@ -5,9 +5,10 @@ import pytest
 
 import fusedrnn
 from fusedrnn import RNNOp, frozen
-from fusedrnn.engines.cpu import guarded_call, tuning
+from fusedrnn.engines.cpu import tuning
 from fusedrnn.engines.cpu.plan.thread_trials import Forecast, ThreadChoice, ThreadChoices
 from fusedrnn.runtime import thread_pool
+from fusedrnn.runtime.pool_kernel import CONTROL
 from problems import Shape, assert_same_bits, make_problem
 
 FORECAST = Forecast(several=60e-6, alone=100e-6)
@@ -120,14 +121,9 @@ def test_number_of_choices_is_limited():
 SHAPE = Shape(6, 1, 33, 64, 1, bidirectional=True)
 
 
-@pytest.fixture
-def pool_acquisitions(monkeypatch):
-    """How many calls asked for the thread pool."""
-    acquisitions = []
-    for module in (thread_pool, guarded_call):
-        plain = module.try_acquire_pool
-        monkeypatch.setattr(module, "try_acquire_pool", lambda plain=plain: acquisitions.append(1) or plain())
-    return acquisitions
+def num_pool_jobs():
+    """How many jobs the thread pool has had."""
+    return thread_pool._pool._control[CONTROL.index["job_count"]]
 
 
 @pytest.fixture
@@ -138,7 +134,7 @@ def worth_sharing():
 
 
 @pytest.mark.parametrize("sharing", [True, False])
-def test_calls_follow_the_choice(monkeypatch, worth_sharing, pool_acquisitions, sharing):
+def test_calls_follow_the_choice(monkeypatch, worth_sharing, sharing):
     """Checked and cached calls, forward, in training and backward; with the same bits."""
     problem = make_problem("lstm", SHAPE)
     thread_choice = ThreadChoice()
@@ -149,13 +145,15 @@ def test_calls_follow_the_choice(monkeypatch, worth_sharing, pool_acquisitions, 
         alone = RNNOp(problem.spec)
         y, states, reserve = alone.forward(problem.x, params, problem.states, training=True)
         expected = (y, states, alone.backward(problem.dy, problem.dstates, reserve))
+    assert thread_pool.ensure_pool(2)
+    before = num_pool_jobs()
     with fusedrnn.thread_limits(2):
         op = RNNOp(problem.spec)
         for _ in range(5):
             assert_same_bits(op.forward(problem.x, params, problem.states)[:2], expected[:2])
             y, states, reserve = op.forward(problem.x, params, problem.states, training=True)
             assert_same_bits((y, states, op.backward(problem.dy, problem.dstates, reserve)), expected)
-    assert bool(pool_acquisitions) is sharing
+    assert num_pool_jobs() - before == (15 if sharing else 0)
 
 
 def test_calls_in_torch_follow_the_choice(monkeypatch, worth_sharing):

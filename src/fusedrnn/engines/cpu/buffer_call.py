@@ -31,7 +31,7 @@ from fusedrnn.runtime.buffers import aligned_empty
 from fusedrnn.runtime.fingerprint import load_fingerprint
 from fusedrnn.runtime.native_memory import free_with, scratch_slots
 from fusedrnn.runtime.native_state import control_cell
-from fusedrnn.runtime.thread_pool import get_pool, load_pool, pool_team, release_pool, try_acquire_pool
+from fusedrnn.runtime.thread_pool import ensure_pool, load_pool, pool_team
 
 _NONE = -1
 _clock = np.zeros(len(CLOCK), np.int64)
@@ -245,19 +245,9 @@ def _repack_function(cache: WeightCache) -> Callable[..., None]:
     return ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)(repack)
 
 
-def _ensure_pool(threads: int) -> None:
-    """Give the process a pool of that many threads, unless a call from Python has the pool now."""
-    lease = try_acquire_pool()
-    if lease is not None:
-        try:
-            get_pool(threads)
-        finally:
-            release_pool(lease)
-
-
 @lru_cache(maxsize=1)
 def _ensure_pool_function() -> Callable[..., None]:
-    return ctypes.CFUNCTYPE(None, ctypes.c_int64)(_ensure_pool)
+    return ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(ensure_pool)
 
 
 @load_once()

@@ -53,7 +53,8 @@ class _CachedCall:
         """The entries for h, c and further states, None for a missing one; None in all if their number is wrong."""
         if states is None:
             return self._no_states
-        state_entries = entries(states, self._num_states)
+        is_tuple = type(states) is tuple and len(states) == self._num_states  # faster than asking what else it may be
+        state_entries = states if is_tuple else entries(states, self._num_states)
         if state_entries is not None and self._num_states == 1:
             return state_entries[0], None
         return state_entries

@@ -241,9 +241,8 @@ class Executor:
 
     def run_planned(self, planned: PlannedJob[Args], team: ThreadTeam, bind: Bind[Args]) -> None:
         """Run a job on several threads, or on this one alone if the others are busy or not worth their overhead."""
-        name, job, spinning = planned.name, planned.job, team.note_call_start()
-        args = planned.spinning_args if spinning else planned.args
-        began = perf_counter()
+        name, job, began = planned.name, planned.job, perf_counter()
+        args = planned.spinning_args if team.note_call_start(began) else planned.args
         forecast = args.forecast
         thread_choice = self.thread_choices.of(name, forecast) if args.num_threads > 1 else None
         if thread_choice is not None and not thread_choice.use_several(began):
@@ -252,7 +251,7 @@ class Executor:
             thread_choice, args = None, planned.single_args
             self._execute(job, args, team, bind)
         now = perf_counter()
-        team.note_call_end(args.num_threads)
+        team.note_call_end(args.num_threads, now)
         if thread_choice is not None and forecast is not None:
             thread_choice.note(args.num_threads > 1, now - began, now, forecast)
         if self.debug >= 2:

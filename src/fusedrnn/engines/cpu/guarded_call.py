@@ -21,7 +21,9 @@ from fusedrnn.engines.cpu.launch.kernel_args import JobArgs, PlannedJob
 from fusedrnn.engines.operands import ArrayUse
 from fusedrnn.jit import ndarray_abi
 from fusedrnn.jit.loader import address
-from fusedrnn.runtime.thread_pool import get_num_threads, get_pool, load_pool, pool_team, release_pool, try_acquire_pool
+from fusedrnn.runtime.native_state import control_cell
+from fusedrnn.runtime.pool_kernel import NO_POOL, RAN
+from fusedrnn.runtime.thread_pool import ensure_pool, get_num_threads, load_pool, pool_team
 
 R = TypeVar("R")
 # The struct of a cached call, its address, its threads, and the size of its scratch. A plain tuple unpacks faster
@@ -75,6 +77,7 @@ class GuardedJob:
         sleeping, spinning = planned.args, planned.spinning_args
         self._forecast = spinning.forecast
         single = spinning if self._forecast is None else planned.single_args
+        self._is_single = planned.is_single
         self._args = sleeping, spinning, single
         self._thread_choice = executor.thread_choices.of(planned.name, self._forecast)
         self._call = load_guarded_call()
@@ -110,7 +113,7 @@ class GuardedJob:
             "guards": self._guards.ctypes.data, "num_guards": len(self._guards),
             "values": self._values.ctypes.data, "values_size": self._values.nbytes,
             **{f"{name}_symbol": symbols[name] for name in ("reserve", "workspace", "args")},
-            "dispatch": address(load_pool().dispatch),
+            "dispatch": address(load_pool().dispatch), "control": control_cell(), "threads": self._team.threads,
         }  # fmt: skip
 
     @staticmethod
@@ -132,35 +135,27 @@ class GuardedJob:
         ``weights`` is the address of the packed parameters, or of unpacked parameters that are not among the arrays.
         ``values`` are the values of the last symbols.
         """
-        team = self._team
-        _, cache, num_threads, size = self._spinning if team.note_call_start() else self._sleeping
-        thread_choice = self._thread_choice if num_threads > 1 else None
-        if thread_choice is not None:
+        team, choice, began = self._team, None, 0.0
+        _, cache, num_threads, size = self._single
+        if not self._is_single:
             began = perf_counter()
-            if not thread_choice.use_several(began):
-                _, cache, num_threads, size = self._single
+            several = self._spinning if team.note_call_start(began) else self._sleeping
+            choice = self._thread_choice if several[2] > 1 else None
+            if choice is None or choice.use_several(began):
+                _, cache, num_threads, size = several
         scratch = self._scratch_pool.acquire(size)
         if values:
             self._given_values.pack_into(scratch.buffer.data, self._values.nbytes, *values)
-        if num_threads == 1:
-            ran = self._call(cache, scratch.address, arrays, 0, weights, reserve, seed)
-        else:
-            lease = try_acquire_pool()
-            if lease is None:
-                return False
-            try:
-                pool = get_pool(team.threads)
-                if pool is None:
-                    return False
-                ran = self._call(cache, scratch.address, arrays, pool.control(), weights, reserve, seed)
-            finally:
-                release_pool(lease)
+        status = self._call(cache, scratch.address, arrays, weights, reserve, seed)
+        if status == NO_POOL and ensure_pool(team.threads):
+            status = self._call(cache, scratch.address, arrays, weights, reserve, seed)
         self._scratch_pool.release(scratch)
-        team.note_call_end(num_threads)
-        if thread_choice is not None and self._forecast is not None and ran:
+        if not self._is_single:
             now = perf_counter()
-            thread_choice.note(num_threads > 1, now - began, now, self._forecast)
-        return bool(ran)
+            team.note_call_end(num_threads, now)
+            if choice is not None and self._forecast is not None and status == RAN:
+                choice.note(num_threads > 1, now - began, now, self._forecast)
+        return status == RAN
 
 
 class GuardedCall(GuardedJob):

@@ -14,7 +14,7 @@ from fusedrnn.jit.builder import I32, I64, Function, Module, Value
 from fusedrnn.jit.struct import Struct
 from fusedrnn.jit.sync import unlock
 from fusedrnn.runtime.native_memory import SLOT, emit_acquire_scratch, emit_grow
-from fusedrnn.runtime.pool_kernel import CLOSE, CONTROL, MANY_CLOSE, SPINNING
+from fusedrnn.runtime.pool_kernel import CLOSE, MANY_CLOSE, SPINNING, has_size
 
 BUFFER_ARGS = Struct(
     "num_threads", "relocs", "num_fields", "args_offset", "workspace_offset", "row_starts", "num_groups",
@@ -92,19 +92,12 @@ def _current_control(f: Function, call: Value) -> Value:
     current = f.var(0)
     with f.if_(c.threads > 1):
         current.set(f.load(c.control))
-        with f.if_(_has_other_size(f, current.get(), c.threads)):
+        with f.if_(has_size(f, current.get(), c.threads).is_zero):
             f.call_address(c.ensure_pool, c.threads)
             current.set(f.load(c.control))
-            with f.if_(_has_other_size(f, current.get(), c.threads)):
+            with f.if_(has_size(f, current.get(), c.threads).is_zero):
                 current.set(0)
     return current.get()
-
-
-def _has_other_size(f: Function, control: Value, threads: Value) -> Value:
-    workers = f.var(0)
-    with f.if_(control.is_set):
-        workers.set(CONTROL.read(f, control).workers)
-    return (workers.get() + 1).compare("!=", threads)
 
 
 def _emit_run_locked(module: Module) -> Function:

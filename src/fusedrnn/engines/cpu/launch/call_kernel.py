@@ -18,6 +18,7 @@ from fusedrnn.jit.host import current_target
 from fusedrnn.jit.loader import function, load, load_once
 from fusedrnn.jit.ndarray_abi import DTYPE, FLAGS, NDIM, SHAPE, STRIDES
 from fusedrnn.jit.struct import Struct
+from fusedrnn.runtime.pool_kernel import RAN, emit_run_on_pool
 
 RELOC = Struct("symbol", "addend")
 """How a field is made: the value of a symbol, by its number, plus an addend."""
@@ -37,7 +38,7 @@ CALL_CACHE = Struct(
     "values", "values_size", "weights_symbol", "reserve_symbol", "seed_symbol", "workspace_symbol",
     "dx_partials_symbol", "unpacked_base", "unpacked_first", "dparams_base", "dparams_first", "param_offsets",
     "num_params", "relocs", "num_fields", "args_symbol", "args_offset", "workspace_offset", "job", "num_threads",
-    "dispatch",
+    "dispatch", "control", "threads",
 )  # fmt: skip
 """A cached call: how objects are laid out; the guards; the values of the symbols of kernel arguments; the job.
 
@@ -48,8 +49,11 @@ value differs from call to call. Unpacked parameters and their gradients have ``
 
 These offsets are relative to the scratch buffer: ``extents_offset`` (where the first and last byte of each argument are
 noted), ``args_offset`` (the kernel arguments) and ``workspace_offset`` (the workspace). If ``num_threads`` is not 1,
-``dispatch`` hands the job to the thread pool.
+``dispatch`` hands the job to a thread pool of ``threads``; ``control`` is where the address of its control block is.
 """
+
+DIFFERS = -1
+"""What a guarded call returns if an argument differs from its guard."""
 
 
 @load_once()
@@ -88,21 +92,21 @@ def load_guarded_call() -> Callable[..., int]:
 
 
 def build_guarded_call() -> Module:
-    """The module of ``call_if_guards_hold(cache, scratch, arguments, control, weights, reserve, seed)``.
+    """The module of ``call_if_guards_hold(cache, scratch, arguments, weights, reserve, seed)``.
 
-    It returns 1 if it has run the job. ``arguments`` is a tuple of the interpreter, ``control`` the control block of
-    the thread pool. It is a builtin function of the interpreter.
+    It returns what :func:`fusedrnn.runtime.pool_kernel.emit_run_on_pool` does, or :data:`DIFFERS`. ``arguments`` is a
+    tuple of the interpreter. It is a builtin function of the interpreter.
     """
     module = Module("guarded_call")
     bind = emit_bind(module)
     guards_hold = _emit_guards_hold(module)
-    no_alias = _emit_no_alias(module)
-    names = ["cache", "scratch", "arguments", "control", "weights", "reserve", "seed"]
+    no_alias, run_on_pool = _emit_no_alias(module), emit_run_on_pool(module)
+    names = ["cache", "scratch", "arguments", "weights", "reserve", "seed"]
     f = Function(module, "call_if_guards_hold", names, returns=True)
-    cache, scratch, arguments, control, weights, reserve, seed = f.arguments
+    cache, scratch, arguments, weights, reserve, seed = f.arguments
     c = CALL_CACHE.read(f, cache)
     f.copy(scratch, c.values, c.values_size)
-    held = f.var(f.call(guards_hold, cache, scratch, arguments))
+    status, held = f.var(DIFFERS), f.var(f.call(guards_hold, cache, scratch, arguments))
     with f.if_(held.get().is_set):
         held.set(f.call(no_alias, c.guards, c.num_guards, scratch + c.extents_offset))
     with f.if_(held.get().is_set):
@@ -121,9 +125,10 @@ def build_guarded_call() -> Module:
         with f.if_else(c.num_threads.equals(1)) as (single, several):
             with single:
                 f.call_address(c.job, kernel_args, f.constant(0))
+                status.set(RAN)
             with several:
-                held.set(f.call_address(c.dispatch, control, c.job, kernel_args, c.num_threads, returns=I64))
-    f.ret(held.get())
+                status.set(f.call(run_on_pool, c.control, c.threads, c.dispatch, c.job, kernel_args, c.num_threads))
+    f.ret(status.get())
     emit_c_function(module, f, objects=(names.index("arguments"),))
     return module
 
