@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from typing import Any
 
 from fusedrnn.jit.builder import I32, I64, Function, Module
+from fusedrnn.jit.c_function import c_function, emit_c_function
 from fusedrnn.jit.host import current_target
 from fusedrnn.jit.loader import Job, address, function, load, load_once
 from fusedrnn.jit.struct import Struct
@@ -26,16 +26,18 @@ class OpenMP:
     Args:
         library: A library that has these functions, or was linked with one that has them.
 
+    Attributes:
+        parallel, get_num_threads, get_thread_num: The addresses of the functions.
+
     Raises:
         AttributeError: If it does not have them.
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self.parallel: Any = library.GOMP_parallel
-        self.parallel.restype = None
-        self.parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-        functions = library.omp_get_num_threads, library.omp_get_thread_num
-        self.addresses = tuple(ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions)
+        self.parallel, self.get_num_threads, self.get_thread_num = (
+            address(function)
+            for function in (library.GOMP_parallel, library.omp_get_num_threads, library.omp_get_thread_num)
+        )
 
 
 class OpenMPTeam(ThreadTeam):
@@ -43,26 +45,51 @@ class OpenMPTeam(ThreadTeam):
 
     def __init__(self, threads: int, runtime: OpenMP) -> None:
         super().__init__(threads)
-        self._runtime = runtime
-        self._run_job = _load_run_job()
+        self._functions = runtime.parallel, runtime.get_num_threads, runtime.get_thread_num, address(_load_run_share())
+        self._run = _load_run_in_parallel()
 
     def run(self, job: Job, arguments: int, num_threads: int) -> bool:
         """Run ``job(arguments, tid)`` on that many threads and wait for all; False if the runtime grants fewer."""
-        values = address(job), arguments, num_threads, *self._runtime.addresses, 0
-        omp_job = (ctypes.c_int64 * len(_OMP_JOB))(*values)
-        self._runtime.parallel(self._run_job, ctypes.addressof(omp_job), num_threads, 0)
-        return not omp_job[_OMP_JOB.index["failed"]]
+        return bool(self._run(*self._functions, address(job), arguments, num_threads))
 
 
 @load_once()
-def _load_run_job() -> Callable[..., None]:
-    return function(load("openmp", current_target(), build_run_job), "run_job", 1)
+def _load_run_share() -> Callable[..., None]:
+    return function(load("openmp_share", current_target(), build_run_share), "run_share", 1)
 
 
-def build_run_job() -> Module:
-    """The module of ``run_job(omp_job)``, which every thread of a parallel region calls."""
+@load_once()
+def _load_run_in_parallel() -> Callable[..., int]:
+    return c_function("run_in_parallel", load("openmp", current_target(), build_run_in_parallel))
+
+
+def build_run_in_parallel() -> Module:
+    """The module of a builtin function of the interpreter, which returns 1 if it has run the job, else 0.
+
+    Its arguments are the addresses of three functions of the runtime and of ``run_share``; then the job, its arguments
+    and the number of threads.
+    """
     module = Module("openmp")
-    f = Function(module, "run_job", ["omp_job"], exported=True)
+    names = ["parallel", "get_num_threads", "get_thread_num", "run_share", "job", "arguments", "num_threads"]
+    f = Function(module, "run_in_parallel", names, returns=True)
+    parallel, get_num_threads, get_thread_num, run_share, job, arguments, num_threads = f.arguments
+    omp_job = f.alloca(_OMP_JOB.size)
+    fields = {
+        "job": job, "arguments": arguments, "num_threads": num_threads, "omp_get_num_threads": get_num_threads,
+        "omp_get_thread_num": get_thread_num, "failed": f.constant(0),
+    }  # fmt: skip
+    for name, value in fields.items():
+        f.store(value, omp_job + _OMP_JOB.offset(name))
+    f.call_address(parallel, run_share, omp_job, num_threads, f.constant(0))
+    f.ret(_OMP_JOB.read(f, omp_job).failed.is_zero.zext(I64))
+    emit_c_function(module, f)
+    return module
+
+
+def build_run_share() -> Module:
+    """The module of ``run_share(omp_job)``, which every thread of a parallel region calls."""
+    module = Module("openmp_share")
+    f = Function(module, "run_share", ["omp_job"], exported=True)
     (omp_job,) = f.arguments
     fields = _OMP_JOB.read(f, omp_job)
     granted = f.call_address(fields.omp_get_num_threads, returns=I32).sext(I64)
