@@ -35,6 +35,7 @@ def main(
     data: options.Data = None,
     steps: options.Steps = "",
     batch: options.Batch = "",
+    hidden: options.Hidden = "",
     compute: options.Compute = "float32",
     seconds: options.Seconds = 5.0,
     json: options.Json = None,
@@ -51,7 +52,7 @@ def main(
         formats = options.parse_names(compute, "format", IN_FORMAT)
         fields = {"budget": seconds, **format_fields(formats)}
         config = Comparison(
-            make_config(cases, modes, phases, dtype, threads, data, steps, batch, **fields),
+            make_config(cases, modes, phases, dtype, threads, data, steps, batch, hidden, **fields),
             in_formats(choose_peers(peers), formats) if peers else (),
             tuple(dict.fromkeys(find(name.strip()) for name in against.split(",") if name.strip())),
         )

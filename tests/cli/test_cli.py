@@ -152,6 +152,14 @@ def test_bench_runs_other_sizes(tmp_path):
     assert {case["I"] for case in cases} == {CASES["tiny"].I}
 
 
+def test_bench_runs_other_numbers_of_units(tmp_path):
+    np.save(tmp_path / "x.npy", np.ones((4, 2, 3)))
+    result = run(*QUICK, "--data", tmp_path / "x.npy", "--hidden", "7,5", "--json", tmp_path / "rows.json")
+    assert result.exit_code == 0, result.output
+    cases = [row["case"] for row in json.loads((tmp_path / "rows.json").read_text())["rows"]]
+    assert [[case[size] for size in "TNIH"] for case in cases] == [[4, 2, 3, 7], [4, 2, 3, 5]]
+
+
 def test_bench_runs_the_users_cells(tmp_path):
     (tmp_path / "cells.py").write_text("from fusedrnn.cells import ran\nfrom fusedrnn.cells import slstm as mine\n")
     sizes = ("--cases", "tiny", "--steps", 3, "--phases", "training", "--seconds", 0, "--threads", 1)
@@ -247,10 +255,12 @@ def test_full_needs_the_network_cell_by_cell(monkeypatch, options):
         ("--data", "nowhere.npy", ["nowhere.npy", "(T, N, I)"]),
         ("--steps", "10,none", ["--steps", "'none'"]),
         ("--batch", "0", ["--batch", "'0'"]),
-        ("--steps", "1000000000000", ["tiny with T = 1000000000000 and N = 16", "GiB of memory"]),
-        ("--batch", "3,281474976710656", ["tiny with T = 20 and N = 281474976710656", "GiB of memory"]),
+        ("--steps", "1000000000000", ["tiny with T = 1000000000000, N = 16 and H = 32", "GiB of memory"]),
+        ("--batch", "3,281474976710656", ["tiny with T = 20, N = 281474976710656 and H = 32", "GiB of memory"]),
         ("--batch", "281474976710657", ["--batch", "'281474976710657'"]),
         ("--steps", "9" * 5000, ["--steps", "'999"]),
+        ("--hidden", "8,-1", ["--hidden", "'-1'"]),
+        ("--hidden", "1000000", ["tiny with T = 20, N = 16 and H = 1000000", "GiB of memory"]),
         ("--json", "no/such/folder.json", ["--json", "no/such"]),
     ],
 )

@@ -29,8 +29,8 @@ def check_memory(case: Case, spec: RNNSpec, *, training: bool) -> None:
     size = elements * np.dtype(spec.dtype).itemsize * (2 if training else 1)
     if size > memory_bytes():
         raise ValueError(
-            f"{case.name} with T = {case.T} and N = {case.N} takes {_gibibytes(size)}, and this machine has "
-            f"{_gibibytes(memory_bytes())} of memory"
+            f"{case.name} with T = {case.T}, N = {case.N} and H = {case.H} takes {_gibibytes(size)}, and this machine "
+            f"has {_gibibytes(memory_bytes())} of memory"
         )
 
 

@@ -43,6 +43,7 @@ def bench(
     data: options.Data = None,
     steps: options.Steps = "",
     batch: options.Batch = "",
+    hidden: options.Hidden = "",
     torch: Annotated[
         bool, typer.Option("--torch", help="Compare with torch.nn too: its modules as they are, and accelerated.")
     ] = False,
@@ -94,8 +95,8 @@ def bench(
         if cell and variants:
             raise ValueError("--variants cannot be used with --cell: a cell has no variants")
         config = make_config(
-            cases, load_cells(cell) if cell else modes, phases, dtype, threads, data, steps, batch, budget=seconds,
-            full=full, **compared,
+            cases, load_cells(cell) if cell else modes, phases, dtype, threads, data, steps, batch, hidden,
+            budget=seconds, full=full, **compared,
         )  # fmt: skip
         if full and (variants or NON_FUSED not in config.contenders):
             raise ValueError("--full cannot be used without the network cell by cell, as with --variants or --backends")
@@ -150,6 +151,7 @@ def make_config(
     data: Path | None = None,
     steps: str = "",
     batch: str = "",
+    hidden: str = "",
     **fields: Any,
 ) -> BenchConfig:
     """The configuration that the options describe; ``modes`` may be cells.
@@ -163,7 +165,7 @@ def make_config(
     dtype = options.parse_dtype(dtype)
     x = load(data, dtype) if data else None
     config = BenchConfig(
-        cases=options.parse_cases(cases, steps, batch, x),
+        cases=options.parse_cases(cases, steps, batch, hidden, x),
         modes=options.parse_modes(modes) if isinstance(modes, str) else modes,
         phases=[PHASES[name] for name in options.parse_names(phases, "phase", PHASES)],
         dtype=dtype,

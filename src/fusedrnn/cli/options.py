@@ -44,6 +44,7 @@ Data = Annotated[
 ]
 Steps = Annotated[str, typer.Option(help="Time steps T instead of the cases' own, separated by commas.")]
 Batch = Annotated[str, typer.Option(help="Sequences N instead of the cases' own, separated by commas.")]
+Hidden = Annotated[str, typer.Option(help="Hidden units H instead of the cases' own, separated by commas.")]
 Seconds = Annotated[
     float, typer.Option(min=0, callback=finite, help="Time to spend on a row, if its calls are short enough.")
 ]
@@ -78,20 +79,19 @@ def parse_dtype(dtype: str) -> str:
     return dtype
 
 
-def parse_cases(text: str, steps: str = "", batch: str = "", x: Array | None = None) -> list[Case]:
-    """The cases in a list, at each T of ``steps`` and each N of ``batch``, or with the shape of the user's ``x``.
+def parse_cases(text: str, steps: str = "", batch: str = "", hidden: str = "", x: Array | None = None) -> list[Case]:
+    """The cases in a list, at each T of ``steps``, N of ``batch`` and H of ``hidden``; with ``x``, at its T, N and I.
 
     Raises:
         ValueError: If a name or number is invalid, or ``x`` comes with other sizes.
     """
     cases = [CASES[name] for name in parse_names(text, "case", CASES)]
-    if x is not None:
-        if steps or batch:
-            raise ValueError(f"--data cannot be used with {'--steps' if steps else '--batch'}: it has its own shape")
-        T, N, I = x.shape
-        return [case.at(T, N, I) for case in cases]
-    sizes = list(product(_parse_numbers("--steps", steps), _parse_numbers("--batch", batch)))
-    return [case.at(T or case.T, N or case.N, case.I) for case in cases for T, N in sizes]
+    if x is not None and (steps or batch):
+        raise ValueError(f"--data cannot be used with {'--steps' if steps else '--batch'}: it has its own shape")
+    T_x, N_x, I_x = (0, 0, 0) if x is None else x.shape
+    options = {"--steps": steps, "--batch": batch, "--hidden": hidden}
+    sizes = list(product(*(_parse_numbers(option, numbers) for option, numbers in options.items())))
+    return [case.at(T or T_x or case.T, N or N_x or case.N, I_x or case.I, H) for case in cases for T, N, H in sizes]
 
 
 def _parse_numbers(option: str, text: str) -> list[int]:

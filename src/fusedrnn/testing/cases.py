@@ -28,9 +28,9 @@ class Case:
         """The network of this case with the cell ``mode``."""
         return RNNSpec(mode, self.I, self.H, self.layers, self.bidirectional, dtype=dtype)
 
-    def at(self, T: int, N: int, I: int) -> Case:
-        """The same network on an input of shape (T, N, I)."""
-        return replace(self, T=T, N=N, I=I)
+    def at(self, T: int, N: int, I: int, H: int | None = None) -> Case:
+        """The same network on an input of shape (T, N, I); with ``H`` with so many units."""
+        return replace(self, T=T, N=N, I=I, H=H or self.H)
 
 
 CASES: dict[str, Case] = {
