@@ -8,15 +8,15 @@ from typing import Any
 import fusedrnn.engines  # noqa: F401 -- registers the engines
 from fusedrnn.arrays import Array
 from fusedrnn.engines import registry
-from fusedrnn.engines.interface import NEEDS, SAVE_POLICIES, SavePolicy
-from fusedrnn.engines.network import NetworkEngine, NetworkSelector
-from fusedrnn.engines.operands import GradReq, clear_padding
+from fusedrnn.engines.interface import SAVE_POLICIES, SavePolicy
+from fusedrnn.engines.network import NetworkSelector
+from fusedrnn.engines.operands import GradReq
 from fusedrnn.network_spec import NetworkSpec
 from fusedrnn.op.makes_streams import MakesStreams
 from fusedrnn.op.network_operands import LayerArrays, backward_operands, check_network, forward_operands
 from fusedrnn.op.operator import Operator
-from fusedrnn.op.reserve import CACHEABLE, PLAIN_CALL, CallKind, Reserve, check_reserve
-from fusedrnn.op.validation import check_seed, draw_seed
+from fusedrnn.op.reserve import Reserve, check_reserve
+from fusedrnn.op.validation import check_seed
 from fusedrnn.scalars import as_bool, check_choice
 
 LayerStates = tuple[tuple[Array, ...], ...]
@@ -76,18 +76,8 @@ class NetworkOp(Operator, MakesStreams):
     def __reduce__(self) -> tuple[type[NetworkOp], tuple[NetworkSpec, str | None]]:
         return NetworkOp, (self.spec, self._requested_backend)
 
-    def _select_engine(
-        self, training: bool, lengths: bool = False, kind: CallKind = PLAIN_CALL
-    ) -> tuple[str, NetworkEngine]:
-        """The name and the engine for a call of that kind."""
-        key = training, lengths, kind.resets, kind.all_states
-        selected = self._selected.get(key)
-        if selected is None:
-            needed = dict(zip(("training", "lengths", "resets", "all_states"), key, strict=True))
-            needed["dropout"] = training and self.spec.drops
-            selected = self._selector.select(frozenset(need for need in NEEDS if needed[need]))
-            self._selected[key] = selected
-        return selected
+    def _engine_seed(self, seed: int) -> tuple[int, ...]:
+        return self.spec.layer_seeds(seed)
 
     def forward(
         self,
@@ -141,24 +131,7 @@ class NetworkOp(Operator, MakesStreams):
         spec, trains = self.spec, as_bool("training", training)
         save, seed = check_choice("reserve", reserve, SAVE_POLICIES), check_seed(seed)
         operands, kind = forward_operands(spec, x, params, states, lengths, out, resets, reset_states, all_states)
-        name, engine = self._select_engine(trains, operands.lengths is not None, kind)
-        outputs = (operands.y, *operands.all_states) if kind.all_states else operands.y
-        if operands.lengths is not None:
-            for output in (operands.y, *operands.all_states):
-                clear_padding(output, operands.lengths)
-        cacheable = operands.lengths is None and save == "gates" and kind in CACHEABLE
-        if not trains:
-            final = engine.forward(operands)
-            if cacheable:
-                self._call_cache.note_forward(engine, (x, params, states), operands)
-            return outputs, final, None
-        seed = draw_seed(spec) if seed is None else seed
-        final, residuals = engine.train(operands, save, spec.layer_seeds(seed))
-        if cacheable:
-            self._call_cache.set_trainer(name, engine)
-            self._call_cache.note_forward(engine, (x, params, states), operands, residuals)
-        steps, batch = operands.x.shape[:2]
-        return outputs, final, Reserve(steps, batch, save, seed, spec, name, engine, residuals, operands.lengths, kind)
+        return self._run_forward(operands, kind, trains, save, seed, (x, params, states))
 
     def backward(
         self,

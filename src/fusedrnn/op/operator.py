@@ -1,12 +1,14 @@
-"""What the operators of a spec and of a network have in common, apart from forward calls."""
+"""What the operators of a spec and of a network have in common."""
 
 from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from fusedrnn.engines.interface import SAVE_POLICIES, SavePolicy
+from fusedrnn.engines.interface import NEEDS, SAVE_POLICIES, SavePolicy
+from fusedrnn.engines.operands import clear_padding
 from fusedrnn.op.call_cache import CallCache
-from fusedrnn.op.reserve import CACHEABLE, Reserve
+from fusedrnn.op.reserve import CACHEABLE, PLAIN_CALL, CallKind, Reserve
+from fusedrnn.op.validation import draw_seed
 from fusedrnn.scalars import as_bool, check_choice, positive_int
 
 Op = TypeVar("Op", bound="Operator")
@@ -64,9 +66,45 @@ class Operator:
         size: int = self._select_engine(training=True)[1].reserve_bytes(steps, batch, save)
         return size
 
-    def _select_engine(self, training: bool) -> tuple[str, Any]:
+    def _select_engine(self, training: bool, lengths: bool = False, kind: CallKind = PLAIN_CALL) -> tuple[str, Any]:
         """The name and the engine for a call of that kind."""
-        raise NotImplementedError
+        key = training, lengths, kind.resets, kind.all_states
+        selected = self._selected.get(key)
+        if selected is None:
+            needed = dict(zip(("training", "lengths", "resets", "all_states"), key, strict=True))
+            needed["dropout"] = training and self.spec.drops
+            selected = self._selector.select(frozenset(need for need in NEEDS if needed[need]))
+            self._selected[key] = selected
+        return selected
+
+    def _engine_seed(self, seed: int) -> Any:
+        """The seed of a call as the engine takes it."""
+        return seed
+
+    def _run_forward(
+        self, operands: Any, kind: CallKind, trains: bool, save: SavePolicy, seed: int | None,
+        arguments: tuple[Any, Any, Any],
+    ) -> tuple[Any, tuple[Any, ...], Reserve | None]:  # fmt: skip
+        """What forward returns, by the engine; ``arguments`` are x, params and states as the caller gave them."""
+        name, engine = self._select_engine(trains, operands.lengths is not None, kind)
+        outputs = (operands.y, *operands.all_states) if kind.all_states else operands.y
+        if operands.lengths is not None:
+            for output in (operands.y, *operands.all_states):
+                clear_padding(output, operands.lengths)
+        cacheable = operands.lengths is None and save == "gates" and kind in CACHEABLE
+        if not trains:
+            final = engine.forward(operands)
+            if cacheable:
+                self._call_cache.note_forward(engine, arguments, operands)
+            return outputs, final, None
+        seed = draw_seed(self.spec) if seed is None else seed
+        final, residuals = engine.train(operands, save, self._engine_seed(seed))
+        if cacheable:
+            self._call_cache.set_trainer(name, engine)
+            self._call_cache.note_forward(engine, arguments, operands, residuals)
+        steps, batch = operands.x.shape[:2]
+        lengths = operands.lengths
+        return outputs, final, Reserve(steps, batch, save, seed, self.spec, name, engine, residuals, lengths, kind)
 
     def _cached_backward(self, dy: Any, dstates: Any, reserve: Any, grad_req: Any, out: Any) -> tuple[Any, ...] | None:
         """What backward returns, by the cached call; None if there is none, or if it is not for such a call."""

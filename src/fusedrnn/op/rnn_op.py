@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import fusedrnn.engines  # noqa: F401 -- registers the engines
 from fusedrnn.arrays import Array
 from fusedrnn.engines import registry
-from fusedrnn.engines.interface import NEEDS, SAVE_POLICIES, Engine, SavePolicy
-from fusedrnn.engines.operands import GradReq, clear_padding
+from fusedrnn.engines.interface import SAVE_POLICIES, SavePolicy
+from fusedrnn.engines.operands import GradReq
 from fusedrnn.op import bfloat16_arrays, validation
 from fusedrnn.op.grad_req import backward_operands
 from fusedrnn.op.makes_streams import MakesStreams
 from fusedrnn.op.operator import Operator
 from fusedrnn.op.quantizing import QuantizesParams
-from fusedrnn.op.reserve import CACHEABLE, PLAIN_CALL, CallKind, Reserve, check_reserve
+from fusedrnn.op.reserve import PLAIN_CALL, Reserve, check_reserve
 from fusedrnn.op.resets import with_options
 from fusedrnn.quantized_params import Params
 from fusedrnn.scalars import as_bool, check_choice
@@ -96,17 +96,6 @@ class RNNOp(Operator, QuantizesParams, MakesStreams):
             raise NotImplementedError(f"engine {self.backend!r} takes NumPy arrays alone")
         return executor
 
-    def _select_engine(self, training: bool, lengths: bool = False, kind: CallKind = PLAIN_CALL) -> tuple[str, Engine]:
-        """The name and the engine for a call of that kind."""
-        key = training, lengths, kind.resets, kind.all_states
-        selected = self._selected.get(key)
-        if selected is None:
-            needed = dict(zip(("training", "lengths", "resets", "all_states"), key, strict=True))
-            needed["dropout"] = training and self.spec.drops
-            selected = self._selector.select(frozenset(need for need in NEEDS if needed[need]))
-            self._selected[key] = selected
-        return selected
-
     def forward(
         self,
         x: Array,
@@ -179,24 +168,7 @@ class RNNOp(Operator, QuantizesParams, MakesStreams):
         kind = PLAIN_CALL
         if has_options or resets is not None:
             operands, kind = with_options(operands, spec, resets, reset_states, all_states)
-        name, engine = self._select_engine(trains, operands.lengths is not None, kind)
-        outputs = (operands.y, *operands.all_states) if kind.all_states else operands.y
-        if operands.lengths is not None:
-            for output in (operands.y, *operands.all_states):
-                clear_padding(output, operands.lengths)
-        cacheable = operands.lengths is None and save == "gates" and kind in CACHEABLE
-        if not trains:
-            final = engine.forward(operands)
-            if cacheable:
-                self._call_cache.note_forward(engine, (x, params, states), operands)
-            return outputs, final, None
-        seed = validation.draw_seed(spec) if seed is None else seed
-        final, residuals = engine.train(operands, save, seed)
-        if cacheable:
-            self._call_cache.set_trainer(name, engine)
-            self._call_cache.note_forward(engine, (x, params, states), operands, residuals)
-        steps, batch = operands.x.shape[:2]
-        return outputs, final, Reserve(steps, batch, save, seed, spec, name, engine, residuals, operands.lengths, kind)
+        return self._run_forward(operands, kind, trains, save, seed, (x, params, states))
 
     def backward(
         self,

@@ -13,13 +13,23 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from fusedrnn.arrays import Array
+from fusedrnn.jit.sync import CACHE_LINE
 
-_CACHE_LINE = 64
 _HUGE_PAGE = 2 << 20
 # How many scratch buffers an op keeps for its next calls, at most: one for each caller that uses it at the same time.
 _MAX_IDLE_SCRATCH = 4
 # A buffer serves requests of at least a sixteenth of its size. A buffer of at most _SMALL bytes serves any request.
 _MAX_EXCESS, _SMALL = 16, 1 << 20
+
+
+def round_up_to_cache_line(size: int) -> int:
+    """Round a size up to whole cache lines."""
+    return -(-size // CACHE_LINE) * CACHE_LINE
+
+
+def pad_against_conflicts(size: int) -> int:
+    """Round a row's size up to an odd number of cache lines, so that rows do not all map to the same cache sets."""
+    return (-(-size // CACHE_LINE) | 1) * CACHE_LINE
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: DTypeLike, *, min_huge: int = 3 << 18) -> Array:
@@ -31,8 +41,8 @@ def aligned_empty(shape: tuple[int, ...], dtype: DTypeLike, *, min_huge: int = 3
     kind = np.dtype(dtype)
     size = math.prod(shape) * kind.itemsize
     huge = size >= min_huge and hasattr(mmap, "MADV_HUGEPAGE")
-    raw = _huge_pages(size) if huge else np.empty(size + _CACHE_LINE, np.uint8)
-    start = -raw.ctypes.data % (_HUGE_PAGE if huge else _CACHE_LINE)
+    raw = _huge_pages(size) if huge else np.empty(size + CACHE_LINE, np.uint8)
+    start = -raw.ctypes.data % (_HUGE_PAGE if huge else CACHE_LINE)
     return raw[start : start + size].view(kind).reshape(shape)
 
 
@@ -121,7 +131,7 @@ class BufferPool:
                 return self._new(size)
             if too_large:
                 # The new buffer is large enough for every request that the idle buffer is too large for.
-                return self._new(smallest.buffer.size // (_MAX_EXCESS * _CACHE_LINE) * _CACHE_LINE)
+                return self._new(smallest.buffer.size // (_MAX_EXCESS * CACHE_LINE) * CACHE_LINE)
             return Lease(smallest.buffer, smallest.address, self._idle)
 
     def _new(self, size: int) -> Lease:

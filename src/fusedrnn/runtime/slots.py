@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import weakref
 from collections.abc import Sequence
@@ -13,10 +12,9 @@ from numpy.typing import DTypeLike
 
 from fusedrnn.arrays import Array
 from fusedrnn.jit.ndarray_abi import object_layout
-from fusedrnn.runtime.buffers import aligned_empty
+from fusedrnn.runtime.buffers import aligned_empty, round_up_to_cache_line
 from fusedrnn.runtime.slot_kernel import NOBODY, PART, SLOTS, load_use_slots
 
-_CACHE_LINE = 64
 _all: weakref.WeakSet[Slots] = weakref.WeakSet()
 
 
@@ -41,7 +39,7 @@ class Slots:
         for layers, _, elements in shapes:
             parts.append((offset, layers, elements * item))
             offset += layers * elements * item
-        stride = math.ceil(offset / _CACHE_LINE) * _CACHE_LINE
+        stride = round_up_to_cache_line(offset)
         self._rows = aligned_empty((capacity, stride), np.uint8)
         self._parts = np.array(parts, np.int64)
         assert self._parts.shape[1] == len(PART)

@@ -10,10 +10,9 @@ from fusedrnn.engines.cpu.kernels.workspace import (
     FORWARD_REGIONS,
     Arena,
     WorkspaceRegions,
-    pad_against_conflicts,
-    round_up_to_cache_line,
 )
 from fusedrnn.engines.cpu.plan.plans import make_plan
+from fusedrnn.runtime.buffers import pad_against_conflicts, round_up_to_cache_line
 
 
 def test_regions_follow_one_another():

@@ -16,7 +16,6 @@ from fusedrnn.arrays import Array
 from fusedrnn.engines.cpu import tuning as tunings
 from fusedrnn.engines.cpu.executor import Executor
 from fusedrnn.engines.cpu.jobs import Problem
-from fusedrnn.engines.cpu.kernels.workspace import round_up_to_cache_line
 from fusedrnn.engines.cpu.launch.buffer_kernel import BUFFER_ARGS, BUFFER_CALL, CLOCK, build_run_buffers
 from fusedrnn.engines.cpu.launch.kernel_args import KernelArgs
 from fusedrnn.engines.cpu.launch.native_weights import FORWARD, MAX_ARRAYS, TRAINING, WEIGHTS, WEIGHTS_SLOT
@@ -27,7 +26,7 @@ from fusedrnn.engines.cpu.weights.transpose_kernel import Block, TransposeCall, 
 from fusedrnn.jit.host import current_target
 from fusedrnn.jit.loader import address, function, load, load_once
 from fusedrnn.jit.struct import Struct
-from fusedrnn.runtime.buffers import aligned_empty
+from fusedrnn.runtime.buffers import aligned_empty, round_up_to_cache_line
 from fusedrnn.runtime.fingerprint import load_fingerprint
 from fusedrnn.runtime.native_memory import free_with, scratch_slots
 from fusedrnn.runtime.native_state import control_cell

@@ -152,7 +152,7 @@ class Executor:
         self._compile(training, weight_cache.tiling.target)
         began = perf_counter()
         weights: Weights
-        if save == "states" or is_frozen(params) or not self.is_short(steps, batch, training):
+        if save == "states" or not self.is_short(steps, batch, training) or is_frozen(params):
             weights = weight_cache.packed_vector(params, training, pool_team(get_num_threads()))
         elif training:
             weights = self.weight_cache.copied_vector(params)

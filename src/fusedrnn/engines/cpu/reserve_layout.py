@@ -8,12 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedrnn.engines.cpu.kernels.lowered_cell import derivative_of
-from fusedrnn.engines.cpu.kernels.workspace import pad_against_conflicts, round_up_to_cache_line
 from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.engines.cpu.varlen import VarLen
 from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightAddresses
 from fusedrnn.engines.interface import SavePolicy
-from fusedrnn.runtime.buffers import Lease
+from fusedrnn.runtime.buffers import Lease, pad_against_conflicts, round_up_to_cache_line
 
 
 @dataclass(frozen=True)

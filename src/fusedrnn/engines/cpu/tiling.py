@@ -17,11 +17,11 @@ from fusedrnn.engines.cpu.kernels.lowered_cell import (
     reduced_rows,
 )
 from fusedrnn.engines.cpu.kernels.products import PRODUCTS, ProductsClass, products_class
-from fusedrnn.engines.cpu.kernels.workspace import pad_against_conflicts
 from fusedrnn.jit.target import ITEM_SIZE, Target
 from fusedrnn.layout import Kind
 from fusedrnn.lazy import cached_property
 from fusedrnn.quantized_params import is_matrix
+from fusedrnn.runtime.buffers import pad_against_conflicts
 from fusedrnn.spec import RNNSpec
 
 _LONGEST_VECTOR = 64

@@ -7,15 +7,9 @@ from math import prod
 import numpy as np
 
 from fusedrnn.arrays import Array
-from fusedrnn.runtime.buffers import BufferPool
+from fusedrnn.runtime.buffers import BufferPool, round_up_to_cache_line
 
 ITEM = 4
-_CACHE_LINE = 64
-
-
-def round_up_to_cache_line(nbytes: int) -> int:
-    """Bytes of the whole cache lines that hold ``nbytes``."""
-    return -(-nbytes // _CACHE_LINE) * _CACHE_LINE
 
 
 class ArrayLayout:

@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedrnn.arrays import Array
-from fusedrnn.engines.onednn.arrays import ArrayLayout, Arrays, round_up_to_cache_line
+from fusedrnn.engines.onednn.arrays import ArrayLayout, Arrays
 from fusedrnn.engines.onednn.library import UNIMPLEMENTED, Library, OneDNNError
 from fusedrnn.engines.onednn.param_layout import ParamLayout, Stack
 from fusedrnn.engines.onednn.primitives import BIAS, Descriptor, Reorder, Stream
 from fusedrnn.frozen_array import is_frozen
 from fusedrnn.locks import Lock
-from fusedrnn.runtime.buffers import BufferPool, Lease, aligned_empty
+from fusedrnn.runtime.buffers import BufferPool, Lease, aligned_empty, round_up_to_cache_line
 from fusedrnn.runtime.fingerprint import MEMORY_RANGE, fingerprint_of
 
 _BEGIN, _COPY = MEMORY_RANGE.index["begin"], MEMORY_RANGE.index["copy"]

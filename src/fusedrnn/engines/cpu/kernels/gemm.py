@@ -17,6 +17,7 @@ from contextlib import contextmanager
 
 from fusedrnn.engines.cpu.kernels.products import PRODUCTS, SCALE_BYTES, STORAGE, products_of
 from fusedrnn.jit.builder import Function, Module, Signature, Value
+from fusedrnn.jit.sync import CACHE_LINE
 from fusedrnn.jit.target import ITEM_SIZE, Target
 from fusedrnn.jit.vector import Vectors
 
@@ -27,7 +28,6 @@ _L1_PREFETCH_DISTANCE = 1024
 _PART_BYTES, _TILES_WITHOUT_PARTS = 96 << 10, 2
 # The first tiles of a panel prefetch one part each of the next panel into L2.
 _TILES_PER_PREFETCH = 4
-_CACHE_LINE = 64
 
 OUTPUT_ARGUMENTS = "c_in", "c_in_stride", "c", "c_stride"
 """The initial accumulators and the result, each with the bytes between rows."""
@@ -187,11 +187,11 @@ class Microkernel:
         """Add the products of all groups, ``unroll`` of them in each iteration."""
         f = self.f
         even = self.k - self.k % unroll
-        lines = -(-unroll * self.b_step // (_CACHE_LINE * _TILES_PER_PREFETCH)) if self.is_whole_panel else 0
+        lines = -(-unroll * self.b_step // (CACHE_LINE * _TILES_PER_PREFETCH)) if self.is_whole_panel else 0
         with f.loop(0, even, unroll) as k:
             for line in range(lines):
                 part = self.prefetch + k * (self.b_step // _TILES_PER_PREFETCH)
-                f.prefetch(part + line * _CACHE_LINE, cache=2)
+                f.prefetch(part + line * CACHE_LINE, cache=2)
             self._multiply(k, unroll)
         if unroll > 1:
             with f.loop(even, self.k) as k:
@@ -226,13 +226,13 @@ class Microkernel:
         """Prefetch the cache lines of B that a later step reads, a fixed distance after those of this step."""
         num_vectors = min(self.col_vecs, self.width)
         begin, end = step * self.b_step, step * self.b_step + num_vectors * self.products.b_bytes
-        for line in range(-(-begin // _CACHE_LINE), -(-end // _CACHE_LINE)):
-            self.f.prefetch(b_row + (_L1_PREFETCH_DISTANCE + line * _CACHE_LINE))
+        for line in range(-(-begin // CACHE_LINE), -(-end // CACHE_LINE)):
+            self.f.prefetch(b_row + (_L1_PREFETCH_DISTANCE + line * CACHE_LINE))
 
     def _prefetch_c_in(self) -> None:
         """Prefetch C_in for the next rows: in the weights' gradients it comes from memory."""
         next_rows = self.c_in + self.c_in_stride * self.rows
         row_bytes = self.col_vecs * self.v.bytes
         for i in range(self.rows):
-            for line in range(-(-row_bytes // _CACHE_LINE)):
-                self.f.prefetch(next_rows + self.c_in_stride * i + line * _CACHE_LINE, cache=2)
+            for line in range(-(-row_bytes // CACHE_LINE)):
+                self.f.prefetch(next_rows + self.c_in_stride * i + line * CACHE_LINE, cache=2)

@@ -13,19 +13,10 @@ from typing import Generic, NamedTuple, TypeVar
 from fusedrnn.engines.cpu.kernels.workspace_sizes import BackwardSizes, ForwardSizes
 from fusedrnn.jit.struct import Struct
 from fusedrnn.jit.sync import BARRIER_BYTES, CACHE_LINE, PROGRESS_BYTES
+from fusedrnn.runtime.buffers import round_up_to_cache_line
 
 Sizes = TypeVar("Sizes")
 _ADDRESS_BYTES = 8
-
-
-def round_up_to_cache_line(size: int) -> int:
-    """Round a size up to whole cache lines."""
-    return -(-size // CACHE_LINE) * CACHE_LINE
-
-
-def pad_against_conflicts(size: int) -> int:
-    """Round a row's size up to an odd number of cache lines, so that rows do not all map to the same cache sets."""
-    return (-(-size // CACHE_LINE) | 1) * CACHE_LINE
 
 
 OPERAND_ROW_OFFSET = CACHE_LINE

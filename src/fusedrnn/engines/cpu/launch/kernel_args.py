@@ -22,14 +22,13 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 
 from fusedrnn.arrays import Array
-from fusedrnn.engines.cpu.kernels.workspace import round_up_to_cache_line
 from fusedrnn.engines.cpu.launch.call_kernel import CONSTANT, load_bind
 from fusedrnn.engines.cpu.plan.plans import Plan
 from fusedrnn.engines.cpu.plan.thread_trials import Forecast
 from fusedrnn.jit.loader import Job
 from fusedrnn.jit.struct import Struct
 from fusedrnn.lazy import cached_property
-from fusedrnn.runtime.buffers import Scratch
+from fusedrnn.runtime.buffers import Scratch, round_up_to_cache_line
 
 _RESOURCES = "weights", "reserve", "row_offsets", "seed"
 SPARE = "params", "dparams", "nothing"

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from fusedrnn.engines.cpu.kernels.lowered_cell import state_letters
-from fusedrnn.engines.cpu.kernels.workspace import pad_against_conflicts
 from fusedrnn.engines.cpu.launch.chain_args import Link
 from fusedrnn.engines.cpu.launch.kernel_args import Relocation, state_symbols
 from fusedrnn.lazy import cached_property
 from fusedrnn.network_spec import NetworkSpec
+from fusedrnn.runtime.buffers import pad_against_conflicts
 
 _WEIGHTS, _SEED = "weights {}", "seed {}"
 _SHARED = "spins", "resets", "add_params", "add_states", "workspace", "args"

@@ -13,8 +13,6 @@ from fusedrnn.engines.cpu.kernels.workspace import (
     WorkspaceLayout,
     operand_row_bytes,
     packed_part_bytes,
-    pad_against_conflicts,
-    round_up_to_cache_line,
 )
 from fusedrnn.engines.cpu.kernels.workspace_sizes import BackwardSizes, ForwardSizes
 from fusedrnn.engines.cpu.plan import partition
@@ -22,6 +20,7 @@ from fusedrnn.engines.cpu.plan.sizes import LargestShare, Phase, ProblemSize, Th
 from fusedrnn.engines.cpu.plan.thread_trials import Forecast
 from fusedrnn.engines.cpu.tuning import Tuning
 from fusedrnn.jit.target import Target
+from fusedrnn.runtime.buffers import pad_against_conflicts, round_up_to_cache_line
 from fusedrnn.spec import RNNSpec
 
 

@@ -10,7 +10,6 @@ import numpy as np
 
 from fusedrnn.arrays import Array
 from fusedrnn.engines.cpu.kernels.lowered_cell import LoweredStage
-from fusedrnn.engines.cpu.kernels.workspace import round_up_to_cache_line
 from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.engines.cpu.weights.pack_kernel import (
     PACK,
@@ -22,6 +21,7 @@ from fusedrnn.engines.cpu.weights.pack_kernel import (
 )
 from fusedrnn.layout import Kind
 from fusedrnn.quantized_params import num_operands
+from fusedrnn.runtime.buffers import round_up_to_cache_line
 
 
 class PackedWeightsOffsets(NamedTuple):
