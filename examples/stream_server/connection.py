@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections import deque
 from typing import Protocol
@@ -12,6 +13,8 @@ from examples.stream_server import protocol
 from examples.stream_server.protocol import ProtocolError
 
 CLOSING_SECONDS = 1.0
+SILENT_SECONDS = 30
+"""How long the machine of an idle client may not answer, as after a loss of power, before its connection ends."""
 MAX_QUEUED = 8
 """The most frames of a connection that wait. Then the server stops reading from it until one has been taken, and TCP
 makes the client send less."""
@@ -45,6 +48,20 @@ class Frame:
         self.content, self.arrived, self.is_first = content, arrived, is_first
 
 
+def end_when_silent(connected: socket.socket) -> None:
+    """Let the system end an idle connection whose other side has not answered for :data:`SILENT_SECONDS`.
+
+    Otherwise a client whose machine vanishes without closing the connection keeps its stream for ever. If an output was
+    on its way then, the system gives up after its own time, a quarter of an hour on Linux. A limit for outputs too
+    (``TCP_USER_TIMEOUT``) would end the connections of clients that do not read for as long.
+    """
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    options = {"TCP_KEEPIDLE": SILENT_SECONDS // 2, "TCP_KEEPINTVL": SILENT_SECONDS // 6, "TCP_KEEPCNT": 3}
+    for name, value in options.items():
+        if hasattr(socket, name):  # some systems lack some
+            connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
 class Connection(asyncio.BufferedProtocol):
     """A client: its stream, and the frames that wait.
 
@@ -69,6 +86,7 @@ class Connection(asyncio.BufferedProtocol):
         """Join a stream, or tell the client that the server is full."""
         assert isinstance(transport, asyncio.Transport)
         self._transport, self._is_writable = transport, True
+        end_when_silent(transport.get_extra_info("socket"))
         self._server.connections.add(self)
         try:
             self.id = self._server.streams.join()

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from examples.stream_server import limits, load, protocol, schedule
 from examples.stream_server.__main__ import app
-from examples.stream_server.connection import MAX_QUEUED
+from examples.stream_server.connection import MAX_QUEUED, end_when_silent
 from examples.stream_server.load import Client
 from examples.stream_server.protocol import ProtocolError
 from examples.stream_server.server import Server
@@ -242,6 +242,29 @@ def test_a_full_server_and_a_shutdown():
         assert received(client) == [(protocol.ERROR, b"the server shuts down")]
         client.socket.close()
     assert len(server.streams) == 0 and not server.connections
+
+
+def test_the_machine_of_an_idle_client_is_asked_whether_it_is_there():
+    """Only a network that loses everything shows the effect: then the stream becomes free."""
+
+    def work(server, port):
+        with contextlib.closing(Client(HOST, port).socket):
+            (connection,) = server.connections
+            accepted = connection._transport.get_extra_info("socket")
+            return accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+
+    assert serve(work)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_KEEPIDLE"), reason="this system has no times for it")
+def test_a_silent_machine_is_given_half_a_minute():
+    with socket.socket() as connected:
+        end_when_silent(connected)
+        idle, interval, count = (
+            connected.getsockopt(socket.IPPROTO_TCP, getattr(socket, f"TCP_KEEP{name}"))
+            for name in ("IDLE", "INTVL", "CNT")
+        )
+    assert idle + interval * count == 30
 
 
 def test_a_client_that_goes_during_its_step():
