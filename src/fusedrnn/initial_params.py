@@ -44,7 +44,10 @@ def initial_fills(spec: RNNSpec, initial: Mapping[str, InitialValue] | None = No
         yield Fill(entry, slice(None), declared.get(entry.kind, Initial(-limit, limit)))
     for name, value in declared.items():
         if name.endswith(BIAS):
-            yield from _bias_fills(spec, name.removesuffix(BIAS), value)
+            fills = [*_bias_fills(spec, name.removesuffix(BIAS), value)]
+            if not fills and name in (initial or {}):
+                raise ValueError(f"initial names {name!r}, and gates have no biases with bias={spec.bias!r}")
+            yield from fills
 
 
 def _bias_fills(spec: RNNSpec, gate: str, value: Initial) -> Iterator[Fill]:
@@ -65,6 +68,16 @@ def _bias_fills(spec: RNNSpec, gate: str, value: Initial) -> Iterator[Fill]:
             yield Fill(entry, rows(entry.kind, gate), value, *(rows(entry.kind, name) for name in both[1:]))
         elif entry.kind in gates:
             yield from (Fill(entry, rows(entry.kind, name), _ZERO) for name in both if name in gates[entry.kind])
+
+
+def _layer_params(
+    network: NetworkSpec, index: int, rng: np.random.Generator, initial: Mapping[str, InitialValue] | None
+) -> Array:
+    """The parameters of one entry of a network's layers; errors name it."""
+    try:
+        return init_params(network.layers[index], rng, initial)
+    except ValueError as error:
+        raise ValueError(f"layers[{index}]: {error}") from error
 
 
 def init_params(
@@ -99,7 +112,7 @@ def init_params(
     if not isinstance(rng, np.random.Generator):
         raise TypeError(f"rng must be a numpy.random.Generator or None; got {type(rng).__name__}")
     if isinstance(spec, NetworkSpec):
-        return np.concatenate([init_params(layer, rng, initial) for layer in spec.layers])
+        return np.concatenate([_layer_params(spec, index, rng, initial) for index in range(len(spec.layers))])
     params = np.empty(spec.layout.size, spec.dtype)
     for entry, rows, value, negated in initial_fills(spec, initial):
         parameter = entry.view(params)

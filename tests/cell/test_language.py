@@ -9,7 +9,7 @@ from functools import partial, reduce
 import numpy as np
 import pytest
 
-from fusedrnn import RNNOp, RNNSpec, cells, init_params
+from fusedrnn import NetworkSpec, RNNOp, RNNSpec, cells, init_params
 from fusedrnn.cell import (
     cell,
     chrono,
@@ -539,6 +539,11 @@ def test_initial_parameters():
     again = init_params(spec, np.random.default_rng(0), {"beta": 1.0})
     assert np.count_nonzero(params != again) == 100
     assert (init_params(RNNSpec("lstm", 3, 4), initial={"f.bias": 1.0})[-32:-16].reshape(4, 4)[1] == 1).all()
+    with pytest.raises(ValueError, match=r"initial names 'f.bias', and gates have no biases with bias='none'"):
+        init_params(RNNSpec("lstm", 3, 4, bias="none"), initial={"f.bias": 1.0})
+    network = NetworkSpec([RNNSpec("lstm", 3, 4), RNNSpec("gru", 4, 4)])
+    with pytest.raises(ValueError, match=r"layers\[1\]: initial must name one of r.bias, z.bias, n.bias; got 'f.bias'"):
+        init_params(network, initial={"f.bias": 1.0})
 
 
 def test_explain():
