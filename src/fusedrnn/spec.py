@@ -104,6 +104,10 @@ class RNNSpec:
     input_dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        mode: object = self.mode
+        if callable(mode) and not isinstance(mode, Cell):
+            name = getattr(mode, "__name__", None) or scalars.shown(mode)
+            raise TypeError(f"{name} is no cell: decorate the function of its equations with @cell(gates=...)")
         if not isinstance(self.mode, Cell):
             self._set("mode", scalars.check_choice("mode", self.mode, MODES))
         elif options := [option for option in ("activations", "gate_clip") if self.asks_for(option)]:
