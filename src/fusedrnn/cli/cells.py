@@ -19,7 +19,11 @@ def load_cells(text: str) -> list[UserCell]:
         ValueError: If a file, a module or a cell of that name does not exist, or its code raises an error.
     """
     references = [reference.strip() for reference in text.split(",") if reference.strip()]
-    return [load_cell(reference) for reference in dict.fromkeys(references) or [text]]
+    cells = {reference: load_cell(reference) for reference in dict.fromkeys(references) or [text]}
+    names = [cell.name for cell in cells.values()]
+    if repeated := [reference for reference, cell in cells.items() if names.count(cell.name) > 1]:
+        raise ValueError(f"--cell must name cells with different names; got {', '.join(repeated)}")
+    return list(cells.values())
 
 
 def load_cell(reference: str) -> UserCell:
