@@ -37,6 +37,24 @@ def problem():
     return make_problem("lstm", SHAPE)
 
 
+def test_heads_without_kernels():
+    """They run as a scan of JAX's operations, forward, backward, and the derivative of backward."""
+    shape = Shape(5, 3, 4, 10, lengths="edges")
+    problem = problem_of(shape.spec(cells.slstm.with_heads(2)), shape)
+    op = RNNOp(problem.spec, backend="reference")
+    outputs = op.forward(problem.x, problem.params, problem.states, training=True, lengths=problem.lengths)
+    expected = op.backward(problem.dy, problem.dstates, outputs[2])
+    run = partial(rnn, problem.spec, lengths=problem.lengths)
+    with pytest.warns(UserWarning, match="a multiple of 16 units .* it runs as a scan of JAX's operations"):
+        results = jax.jit(run)(problem.params, problem.x, problem.states)
+        assert_close(in_numpy(results), outputs, "float32", problem.spec)
+        _, vjp = jax.vjp(lambda x, params, states: run(params, x, states), problem.x, problem.params, problem.states)
+        gradients = vjp((jnp.asarray(problem.dy), tuple(map(jnp.asarray, problem.dstates))))
+        assert_gradients(gradients, expected, problem.spec, shape)
+        second = jax.grad(lambda x: jnp.sum(jax.grad(lambda x: jnp.sum(run(problem.params, x)[0]))(x) ** 2))(problem.x)
+    assert np.isfinite(second).all() and np.any(second)
+
+
 def in_numpy(tree):
     return jax.tree.map(np.asarray, tree)
 

@@ -341,6 +341,45 @@ def test_copies():
     torch.testing.assert_close(other(x.transpose(0, 1))[0].transpose(0, 1), expected[0], rtol=0.1, atol=0.01)
 
 
+def test_another_cell_with_the_same_parameters():
+    """All of a layer follows a change of its cell, such as of a rate."""
+    net, x = make(cells.zoneout_gru).eval(), torch.randn(T, N, I)
+    before = [net(x)[0] for _ in range(3)][-1]
+    net.cell = cells.zoneout_gru.with_rates(h=0.9)
+    y = net(x)[0]
+    assert not torch.equal(y, before) and "h=0.9" in repr(net)
+    assert torch.equal(copy.deepcopy(net)(x)[0], y)
+    assert np.array_equal(RNNOp(net.spec).forward(x.numpy(), read(net)[""].params)[0], y.detach().numpy())
+    with pytest.raises(ValueError, match=r"cell must have the same parameters as <cell zoneout_gru.*; got 'lstm'"):
+        net.cell = "lstm"
+    with pytest.raises(TypeError, match="leaky is no cell: decorate the function of its equations with @cell"):
+        net.cell = leaky
+    assert torch.equal(net(x)[0], y)
+
+
+def leaky(x, recurrent, s):
+    return 0.5 * s.h + tanh(x.a + recurrent(s.h).a)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_heads_without_kernels(dtype):
+    """They run as a loop of torch's operations: calls, lengths, gradients."""
+    cell = cells.slstm.with_heads(2)
+    with pytest.warns(UserWarning, match=r"(16|8) units in .*; got 5 in each .*: the layer runs as a loop of PyTorch"):
+        net = Layer(cell, I, 10, dtype=dtype)
+    x, lengths = torch.randn(T, N, I, dtype=dtype, requires_grad=True), torch.tensor([T, 2, 1])
+    y, states = net(x, lengths=lengths)
+    assert torch.equal(y, net.composed_forward(x, lengths=lengths)[0])
+    (dx,) = torch.autograd.grad(y.float().square().sum(), x)
+    assert dx.isfinite().all() and not dx[2:, 1:].any() and dx[1, 1].any()
+    if dtype is torch.bfloat16:
+        return
+    op = RNNOp(net.spec, backend="reference")
+    expected = op.forward(x.detach().numpy(), read(net)[""].params, lengths=lengths.numpy())
+    results = y.detach().numpy(), [state.detach().numpy() for state in states]
+    assert_close(results, expected, net.spec.dtype, net.spec)
+
+
 def test_low_precision():
     net, x = make(cells.slstm, bidirectional=True), torch.randn(T, N, I)
     hx = states_of(net, N)

@@ -17,7 +17,7 @@ from fusedrnn.engines.cpu.buffer_call import BufferCall, GatheredParams, load_ru
 from fusedrnn.engines.cpu.executor import Executor
 from fusedrnn.engines.cpu.launch.buffer_kernel import BAD_LENGTH, NO_MEMORY, NOT_ALIGNED
 from fusedrnn.engines.cpu.reserve_layout import ReserveLayout
-from fusedrnn.engines.cpu.tiling import Tiling
+from fusedrnn.engines.cpu.tiling import Tiling, unsupported_heads
 from fusedrnn.engines.cpu.weights.transpose_kernel import TransposeCall, load_transpose
 from fusedrnn.jax import ffi_layout as ffi
 from fusedrnn.jax.array_layout import ArrayLayout
@@ -151,6 +151,8 @@ def executor_of(spec: RNNSpec) -> Executor:
 
 def reserve_size(call: Call, steps: int, batch: int) -> int:
     """Bytes that suffice for a training call's reserve on any processor: an exported program may run on another."""
+    if unsupported_heads(call.spec) is not None:
+        return 0
     tiling = Tiling(call.spec, widest_target())
     return ReserveLayout.of(tiling, steps, batch, "gates", "resets" in call.options).size
 

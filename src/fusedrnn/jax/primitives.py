@@ -9,6 +9,7 @@ On the CPU ``forward`` and ``backward`` are calls of machine code, elsewhere sca
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, mlir
 
+from fusedrnn.engines.cpu.tiling import unsupported_heads
 from fusedrnn.jax import composed
 from fusedrnn.jax.batching_rules import call_one_by_one, join_batches
 from fusedrnn.jax.call_table import reserve_size
@@ -112,14 +114,19 @@ def _composed_gradients(
     return [*([dx] if needs.x else []), *([dparams] if needs.params else []), *(dstates if needs.states else [])]
 
 
-# On the CPU.
+# On the CPU. There are no kernels for heads of some sizes.
 
 
 def _lower_forward(ctx: Any, *operands: Any, call: Call, saves: bool) -> Any:
+    if (refusal := unsupported_heads(call.spec)) is not None:
+        warnings.warn(f"{refusal}: it runs as a scan of JAX's operations", stacklevel=2)
+        return mlir.lower_fun(_composed_forward)(ctx, *operands, call=call, saves=saves)
     return lower_to_handler(ctx, *operands, job=NetworkJob(call, "training" if saves else "forward", None))
 
 
 def _lower_backward(ctx: Any, *operands: Any, call: Call, needs: Needs) -> Any:
+    if unsupported_heads(call.spec) is not None:
+        return mlir.lower_fun(_composed_backward)(ctx, *operands, call=call, needs=needs)
     return lower_to_handler(ctx, *operands, job=NetworkJob(call, "backward", needs))
 
 

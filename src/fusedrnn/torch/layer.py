@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fusedrnn.cell.cells import Cell
 from fusedrnn.cell.user_cell import UserCell
+from fusedrnn.engines.cpu.tiling import unsupported_heads
 from fusedrnn.initial_params import initial_fills
 from fusedrnn.layout import Parameter as LayoutEntry
 from fusedrnn.spec import RNNSpec
@@ -50,8 +53,8 @@ class Layer(FusedLayer, Module):
         device: The device of the parameters.
         dtype: The dtype of the parameters; None for torch's default.
 
-    Attributes:
-        cell: The cell, or the mode.
+    Heads of a size that has no kernels (see :meth:`fusedrnn.cell.UserCell.with_heads`) run as a loop of PyTorch's
+    operations, with a warning.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -63,7 +66,6 @@ class Layer(FusedLayer, Module):
         >>> y, h_n = layer(torch.randn(5, 3, 10))  # (5, 3, 40), (2, 3, 20)
     """
 
-    cell: str | Cell
     proj_size = 0
 
     def __init__(
@@ -77,16 +79,42 @@ class Layer(FusedLayer, Module):
             cell, input_size, hidden_size, num_layers, bidirectional, dropout, bias="double" if bias else "none",
             residual=residual, input_dropout=input_dropout,
         )  # fmt: skip
-        self.cell, self.mode = cell, reference_to(cell)
+        self._set_cell(cell)
         self.input_size, self.hidden_size, self.num_layers = spec.input_size, spec.hidden_size, spec.num_layers
         self.bias, self.batch_first, self.bidirectional = bool(bias), bool(batch_first), spec.bidirectional
         self.dropout, self.input_dropout, self.residual = spec.dropout, spec.input_dropout, spec.residual
         for entry in spec.layout.by_layer_direction:
             weight = Parameter(torch.empty(entry.shape, device=device, dtype=dtype))
             self.register_parameter(entry.torch_name, weight)
+        if (refusal := unsupported_heads(replace(spec, dtype=MODULE_DTYPES.get(weight.dtype, "float32")))) is not None:
+            warnings.warn(f"{refusal}: the layer runs as a loop of PyTorch's operations", stacklevel=2)
         if compute is not None:
             self.compute = checked_compute(compute, "float64" if weight.dtype.itemsize > 4 else "float32")
         self.reset_parameters()
+
+    @property
+    def cell(self) -> str | Cell:
+        """The cell, or the mode. It may be replaced by one with the same parameters, such as one with other rates.
+
+        Raises:
+            TypeError: If it is set to something else.
+            ValueError: If it is set to a cell with other parameters.
+        """
+        return self._cell
+
+    @cell.setter
+    def cell(self, cell: str | Cell) -> None:
+        spec = self.spec
+        own, others = (
+            {entry.torch_name: entry.shape for entry in each.layout.by_layer_direction}
+            for each in (spec, replace(spec, mode=cell))
+        )
+        if own != others:
+            raise ValueError(f"cell must have the same parameters as {self._cell!r}; got {cell!r}")
+        self._set_cell(cell)
+
+    def _set_cell(self, cell: str | Cell) -> None:
+        self._cell, self.mode = cell, reference_to(cell)
 
     @property
     def spec(self) -> RNNSpec:
@@ -141,7 +169,7 @@ class Layer(FusedLayer, Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Use the cell of this process, whose equations may differ from those of the pickled cell."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.mode = reference_to(self.cell)
+        self._set_cell(self._cell)
 
     def __prepare_scriptable__(self) -> Any:
         raise NotImplementedError("torch.jit.script cannot compile Layer; export it by torch.export, or trace it")

@@ -171,7 +171,7 @@ class FusedLayer(HasCompute, RepeatsCalls):
         self, run: Run, plan: ModulePlan, dtype: torch.dtype, x: Tensor, states: States | None, **options: Any
     ) -> tuple[Tensor, States] | None:
         spec = spec_of(plan, self.training)
-        if spec is None:
+        if spec is None or not plan.has_kernels:
             return None
         # This comes last, because reading a parametrized weight computes it.
         weights = current_weights(self, plan, dtype)

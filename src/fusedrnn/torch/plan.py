@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from fusedrnn.cell.user_cell import UserCell
+from fusedrnn.engines.cpu.tiling import unsupported_heads
 from fusedrnn.layout import BIASES
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch.cell_references import cell_of, reference_to
@@ -38,6 +39,7 @@ class ModulePlan(NamedTuple):
         is_cell: Whether the module is a cell.
         has_flat_weights: Whether the module has torch.nn's ``_flat_weights``.
         training_error: The error of a call in training mode; None if there is none. Dynamo reads it in a graph.
+        has_kernels: Whether the operator runs it; it has no kernels for heads of some sizes.
     """
 
     spec: RNNSpec
@@ -51,6 +53,7 @@ class ModulePlan(NamedTuple):
     is_cell: bool = False
     has_flat_weights: bool = True
     training_error: str | None = None
+    has_kernels: bool = True
 
 
 @lru_cache(maxsize=256)
@@ -90,6 +93,7 @@ def _layer_plan(
         [(Parameter, dtype, torch.Size(shape), True, False, torch.strided, False) for shape in shapes],
         None if order == tuple(range(len(names))) else order,
         training_error=None if training_spec is not None or spec.is_trainable else no_dropout(spec.compute),
+        has_kernels=unsupported_heads(spec) is None,
     )  # fmt: skip
 
 

@@ -28,17 +28,15 @@ _LONGEST_VECTOR = 64
 """Bytes of a vector on the target with the longest ones."""
 
 
-def _check_heads(spec: RNNSpec) -> None:
-    """Refuse heads that are not a whole number of the longest vectors; so all targets refuse the same heads.
+def unsupported_heads(spec: RNNSpec) -> str | None:
+    """Why there are no kernels for the heads of a spec; None if there are, or if it has no heads.
 
-    Raises:
-        NotImplementedError: With the multiple that is needed.
+    Heads must be a whole number of the longest vectors, so all targets refuse the same heads.
     """
     size, multiple = spec.hidden_size // spec.heads, _LONGEST_VECTOR // ITEM_SIZE[spec.dtype]
-    if spec.heads > 1 and size % multiple:
-        raise NotImplementedError(
-            f"a head must have a multiple of {multiple} units in {spec.dtype}; got {size} in each of {spec.mode!r}"
-        )
+    if spec.heads == 1 or not size % multiple:
+        return None
+    return f"a head must have a multiple of {multiple} units in {spec.dtype}; got {size} in each of {spec.mode!r}"
 
 
 class Tiling:
@@ -82,7 +80,8 @@ class Tiling:
 
     def __init__(self, spec: RNNSpec, target: Target) -> None:
         cell = lowered_cell(spec.variant)
-        _check_heads(spec)
+        if (refusal := unsupported_heads(spec)) is not None:
+            raise NotImplementedError(refusal)
         self.spec, self.target = spec, target
         self.hidden, self.out, self.item = spec.hidden_size, spec.state_size, ITEM_SIZE[spec.dtype]
         self.vector_bytes, self.panel_vectors = target.vector_bits // 8, target.tile[1]
