@@ -46,8 +46,7 @@ class CallCache:
         """What forward returns, by a cached call; None if there is none, or it does not accept the arguments."""
         # Another thread may replace a cached call at any time.
         if training is False and (infer := self.inference) is not None:
-            result = infer(x, params, states, out, 0, resets)
-            return None if result is None else (result[0], result[1], None)
+            return infer(x, params, states, out, 0, resets)  # nothing is saved: the third entry is None
         if training is True and (train := self.training) is not None:
             seed = draw_seed(spec)
             result = train(x, params, states, out, seed, resets)

@@ -48,8 +48,8 @@ _limit: ContextVar[int | None] = ContextVar("fusedrnn_threads", default=None)
 
 def get_num_threads() -> int:
     """How many threads a call made here may use."""
-    limit = _limit.get()
-    return process_num_threads() if limit is None else limit
+    limit = _limit.get() or _num_threads
+    return _default() if limit is None else limit
 
 
 def process_num_threads() -> int:
