@@ -268,3 +268,10 @@ def test_figures_of_the_readme_were_measured():
     assert (len(over_onednn), len(of_large)) == (40, 16)
     for text, figure in figures.items():
         assert text.format(figure) in TEXTS["README.md"]
+
+
+def test_no_return_value_begins_with_a_type():
+    """Of the first line of what is returned, the pages of the API take all before a colon for a type."""
+    for path in PACKAGE.rglob("*.py"):
+        for line in re.findall(r"^ +Returns:\n +(.*)$", path.read_text(encoding="utf-8"), re.MULTILINE):
+            assert ":" not in re.sub(r":\w+:`", "`", line), (path, line)
