@@ -29,6 +29,7 @@ from fusedrnn.cli import options
 from fusedrnn.cli.cells import load_cells
 from fusedrnn.cli.console import check_writable, fail, output, steps, write_json
 from fusedrnn.engines import registry
+from fusedrnn.extras import needs
 from fusedrnn.runtime.bandwidth import measure_bandwidth
 from fusedrnn.spec import RNNSpec
 
@@ -127,7 +128,7 @@ def contender_fields(
     }
     torch_option = next((name for name, names in torch_contenders.items() if names), None)
     if torch_option and importlib.util.find_spec("torch") is None:
-        raise ModuleNotFoundError(f"{torch_option} needs PyTorch, which is not installed")
+        raise ModuleNotFoundError(needs(torch_option, "torch"))
     in_formats = format_fields(options.parse_names(compute, "format", IN_FORMAT))
     if in_formats and (torch_option or backends or variants):
         raise ValueError("--compute cannot be used with --torch, --only-torch, --packed, --backends or --variants")
