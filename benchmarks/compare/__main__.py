@@ -16,9 +16,10 @@ from fusedrnn.bench.formats import format_fields
 from fusedrnn.cli import options
 from fusedrnn.cli.bench import make_config, run_and_print
 from fusedrnn.cli.console import check_writable, fail, write_json
+from fusedrnn.cli.program import Program
 from fusedrnn.runtime.bandwidth import measure_bandwidth
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = Program()
 
 
 @app.command()

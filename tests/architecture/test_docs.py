@@ -213,9 +213,10 @@ def test_commands_and_options_exist():
 
 @pytest.mark.parametrize("name", [*MODULES, "fusedrnn"])
 def test_help_is_shown_as_it_is_written(name):
-    """Rich takes words in square brackets for markup, and does not print them."""
+    """Rich takes words in square brackets for markup, and does not print them. It keeps line breaks of paragraphs."""
     command = typer.main.get_command(MODULES.get(name, app))
     for each in getattr(command, "commands", {"": command}).values():
+        assert each.help and not re.search(r"[^\n]\n[^\n]", each.help), each.help
         for text in (each.help, *(param.help for param in each.params if hasattr(param, "help"))):
             assert "[" not in (text or ""), text
 

@@ -430,6 +430,11 @@ def test_warmup_refuses(options, error):
     assert result.exit_code == 2 and error in result.output, result.output
 
 
+def test_version():
+    result = run("--version")
+    assert (result.exit_code, result.output) == (0, f"fusedrnn {fusedrnn.__version__}\n")
+
+
 @pytest.mark.parametrize("package", ["typer", "rich", "threadpoolctl"])
 def test_a_missing_extra_is_named(package):
     code = f"import sys; sys.modules[{package!r}] = None; from fusedrnn.cli import main; main()"
