@@ -152,6 +152,13 @@ def test_the_command(tmp_path, without_onednn):
     assert set(row["gflops"]) == set(row["shares_of_peak"]) == {"cpu", "reference"}
 
 
+def test_nothing_to_time_is_an_error(without_onednn):
+    arguments = "bench --backends onednn --cases tiny --modes gru --phases training --seconds 0 --threads 1"
+    result = CliRunner().invoke(app, arguments.split())
+    assert result.exit_code == 2
+    assert "error: there is nothing to time: onednn: no such library (engine 'onednn')" in result.output
+
+
 def test_info_says_why_an_engine_declines(monkeypatch):
     def find():
         raise ImportError("no such library")

@@ -155,8 +155,9 @@ def test_command_line(tmp_path):
 
 def test_int8_alone_has_no_training():
     result = invoke("--compute", "int8", "--phases", "training")
-    assert result.exit_code == 0, result.output
-    assert "fused int8: int8 is a format of inference (tiny gru training)" in result.output
+    assert result.exit_code == 2, result.output
+    expected = "error: there is nothing to time: fused int8: int8 is a format of inference (tiny gru training)"
+    assert expected in result.output
 
 
 def test_float32_alone_is_the_usual_benchmark(tmp_path):

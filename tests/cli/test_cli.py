@@ -209,6 +209,7 @@ def test_a_cell_file_that_exits(tmp_path):
         (("--cell", "nowhere.py:ran"), "--cell nowhere.py:ran: FileNotFoundError"),
         (("--cell", "fusedrnn.cell:cell"), "fusedrnn.cell has no cell 'cell'; its cells: none"),
         (("--cell", "fusedrnn.cells:ran", "--variants"), "--variants cannot be used with --cell"),
+        (("--cell", "fusedrnn.cells:ran", "--modes", "lstm"), "--modes cannot be used with --cell"),
     ],
 )
 def test_cells_that_do_not_exist(options, message):
@@ -423,6 +424,7 @@ def test_warmup_of_formats_and_cells(monkeypatch):
     [
         (("--compute", "int4"), "unknown format 'int4'"),
         (("--cell", "fusedrnn.cells:nothing"), "has no cell 'nothing'"),
+        (("--cell", "fusedrnn.cells:ran", "--modes", "lstm"), "--modes cannot be used with --cell"),
     ],
 )
 def test_warmup_refuses(options, error):
