@@ -17,3 +17,7 @@
 ``python -m benchmarks.page``
     Writes the JSON of a benchmark as one HTML page.
 """
+
+from examples.missing_packages import say_what_is_missing
+
+say_what_is_missing()

@@ -28,6 +28,7 @@ from examples.char_lm.settings import CELLS, Settings
 from examples.char_lm.text import Corpus, load
 from examples.char_lm.training import train, validate
 from fusedrnn.cli.console import check_writable, fail, output, write_json
+from fusedrnn.cli.program import Program
 from fusedrnn.spec import COMPUTE
 from fusedrnn.torch import accelerate
 
@@ -39,7 +40,7 @@ SCHEDULE = ((0.6, 1.0), (0.2, 0.25), (0.2, 0.0625))
 
 AfterStep = Callable[[Run], None]
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = Program()
 
 
 @dataclass(frozen=True)

@@ -32,13 +32,14 @@ from fusedrnn.bench.torch_contenders import threads as torch_threads
 from fusedrnn.cell.cells import Cell
 from fusedrnn.cli import options
 from fusedrnn.cli.console import check_writable, fail, output, steps, write_json
+from fusedrnn.cli.program import Program
 from fusedrnn.testing.cases import CASES, Case
 
 LOOP, COMPILED, LAYER = "loop", "compiled loop", "fused"
 Step = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """The new state from the inputs of the gates (N, G·H), the state, the recurrent weights and their bias."""
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = Program()
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from fusedrnn.bench.report import environment_report
 from fusedrnn.bench.tables import duration, new_table
 from fusedrnn.cli import options
 from fusedrnn.cli.console import check_writable, fail, output, steps, write_json
+from fusedrnn.cli.program import Program
 from fusedrnn.jax import accelerate, rnn
 from fusedrnn.spec import RNNSpec
 from fusedrnn.testing.cases import CASES, Case
@@ -35,7 +36,7 @@ PAIRS = (RNN, NUMPY), (SCAN, RNN), (FLAX, ACCELERATED)
 """The pairs of contenders whose times are compared."""
 _ALL_CASES = ",".join(CASES)
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = Program()
 Call = Callable[[], Any]
 
 

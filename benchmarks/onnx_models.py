@@ -21,6 +21,7 @@ from rich.table import Table
 
 from fusedrnn.arrays import Array
 from fusedrnn.cli.console import check_writable, fail, finite, output, write_json
+from fusedrnn.cli.program import Program
 from fusedrnn.onnx import AcceleratedSession, accelerate
 from fusedrnn.onnx.ort.calibration import compare
 from fusedrnn.onnx.ort.feeds import example_feeds
@@ -41,7 +42,7 @@ INPUTS: tuple[tuple[str, dict[str, tuple[int, ...] | int]], ...] = (
 )
 """Inputs for models whose paths contain a text: shapes, or the value of all elements."""
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = Program()
 
 
 @dataclass(frozen=True)

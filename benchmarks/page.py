@@ -19,11 +19,12 @@ from fusedrnn.bench.extrapolate import SLOW
 from fusedrnn.bench.tables import duration
 from fusedrnn.bench.timing import DISTURBED, MIN_SAMPLES, ONE_SAMPLE_SECONDS
 from fusedrnn.cli.console import check_writable, fail
+from fusedrnn.cli.program import Program
 
 _TEMPLATE = "page.html.j2"
 _MIN_PIXELS_PER_INCH, _MAX_PIXELS_PER_INCH = 60, 110
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = Program()
 
 
 class Cell(NamedTuple):

@@ -21,13 +21,14 @@ from fusedrnn.bench.tables import duration, new_table
 from fusedrnn.bench.torch_contenders import threads as torch_threads
 from fusedrnn.cli import options
 from fusedrnn.cli.console import check_writable, fail, output, steps, write_json
+from fusedrnn.cli.program import Program
 from fusedrnn.testing.cases import Case
 
 TORCH, FUSED = "torch.nn", "fused"
 CELLS = "RNNCell", "GRUCell", "LSTMCell"
 _SIZES = "16x1,64x16,256x1,512x1,512x16"
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = Program()
 
 
 def run_row(case: Case, cell: str, phase: str, peak: RunPeak, seconds: float) -> TimedRow:

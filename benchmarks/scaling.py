@@ -31,6 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 import fusedrnn
 import fusedrnn.torch
 from fusedrnn.cli.console import fail, finite, output
+from fusedrnn.cli.program import Program
 from fusedrnn.spec import RNNSpec
 from fusedrnn.testing.cases import CASES, Case
 
@@ -46,7 +47,7 @@ _LAYERS: dict[str, Callable[..., nn.RNNBase]] = {
     "rnn_tanh": fusedrnn.torch.RNN,
 }
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = Program()
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from examples.stream_server.settings import Settings
 from fusedrnn import NetworkOp, RNNOp, Streams
 from fusedrnn.bench.report import environment_report
 from fusedrnn.cli.console import check_writable, fail, finite, output, write_json
+from fusedrnn.cli.program import Program
 from fusedrnn.env import MAX_THREADS
 
 ROUND_SECONDS = 0.02
@@ -38,7 +39,7 @@ _PAUSE = 1e-4
 _STEAL_FIELD = 8
 """The index of stolen time in the first line of /proc/stat (proc(5))."""
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = Program()
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,16 @@ import typer
 
 from benchmarks.compare.runner import Comparison, comparison_report, run
 from benchmarks.compare.table import compared_table, formats_table, summary
-from benchmarks.peers.environments import PEERS, in_formats
+from benchmarks.peers.environments import ALL_FORMATS, PEERS, in_formats
 from benchmarks.peers.revision import find
-from fusedrnn.bench.data import IN_FORMAT
 from fusedrnn.bench.formats import format_fields
 from fusedrnn.cli import options
 from fusedrnn.cli.bench import make_config, run_and_print
 from fusedrnn.cli.console import check_writable, fail, write_json
+from fusedrnn.cli.program import Program
 from fusedrnn.runtime.bandwidth import measure_bandwidth
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = Program()
 
 
 @app.command()
@@ -36,7 +36,9 @@ def main(
     steps: options.Steps = "",
     batch: options.Batch = "",
     hidden: options.Hidden = "",
-    compute: options.Compute = "float32",
+    compute: Annotated[
+        str, typer.Option(help=f"Compare formats of GEMM operands, separated by commas: {', '.join(ALL_FORMATS)}.")
+    ] = "float32",
     seconds: options.Seconds = 5.0,
     json: options.Json = None,
 ) -> None:
@@ -49,7 +51,7 @@ def main(
     its best way. If a library lacks a format, or lacks it on this processor, the table says so.
     """
     try:
-        formats = options.parse_names(compute, "format", IN_FORMAT)
+        formats = options.parse_names(compute, "format", ALL_FORMATS)
         fields = {"budget": seconds, **format_fields(formats)}
         config = Comparison(
             make_config(cases, modes, phases, dtype, threads, data, steps, batch, hidden, **fields),

@@ -13,8 +13,9 @@ from benchmarks.figures.speedup import speedup_figure
 from benchmarks.figures.style import formats, save
 from benchmarks.records import load
 from fusedrnn.cli.console import fail
+from fusedrnn.cli.program import Program
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = Program()
 
 
 @app.command()

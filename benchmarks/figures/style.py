@@ -52,6 +52,7 @@ _KNOWN_COLOURS = {
     FUSED: "#1f6feb",
     IN_FORMAT["bfloat16"]: "#0a3d91",
     IN_FORMAT["int8"]: "#0b8fb8",
+    IN_FORMAT["int8_weights"]: "#5b7fc7",
     IN_TORCH: "#54aeff",
     UNPACKED: "#b6e3ff",
 }

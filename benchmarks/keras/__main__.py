@@ -14,9 +14,10 @@ from benchmarks.peers.environments import Environment
 from benchmarks.peers.figures import printed_figures
 from fusedrnn.cli import options
 from fusedrnn.cli.console import check_writable, fail, finite, write_json
+from fusedrnn.cli.program import Program
 from fusedrnn.testing.cases import CASES
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = Program()
 
 _MODULE = "benchmarks.keras.models"
 _OURS = "keras==3.15.1", "llvmlite>=0.45"

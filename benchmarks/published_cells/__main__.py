@@ -14,8 +14,9 @@ from fusedrnn.bench.report import environment_report
 from fusedrnn.bench.tables import duration, new_table, percent
 from fusedrnn.cli import options
 from fusedrnn.cli.console import check_writable, fail, finite, output, write_json
+from fusedrnn.cli.program import Program
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = Program()
 
 ENVIRONMENT = Environment(
     "published-cells", ("torch==2.13.0", "numpy", "llvmlite>=0.45", "einops", "ninja", "packaging", "setuptools"),

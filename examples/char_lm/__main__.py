@@ -11,9 +11,10 @@ import fusedrnn
 from examples.char_lm import plots, run
 from examples.char_lm.settings import CELLS, Settings
 from fusedrnn.cli.console import check_writable, fail
+from fusedrnn.cli.program import Program
 from fusedrnn.env import MAX_THREADS
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = Program()
 
 
 @app.command()

@@ -20,6 +20,7 @@ from examples.char_lm.settings import Settings
 from examples.char_lm.text import Corpus, load
 from fusedrnn.bench.report import environment_report
 from fusedrnn.cli.console import output, write_json
+from fusedrnn.extras import needs
 
 _REDRAWS_PER_SECOND = 4
 """A low rate, since drawing takes time from the training."""
@@ -39,7 +40,7 @@ def prepare(settings: Settings, text: Path | None) -> Corpus:
         ValueError: If the text cannot be read or is too short.
     """
     if importlib.util.find_spec("torch") is None:
-        raise ModuleNotFoundError("the example needs PyTorch: pip install -e '.[figures,torch]'")
+        raise ModuleNotFoundError(needs("examples.char_lm", "torch"))
     corpus = load(text)
     corpus.check(settings.batch, settings.length)
     return corpus

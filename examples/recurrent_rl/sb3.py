@@ -1,6 +1,6 @@
 """sb3-contrib's RecurrentPPO on whole sequences.
 
-    pip install sb3-contrib 'fusedrnn[torch]'
+    pip install sb3-contrib '.[torch]'
     python -m examples.recurrent_rl.sb3 --steps 20000            # with this project's layers
     python -m examples.recurrent_rl.sb3 --steps 20000 --plain    # sb3-contrib as it is
 

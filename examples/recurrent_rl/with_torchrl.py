@@ -1,6 +1,6 @@
 """TorchRL's GRUModule and LSTMModule on layers with resets.
 
-    pip install torchrl 'fusedrnn[torch]'
+    pip install torchrl '.[torch]'
     python -m examples.recurrent_rl.with_torchrl    # compares with TorchRL's own module, and times both
 
 TorchRL's modules cut a batch of trajectories at ``is_init`` and pad the pieces, or scan over the steps. In this

@@ -12,9 +12,10 @@ from examples.stream_server.options import HIDDEN, Capacity, Cell, Features, Hid
 from examples.stream_server.protocol import ProtocolError
 from examples.stream_server.settings import Settings
 from fusedrnn.cli.console import check_writable, fail, finite
+from fusedrnn.cli.program import Program
 from fusedrnn.env import MAX_THREADS
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+app = Program(no_args_is_help=True)
 _MAX_PERIOD = 1e6
 
 

@@ -213,9 +213,10 @@ def test_commands_and_options_exist():
 
 @pytest.mark.parametrize("name", [*MODULES, "fusedrnn"])
 def test_help_is_shown_as_it_is_written(name):
-    """Rich takes words in square brackets for markup, and does not print them."""
+    """Rich takes words in square brackets for markup, and does not print them. It keeps line breaks of paragraphs."""
     command = typer.main.get_command(MODULES.get(name, app))
     for each in getattr(command, "commands", {"": command}).values():
+        assert each.help and not re.search(r"[^\n]\n[^\n]", each.help), each.help
         for text in (each.help, *(param.help for param in each.params if hasattr(param, "help"))):
             assert "[" not in (text or ""), text
 
@@ -268,3 +269,10 @@ def test_figures_of_the_readme_were_measured():
     assert (len(over_onednn), len(of_large)) == (40, 16)
     for text, figure in figures.items():
         assert text.format(figure) in TEXTS["README.md"]
+
+
+def test_no_return_value_begins_with_a_type():
+    """Of the first line of what is returned, the pages of the API take all before a colon for a type."""
+    for path in PACKAGE.rglob("*.py"):
+        for line in re.findall(r"^ +Returns:\n +(.*)$", path.read_text(encoding="utf-8"), re.MULTILINE):
+            assert ":" not in re.sub(r":\w+:`", "`", line), (path, line)

@@ -152,16 +152,23 @@ def test_the_command(tmp_path, without_onednn):
     assert set(row["gflops"]) == set(row["shares_of_peak"]) == {"cpu", "reference"}
 
 
+def test_nothing_to_time_is_an_error(without_onednn):
+    arguments = "bench --backends onednn --cases tiny --modes gru --phases training --seconds 0 --threads 1"
+    result = CliRunner().invoke(app, arguments.split())
+    assert result.exit_code == 2
+    assert "error: there is nothing to time: onednn: no such library (engine 'onednn')" in result.output
+
+
 def test_info_says_why_an_engine_declines(monkeypatch):
     def find():
-        raise ImportError("pip install 'fusedrnn[onednn]'")
+        raise ImportError("no such library")
 
     monkeypatch.setattr(library, "find", find)
     library._load.cache_clear()
     monkeypatch.setattr("fusedrnn.cli.info.measure_peak", lambda *arguments: 100.0)
     output = " ".join(CliRunner().invoke(app, ["info"]).output.split())
     library._load.cache_clear()
-    assert "declines here: pip install 'fusedrnn[onednn]' (engine 'onednn')" in output
+    assert "declines here: no such library (engine 'onednn')" in output
 
 
 def test_engines_compute_the_same_results():

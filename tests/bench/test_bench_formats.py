@@ -20,10 +20,10 @@ from fusedrnn.cli import bench
 from fusedrnn.cli.app import app
 from fusedrnn.runtime.peak import PeakSample
 
-ALL = tuple(IN_FORMAT)
+ALL = ("float32", "bfloat16", "int8")
 BF16, INT8 = IN_FORMAT["bfloat16"], IN_FORMAT["int8"]
 OTHERS = {"bfloat16": 200.0, "int8": 400.0}
-RATES = {"float32": 100.0, **OTHERS}
+RATES = {"float32": 100.0, **OTHERS, "int8_weights": 100.0}
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +50,11 @@ def test_every_format_is_right_and_timed(mode, phase):
     assert row.peak == 100.0 and row.peaks == OTHERS
 
 
+def test_weights_in_int8():
+    [row] = rows(formats=("float32", "int8_weights"))
+    assert row.wrong is None and set(row.timings) == {FUSED, IN_FORMAT["int8_weights"]}
+
+
 def row_of(seconds: dict[str, float], **fields) -> Row:
     flops = 10**9
     timings = {name: Timing((value,)) for name, value in seconds.items()}
@@ -64,7 +69,8 @@ def test_shares_are_of_the_formats_own_peak():
     figures = row_report(row)
     assert figures["shares_of_peak"] == pytest.approx({FUSED: 0.5, BF16: 0.5, INT8: 0.625})
     assert figures["over_float32"] == pytest.approx({FUSED: 1.0, BF16: 2.0, INT8: 5.0})
-    assert figures["peaks"] == RATES and figures["formats"] == {IN_FORMAT[name]: name for name in ALL}
+    assert figures["peaks"] == {"float32": 100.0, **OTHERS}
+    assert figures["formats"] == {IN_FORMAT[name]: name for name in ALL}
 
 
 def test_a_share_above_the_formats_peak_is_refused():
@@ -77,7 +83,7 @@ def test_a_share_above_the_formats_peak_is_refused():
 
 def test_table_has_the_ratio_to_float32():
     table = tables.formats_table(
-        [row_of({FUSED: 0.02, BF16: 0.01, INT8: 0.004}, flops_of=dict.fromkeys(IN_FORMAT.values(), 10**9))]
+        [row_of({FUSED: 0.02, BF16: 0.01, INT8: 0.004}, flops_of=dict.fromkeys((FUSED, BF16, INT8), 10**9))]
     )
     cells = list(zip(*(column.cells for column in table.columns), strict=True))
     assert [line[1:] for line in cells] == [
@@ -149,8 +155,9 @@ def test_command_line(tmp_path):
 
 def test_int8_alone_has_no_training():
     result = invoke("--compute", "int8", "--phases", "training")
-    assert result.exit_code == 0, result.output
-    assert "fused int8: int8 is a format of inference (tiny gru training)" in result.output
+    assert result.exit_code == 2, result.output
+    expected = "error: there is nothing to time: fused int8: int8 is a format of inference (tiny gru training)"
+    assert expected in result.output
 
 
 def test_float32_alone_is_the_usual_benchmark(tmp_path):

@@ -50,7 +50,7 @@ def test_options_that_need_torch_are_named_without_it(monkeypatch, name):
     monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
     with pytest.raises(ModuleNotFoundError) as raised:
         options_config(**{name: True})
-    assert str(raised.value) == f"--{name.replace('_', '-')} needs PyTorch, which is not installed"
+    assert str(raised.value) == f"--{name.replace('_', '-')} needs PyTorch: install fusedrnn with its extra 'torch'"
 
 
 def test_modules_have_their_own_table():

@@ -12,7 +12,7 @@ from fusedrnn.bench import runner, tables
 from fusedrnn.bench.contenders import FUSED, NON_FUSED, PHASES, TORCH
 from fusedrnn.bench.report import report
 from fusedrnn.bench.rows import Row
-from fusedrnn.bench.tables import MODE_NAMES, published_percent
+from fusedrnn.bench.tables import MODE_NAMES, percent, published_percent
 from fusedrnn.testing.cases import CASES
 
 
@@ -83,3 +83,7 @@ def test_a_report_can_be_read_back_from_json(known_peak, monkeypatch):
     assert first["case"]["H"] == SMALL.H and first["seconds"][FUSED]["median"] > 0
     assert wrong["wrong"] and not wrong["seconds"] and wrong["share_of_peak"] is None
     assert {"processor", "target", "vector_bits", "threads", "versions"} <= set(again["machine"])
+
+
+def test_large_percentages_have_no_decimals():
+    assert [percent(ratio) for ratio in (2.8767, 99.99, 805.9487, None)] == ["287.67%", "9999.00%", "80,595%", ""]

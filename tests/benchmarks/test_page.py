@@ -164,10 +164,10 @@ def test_formats_have_the_share_of_their_peak_the_ratio_to_float32_and_their_own
     page = make_page([row, measured(CASES["tiny"], "gru", {FUSED: 100.0})])
     headings, line, plain = Elements(page).rows
     cells = dict(zip(headings, line, strict=True))
-    shares = [cells[f"{name}, of peak"] for name in IN_FORMAT.values()]
+    shares = [cells[f"{name}, of peak"] for name in speeds]
     assert shares == ["50.0 %", "50.0 %", "75.0 %"]
-    ratios = [cells[f"{name} over float32"] for name in IN_FORMAT.values() if name != FUSED]
+    ratios = [cells[f"{name} over float32"] for name in speeds if name != FUSED]
     assert ratios == ["1.50\u00d7", "3.00\u00d7"] and "fused over float32" not in cells
-    assert [cells[f"{name} over it"] for name in IN_FORMAT.values()] == ["2.00\u00d7", "0.50\u00d7", "1.50\u00d7"]
+    assert [cells[f"{name} over it"] for name in speeds] == ["2.00\u00d7", "0.50\u00d7", "1.50\u00d7"]
     assert plain[-2:] == ["", ""]
     assert "float32 200 GFLOP/s, bfloat16 300 GFLOP/s, int8 400 GFLOP/s" in page

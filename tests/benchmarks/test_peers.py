@@ -117,6 +117,14 @@ def test_the_peers_are_pinned_and_have_workers():
         assert (process.WORKERS / f"{peer.worker}.py").is_file()
 
 
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_names_every_peer(option, capsys):
+    assert command.main([option]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: python -m benchmarks.peers [NAME ...]\n")
+    assert set(PEERS) <= set(shown.replace(",", "").split())
+
+
 def test_environments_are_built_once_and_independently(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FUSEDRNN_PEERS", str(tmp_path))
     bad, empty = Environment("bad", ("this is no requirement",)), Environment("empty", ())

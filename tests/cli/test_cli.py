@@ -209,6 +209,7 @@ def test_a_cell_file_that_exits(tmp_path):
         (("--cell", "nowhere.py:ran"), "--cell nowhere.py:ran: FileNotFoundError"),
         (("--cell", "fusedrnn.cell:cell"), "fusedrnn.cell has no cell 'cell'; its cells: none"),
         (("--cell", "fusedrnn.cells:ran", "--variants"), "--variants cannot be used with --cell"),
+        (("--cell", "fusedrnn.cells:ran", "--modes", "lstm"), "--modes cannot be used with --cell"),
     ],
 )
 def test_cells_that_do_not_exist(options, message):
@@ -423,6 +424,7 @@ def test_warmup_of_formats_and_cells(monkeypatch):
     [
         (("--compute", "int4"), "unknown format 'int4'"),
         (("--cell", "fusedrnn.cells:nothing"), "has no cell 'nothing'"),
+        (("--cell", "fusedrnn.cells:ran", "--modes", "lstm"), "--modes cannot be used with --cell"),
     ],
 )
 def test_warmup_refuses(options, error):
@@ -430,12 +432,17 @@ def test_warmup_refuses(options, error):
     assert result.exit_code == 2 and error in result.output, result.output
 
 
+def test_version():
+    result = run("--version")
+    assert (result.exit_code, result.output) == (0, f"fusedrnn {fusedrnn.__version__}\n")
+
+
 @pytest.mark.parametrize("package", ["typer", "rich", "threadpoolctl"])
 def test_a_missing_extra_is_named(package):
     code = f"import sys; sys.modules[{package!r}] = None; from fusedrnn.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.strip() == f"error: the command line needs {package}: pip install 'fusedrnn[bench]'"
+    assert done.stderr.strip() == f"error: the command line needs {package}: install fusedrnn with its extra 'bench'"
 
 
 def test_a_missing_module_of_ours_is_not_blamed_on_an_extra(monkeypatch):

@@ -198,4 +198,5 @@ def test_a_missing_torch_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     result = run(*QUICK)
     assert result.exit_code == 2
-    assert result.output.strip() == "error: the example needs PyTorch: pip install -e '.[figures,torch]'"
+    expected = "error: examples.char_lm needs PyTorch: install fusedrnn with its extra 'torch'"
+    assert result.output.strip() == expected

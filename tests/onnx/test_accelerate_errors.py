@@ -77,7 +77,7 @@ def test_arguments():
 
 def test_onnxruntime_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with raises(ImportError, "onnxruntime", "pip install 'fusedrnn[onnxruntime]'"):
+    with raises(ImportError, "needs onnxruntime: install fusedrnn with its extra 'onnxruntime'"):
         accelerate(gru_stack()[0])
 
 

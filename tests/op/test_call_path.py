@@ -10,6 +10,7 @@ import pytest
 import fusedrnn
 from fusedrnn import RNNOp, RNNSpec
 from fusedrnn.engines.cpu.executor import PlannedCall
+from fusedrnn.op import rnn_op
 
 PACKAGE = f"{Path(fusedrnn.__file__).parent}/"
 MAX_FILES = 15
@@ -120,3 +121,8 @@ def test_cached_call(call):
         run()
         run()
         assert not check(run)
+
+
+def test_the_default_of_reserve_is_compared_by_identity():
+    """The signature shows the literal, and the call path compares with a constant: Python must have one of them."""
+    assert RNNOp.forward.__kwdefaults__["reserve"] is rnn_op._GATES

@@ -495,7 +495,7 @@ def test_without_torch():
     """``import fusedrnn`` works, and the error of fusedrnn.torch says what to install."""
     result = python(WITHOUT_TORCH, BLOCKED="torch")
     assert result.returncode == 0, result.stderr
-    assert "pip install 'fusedrnn[torch]'" in result.stdout
+    assert "fusedrnn.torch needs PyTorch: install fusedrnn with its extra 'torch'" in result.stdout
 
 
 def test_fusedrnn_alone_loads_no_torch():

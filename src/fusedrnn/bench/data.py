@@ -15,14 +15,14 @@ import numpy as np
 
 from fusedrnn.arrays import Array
 from fusedrnn.cell.cells import Cell
-from fusedrnn.spec import RNNSpec
+from fusedrnn.spec import COMPUTE, RNNSpec
 from fusedrnn.testing.cases import Case
 
 NON_FUSED, FUSED, TORCH = "non-fused", "fused", "torch.nn"
 IN_TORCH = "fused in torch"
 UNPACKED = "fused in torch, unpacked"
 """The contender for comparison with a packed batch: the accelerated module on sequences that all have T steps."""
-IN_FORMAT = {"float32": FUSED, "bfloat16": f"{FUSED} bfloat16", "int8": f"{FUSED} int8"}
+IN_FORMAT = {"float32": FUSED, **{name: f"{FUSED} {name}" for name in COMPUTE}}
 """The names of the operator as a contender, by the format of its GEMM operands."""
 OURS = (*IN_FORMAT.values(), IN_TORCH, UNPACKED)
 

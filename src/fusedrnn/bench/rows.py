@@ -104,6 +104,11 @@ class Row:
         return f"{self.case.name} {self.mode} {self.phase}{' packed' if self.lengths else ''}"
 
     @property
+    def is_wrong(self) -> bool:
+        """Whether a contender has a wrong result."""
+        return self.wrong is not None or any(reason.startswith("wrong") for reason in self.failures.values())
+
+    @property
     def ours(self) -> str:
         """The contender that represents fusedrnn: the operator, the first engine or format that ran, or the modules."""
         if self.backends:

@@ -235,5 +235,8 @@ def number(value: float) -> str:
 
 
 def percent(value: float | None, *, of: float = 1.0, digits: int = 2) -> str:
-    """``value`` as a percentage of ``of``; empty for None."""
-    return "" if value is None else f"{100.0 * value / of:.{digits}f}%"
+    """``value`` as a percentage of ``of``, without decimals if it is large; empty for None."""
+    if value is None:
+        return ""
+    percentage = 100.0 * value / of
+    return f"{percentage:.{digits}f}%" if percentage < 1e4 else f"{percentage:,.0f}%"

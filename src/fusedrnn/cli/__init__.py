@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 
 from fusedrnn.cli import streams
-
-_EXTRA = {"rich", "threadpoolctl", "typer"}
+from fusedrnn.extras import EXTRAS, needs
 
 
 def main() -> None:
@@ -16,9 +15,9 @@ def main() -> None:
         from fusedrnn.cli.app import app
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in _EXTRA:
+        if EXTRAS.get(package) != "bench":
             raise
-        print(f"error: the command line needs {package}: pip install 'fusedrnn[bench]'", file=sys.stderr)
+        print(f"error: {needs('the command line', package)}", file=sys.stderr)
         sys.exit(2)
     try:
         app()

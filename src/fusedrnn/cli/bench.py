@@ -29,6 +29,7 @@ from fusedrnn.cli import options
 from fusedrnn.cli.cells import load_cells
 from fusedrnn.cli.console import check_writable, fail, output, steps, write_json
 from fusedrnn.engines import registry
+from fusedrnn.extras import needs
 from fusedrnn.runtime.bandwidth import measure_bandwidth
 from fusedrnn.spec import RNNSpec
 
@@ -94,6 +95,7 @@ def bench(
         compared = contender_fields(torch, only_torch, packed, backends, variants, compute)
         if cell and variants:
             raise ValueError("--variants cannot be used with --cell: a cell has no variants")
+        options.check_cells_alone(cell, modes)
         config = make_config(
             cases, load_cells(cell) if cell else modes, phases, dtype, threads, data, steps, batch, hidden,
             budget=seconds, full=full, **compared,
@@ -127,7 +129,7 @@ def contender_fields(
     }
     torch_option = next((name for name, names in torch_contenders.items() if names), None)
     if torch_option and importlib.util.find_spec("torch") is None:
-        raise ModuleNotFoundError(f"{torch_option} needs PyTorch, which is not installed")
+        raise ModuleNotFoundError(needs(torch_option, "torch"))
     in_formats = format_fields(options.parse_names(compute, "format", IN_FORMAT))
     if in_formats and (torch_option or backends or variants):
         raise ValueError("--compute cannot be used with --torch, --only-torch, --packed, --backends or --variants")
@@ -222,7 +224,7 @@ def run_and_print(
     """Run every row and print the machine, the tables, and the notes that a reader of the tables needs.
 
     The notes are on extrapolated times, shares that are not shown, failures and errors. Returns the rows with the best
-    peak. The command ends with an error if a row needs more memory than there is.
+    peak. The command ends with an error if a row needs more memory than there is, or nothing could be timed.
     """
     rows: list[AnyRow] = []
     try:
@@ -234,6 +236,8 @@ def run_and_print(
         case, mode, phase = config.rows()[len(rows)]
         fail(f"{case.name} {mode} {phase.name} does not fit the memory: {error}")
     rows = at_best_peak(rows)
+    if not any(row.timings or row.is_wrong for row in rows):
+        fail(f"there is nothing to time: {'; '.join(failure_lines(rows))}")
     console, machine = output(), environment_report()
     console.print(
         f"{machine['processor']}, {machine['target_description']}, threads: {config.threads}", highlight=False

@@ -68,6 +68,16 @@ def parse_names(text: str, what: str, valid: Collection[str]) -> list[str]:
 parse_modes = partial(parse_names, what="mode", valid=MODE_NAMES)
 
 
+def check_cells_alone(cells: str, modes: str) -> None:
+    """Check that ``--modes`` is left out where there are cells of the user's, which replace it.
+
+    Raises:
+        ValueError: If both are given.
+    """
+    if cells and modes != ALL_MODES:
+        raise ValueError("--modes cannot be used with --cell, which replaces it")
+
+
 def parse_dtype(dtype: str) -> str:
     """The dtype itself, after a check.
 

@@ -12,7 +12,7 @@ import fusedrnn
 from fusedrnn.cli import kernels_folder
 from fusedrnn.cli.cells import load_cells
 from fusedrnn.cli.console import fail, steps
-from fusedrnn.cli.options import ALL_MODES, Cells, Modes, parse_modes, parse_names
+from fusedrnn.cli.options import ALL_MODES, Cells, Modes, check_cells_alone, parse_modes, parse_names
 from fusedrnn.runtime.bandwidth import measured_rates
 from fusedrnn.spec import COMPUTE, DTYPES
 
@@ -38,6 +38,7 @@ def warmup(
     This also measures the rates of this machine that the cost model uses, unless they have been measured before.
     """
     try:
+        check_cells_alone(cell, modes)
         chosen: list[Any] = [*load_cells(cell)] if cell else parse_modes(modes)
         formats: list[tuple[str, str | None]] = [(dtype, None) for dtype in parse_names(dtypes, "dtype", DTYPES)]
         if compute:

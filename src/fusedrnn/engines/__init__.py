@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fusedrnn.engines.interface import Capabilities, Engine
 from fusedrnn.engines.registry import register
+from fusedrnn.extras import needs
 from fusedrnn.spec import OPTIONS, RNNSpec
 
 
@@ -25,7 +26,7 @@ def _cudnn(spec: RNNSpec) -> Engine:
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        raise NotImplementedError("torch is not installed (pip install 'fusedrnn[torch]')") from error
+        raise NotImplementedError(needs("backend='cudnn'", "torch")) from error
     return cudnn.make(spec)
 
 

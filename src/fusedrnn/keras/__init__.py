@@ -5,12 +5,14 @@ existing model. Keras must run on PyTorch or JAX. What the operator does not sup
 states, other devices) runs by Keras's own loop.
 """
 
+from fusedrnn.extras import needs
+
 try:
     import keras as _keras  # noqa: F401 -- for a clear error if it is missing
 except ModuleNotFoundError as error:
     if error.name != "keras":
         raise
-    raise ImportError("fusedrnn.keras needs Keras; install it with: pip install 'fusedrnn[keras]'") from error
+    raise ImportError(needs("fusedrnn.keras", "keras")) from error
 
 from fusedrnn.conversion_report import LayerReport, Report
 from fusedrnn.keras import saving as _saving

@@ -5,12 +5,14 @@ It implements the interface of onnx backends: :func:`prepare`, :func:`run_model`
 flat parameter vectors; :func:`write` writes parameters into a model.
 """
 
+from fusedrnn.extras import needs
+
 try:
     import onnx as _onnx  # noqa: F401 -- checks that the package is installed
 except ModuleNotFoundError as error:
     if error.name != "onnx":
         raise
-    raise ImportError("fusedrnn.onnx needs the package onnx; install it with: pip install 'fusedrnn[onnx]'") from error
+    raise ImportError(needs("fusedrnn.onnx", "onnx")) from error
 
 from fusedrnn.onnx.backend import Backend, PreparedModel
 from fusedrnn.onnx.ort.accelerated_session import AcceleratedSession, accelerate

@@ -113,9 +113,9 @@ class NetworkOp(Operator, MakesStreams):
             all_states: Whether to return every state of every step of the last layer.
 
         Returns:
-            The triple (y, states, reserve): the output (T, N, D·S) of the last layer, or with ``all_states`` the tuple
-            that :meth:`RNNOp.forward` describes; a tuple with the final states of each entry of ``spec.layers``; and a
-            :class:`Reserve` for :meth:`backward`, or None without ``training``.
+            The triple (y, states, reserve). y is the output (T, N, D·S) of the last layer, or with ``all_states`` the
+            tuple that :meth:`RNNOp.forward` describes; states is a tuple with the final states of each entry of
+            ``spec.layers``; reserve is a :class:`Reserve` for :meth:`backward`, or None without ``training``.
 
         Raises:
             TypeError: If an argument has the wrong type. The message names the argument and the layer, what was given
@@ -155,7 +155,7 @@ class NetworkOp(Operator, MakesStreams):
                 tuple with a tuple for each entry of ``spec.layers``.
 
         Returns:
-            The triple (dx, dparams, dstates): dx is (T, N, I), dparams a flat vector, and dstates a tuple with the
+            The triple (dx, dparams, dstates). dx is (T, N, I), dparams a flat vector, and dstates a tuple with the
             gradients of the initial states of each entry of ``spec.layers``. If forward took ``reset_states``, a fourth
             entry holds their gradients. None stands for what is not computed.
 

@@ -24,7 +24,7 @@ from fusedrnn.spec import RNNSpec
 if TYPE_CHECKING:  # loaded with the engine
     from fusedrnn.engines.cpu.executor import Executor
 
-# Compared by identity, which is the fastest way to see that the argument was left out.
+# Compared by identity, which is the fastest way to see that the argument was left out: Python has one such literal.
 _GATES: SavePolicy = "gates"
 
 
@@ -105,7 +105,7 @@ class RNNOp(Operator, QuantizesParams, MakesStreams):
         training: bool = False,
         lengths: Array | Sequence[int] | None = None,
         out: Array | None = None,
-        reserve: SavePolicy = _GATES,
+        reserve: SavePolicy = "gates",
         seed: int | None = None,
         resets: Array | Sequence[Sequence[bool]] | None = None,
         reset_states: Sequence[Array | None] | None = None,
@@ -142,10 +142,11 @@ class RNNOp(Operator, QuantizesParams, MakesStreams):
                 such as c.
 
         Returns:
-            The triple (y, states, reserve): the output (T, N, D·S), which is the last layer's h at each step with
-            the directions concatenated; the final states, a tuple like ``states``; and a :class:`Reserve` for
-            :meth:`backward`, or None without ``training``. With ``all_states``, a tuple stands in the place of y: y and
-            every other state of each step (T, N, D·H), zero in the padding. For an LSTM it is (y, c).
+            The triple (y, states, reserve). y is the output (T, N, D·S), the last layer's h at each step with the
+            directions concatenated; states are the final states, a tuple like the argument; reserve is a
+            :class:`Reserve` for :meth:`backward`, or None without ``training``. With ``all_states``, a tuple stands in
+            the place of y: y and every other state of each step (T, N, D·H), zero in the padding. For an LSTM it is
+            (y, c).
 
         Raises:
             TypeError: If an argument has the wrong type; the message names it, what was given and what was expected.

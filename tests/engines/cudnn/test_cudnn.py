@@ -273,7 +273,7 @@ def hide_module(monkeypatch, name):
 
 def test_missing_torch_is_refused(monkeypatch):
     hide_module(monkeypatch, "torch")
-    assert_refused(r"torch is not installed \(pip install 'fusedrnn\[torch\]'\)")
+    assert_refused("backend='cudnn' needs PyTorch: install fusedrnn with its extra 'torch'")
 
 
 def test_missing_module_other_than_torch_is_named(monkeypatch):

@@ -394,7 +394,7 @@ def test_missing_package(unloaded):
         raise metadata.PackageNotFoundError(name)
 
     unloaded.setattr(library.metadata, "distribution", distribution)
-    assert_refused(r"^oneDNN is not installed: pip install 'fusedrnn\[onednn\]' .*\(engine 'onednn'\)$")
+    assert_refused(r"^backend='onednn' needs oneDNN: install fusedrnn with its extra 'onednn' \(engine 'onednn'\)$")
     assert RNNOp(SPEC).backend == "cpu"
 
 

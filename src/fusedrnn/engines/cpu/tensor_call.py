@@ -156,7 +156,7 @@ class TensorCall:
             weights: The address of packed weights; 0 if the job reads the tensors of the parameters.
 
         Returns:
-            False if a tensor is not as its guard says: then nothing has run.
+            False if a tensor is not as its guard says. Then nothing has run.
         """
         if self._single:
             return self._run_struct(self._single, tensors, reserve, weights)

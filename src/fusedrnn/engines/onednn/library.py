@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fusedrnn import env
+from fusedrnn.extras import needs
 from fusedrnn.locks import Lock
 
 FILE = "libdnnl.so.3"
@@ -230,7 +231,7 @@ def find() -> Path:
         for file in files:
             if file.name == FILE:
                 return Path(os.path.realpath(str(file.locate())))
-    raise ImportError(f"oneDNN is not installed: pip install 'fusedrnn[onednn]' brings its {FILE}")
+    raise ImportError(needs("backend='onednn'", "onednn"))
 
 
 def _load_with_dependencies(name: str, folder: Path) -> ctypes.CDLL:

@@ -47,7 +47,7 @@ class LayerBackward:
             args_grad: Buffers to write or add to instead of new arrays, as a list or a dict; None for a new array.
 
         Returns:
-            The computed gradients by name: ``"data"`` in the layer's layout, ``"state"``, ``"state_cell"``.
+            The computed gradients by name, ``"data"`` (in the layer's layout), ``"state"`` and ``"state_cell"``.
 
         Raises:
             TypeError: If an argument has the wrong type; the message names it, what was given and what was expected. Or

@@ -11,6 +11,7 @@ from typing import Any
 import onnx
 from onnx import ModelProto
 
+from fusedrnn.extras import needs
 from fusedrnn.onnx.graph import first_line
 from fusedrnn.onnx.ort import interrupts
 from fusedrnn.onnx.ort.choosing import choose
@@ -179,9 +180,7 @@ def _import_onnxruntime() -> Any:
     except ModuleNotFoundError as error:
         if error.name != "onnxruntime":
             raise
-        raise ImportError(
-            "accelerate needs the package onnxruntime; install it with: pip install 'fusedrnn[onnxruntime]'"
-        ) from error
+        raise ImportError(needs("fusedrnn.onnx.accelerate", "onnxruntime")) from error
     return onnxruntime
 
 
