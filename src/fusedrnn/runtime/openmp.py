@@ -12,7 +12,7 @@ from collections.abc import Callable
 from fusedrnn.jit.builder import I32, I64, Function, Module
 from fusedrnn.jit.c_function import c_function, emit_c_function
 from fusedrnn.jit.host import current_target
-from fusedrnn.jit.loader import Job, address, function, load, load_once
+from fusedrnn.jit.loader import Job, address, load, load_once
 from fusedrnn.jit.struct import Struct
 from fusedrnn.runtime.thread_pool import ThreadTeam
 
@@ -45,8 +45,8 @@ class OpenMPTeam(ThreadTeam):
 
     def __init__(self, threads: int, runtime: OpenMP) -> None:
         super().__init__(threads)
-        self._functions = runtime.parallel, runtime.get_num_threads, runtime.get_thread_num, address(_load_run_share())
-        self._run = _load_run_in_parallel()
+        self._run, run_share = _load()
+        self._functions = runtime.parallel, runtime.get_num_threads, runtime.get_thread_num, run_share
 
     def run(self, job: Job, arguments: int, num_threads: int) -> bool:
         """Run ``job(arguments, tid)`` on that many threads and wait for all; False if the runtime grants fewer."""
@@ -54,22 +54,26 @@ class OpenMPTeam(ThreadTeam):
 
 
 @load_once()
-def _load_run_share() -> Callable[..., None]:
-    return function(load("openmp_share", current_target(), build_run_share), "run_share", 1)
+def _load() -> tuple[Callable[..., int], int]:
+    """``run_in_parallel`` as a builtin function of the interpreter, and the address of ``run_share``."""
+    code = load("openmp", current_target(), build_openmp)
+    return c_function("run_in_parallel", code), code.address("run_share")
 
 
-@load_once()
-def _load_run_in_parallel() -> Callable[..., int]:
-    return c_function("run_in_parallel", load("openmp", current_target(), build_run_in_parallel))
+def build_openmp() -> Module:
+    """The module of ``run_in_parallel`` and ``run_share``."""
+    module = Module("openmp")
+    _emit_run_share(module)
+    emit_c_function(module, _emit_run_in_parallel(module))
+    return module
 
 
-def build_run_in_parallel() -> Module:
-    """The module of a builtin function of the interpreter, which returns 1 if it has run the job, else 0.
+def _emit_run_in_parallel(module: Module) -> Function:
+    """A function that starts a parallel region for a job; it returns 1 if the job has run, else 0.
 
     Its arguments are the addresses of three functions of the runtime and of ``run_share``; then the job, its arguments
     and the number of threads.
     """
-    module = Module("openmp")
     names = ["parallel", "get_num_threads", "get_thread_num", "run_share", "job", "arguments", "num_threads"]
     f = Function(module, "run_in_parallel", names, returns=True)
     parallel, get_num_threads, get_thread_num, run_share, job, arguments, num_threads = f.arguments
@@ -82,13 +86,11 @@ def build_run_in_parallel() -> Module:
         f.store(value, omp_job + _OMP_JOB.offset(name))
     f.call_address(parallel, run_share, omp_job, num_threads, f.constant(0))
     f.ret(_OMP_JOB.read(f, omp_job).failed.is_zero.zext(I64))
-    emit_c_function(module, f)
-    return module
+    return f
 
 
-def build_run_share() -> Module:
-    """The module of ``run_share(omp_job)``, which every thread of a parallel region calls."""
-    module = Module("openmp_share")
+def _emit_run_share(module: Module) -> None:
+    """``run_share(omp_job)``, which every thread of a parallel region calls."""
     f = Function(module, "run_share", ["omp_job"], exported=True)
     (omp_job,) = f.arguments
     fields = _OMP_JOB.read(f, omp_job)
@@ -100,4 +102,3 @@ def build_run_share() -> Module:
         with too_few:
             f.store(1, omp_job + _OMP_JOB.offset("failed"))
     f.ret()
-    return module

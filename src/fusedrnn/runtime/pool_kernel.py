@@ -35,13 +35,14 @@ _MAX_CPUS = 1024
 
 
 def build_pool() -> Module:
-    """The module of ``worker_loop``, ``dispatch`` and ``stop``."""
+    """The module of ``worker_loop``, ``dispatch``, ``stop``, and ``run_on_pool`` as a builtin function."""
     module = Module("pool")
     wait = emit_wait(module)
     spread_out = emit_spread_out(module)
     _emit_worker_loop(module, wait, spread_out)
     _emit_dispatch(module, wait, spread_out)
     _emit_stop(module)
+    emit_c_function(module, emit_run_on_pool(module))
     return module
 
 
@@ -124,13 +125,6 @@ def has_size(f: Function, control: Value, threads: Value) -> Value:
     with f.if_(control.is_set):
         workers.set(CONTROL.read(f, control).workers)
     return (workers.get() + 1).equals(threads)
-
-
-def build_run_on_pool() -> Module:
-    """The module of ``run_on_pool`` as a builtin function of the interpreter."""
-    module = Module("run_on_pool")
-    emit_c_function(module, emit_run_on_pool(module))
-    return module
 
 
 def _run_job(f: Function, arguments: Sequence[Value], wait: Function, spread_out: Function) -> None:

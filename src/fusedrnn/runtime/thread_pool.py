@@ -26,16 +26,7 @@ from fusedrnn.jit.loader import Job, address, function, load, load_once
 from fusedrnn.locks import Lock
 from fusedrnn.runtime.buffers import aligned_empty
 from fusedrnn.runtime.native_state import control_cell, publish_num_threads, publish_pool
-from fusedrnn.runtime.pool_kernel import (
-    CLOSE,
-    CONTROL,
-    MANY_CLOSE,
-    NO_POOL,
-    RAN,
-    SPINNING,
-    build_pool,
-    build_run_on_pool,
-)
+from fusedrnn.runtime.pool_kernel import CLOSE, CONTROL, MANY_CLOSE, NO_POOL, RAN, SPINNING, build_pool
 from fusedrnn.scalars import as_int, shown
 
 # Iterations of a waiting loop, each of 15 ns or more. An idle thread sleeps after a quarter of a millisecond; a thread
@@ -109,8 +100,7 @@ class PoolFunctions(NamedTuple):
 def load_pool() -> PoolFunctions:
     """Load the machine code of the pool."""
     code = load("pool", current_target(), build_pool)
-    dispatch = function(code, "dispatch", 4, returns=True)
-    run_on_pool = c_function("run_on_pool", load("run_on_pool", current_target(), build_run_on_pool))
+    dispatch, run_on_pool = function(code, "dispatch", 4, returns=True), c_function("run_on_pool", code)
     return PoolFunctions(dispatch, function(code, "stop", 1), function(code, "worker_loop", 3), run_on_pool)
 
 
@@ -118,6 +108,10 @@ class ThreadPool:
     """Some threads beside the caller's, and the control block they share.
 
     Each thread refers to the pool for as long as it runs, so that the memory it waits on is not freed before it ends.
+
+    Attributes:
+        workers: How many threads there are beside the caller's.
+        control: The address of the control block.
     """
 
     def __init__(self, workers: int) -> None:
@@ -125,7 +119,7 @@ class ThreadPool:
         self.workers = workers
         self._control = aligned_empty((len(CONTROL),), np.int64)
         self._control[:] = 0
-        self._address: int = self._control.ctypes.data
+        self.control: int = self._control.ctypes.data
         oversubscribed = _is_oversubscribed(workers + 1)
         self._control[CONTROL.index["spins"]] = _OVERSUBSCRIBED_SPINS if oversubscribed else _IDLE_SPINS
         self._cpu_of_thread = np.full(workers + 1, -1, np.int64)
@@ -139,21 +133,16 @@ class ThreadPool:
                 thread.start()
                 self._threads.append(thread)
         except BaseException:  # no more threads in the system, or an interrupt: leave no incomplete pool behind
-            self._functions.stop(self._address)
+            self._functions.stop(self.control)
             raise
 
     def _run_worker(self, tid: int) -> None:
-        self._functions.worker_loop(self._address, tid, 0)
+        self._functions.worker_loop(self.control, tid, 0)
 
     @property
     def memory(self) -> tuple[object, ...]:
         """The arrays that hold the control block and what it refers to."""
         return self._control, self._cpu_of_thread
-
-    @property
-    def control(self) -> int:
-        """The address of the control block."""
-        return self._address
 
     @property
     def is_busy(self) -> bool:
@@ -162,7 +151,7 @@ class ThreadPool:
 
     def stop(self) -> None:
         """End the threads and wait until they have ended. If the wait is interrupted they end all the same."""
-        self._functions.stop(self._address)
+        self._functions.stop(self.control)
         for thread in self._threads:
             thread.join()
 
