@@ -86,7 +86,7 @@ class Layer(FusedLayer, Module):
         for entry in spec.layout.by_layer_direction:
             weight = Parameter(torch.empty(entry.shape, device=device, dtype=dtype))
             self.register_parameter(entry.torch_name, weight)
-        if (refusal := unsupported_heads(replace(spec, dtype=MODULE_DTYPES.get(weight.dtype, "float32")))) is not None:
+        if (refusal := unsupported_heads(self.spec)) is not None:
             warnings.warn(f"{refusal}: the layer runs as a loop of PyTorch's operations", stacklevel=2)
         if compute is not None:
             self.compute = checked_compute(compute, "float64" if weight.dtype.itemsize > 4 else "float32")
