@@ -30,7 +30,8 @@ ALL_CASES = [
 ]
 CASES = [case for case in ALL_CASES if not case.values[1].has_tiles]
 TILE_CASES = [case for case in ALL_CASES if case.values[1].has_tiles]
-TILE_KERNELS = [(1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2)]
+# By the kind of common module; that of the weights' gradients multiplies tiles of bfloat16 only.
+TILE_KERNELS = {"nn": [(1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2)], "tn": [(1, 1), (1, 2), (1, 3), (1, 4)]}
 
 
 def loops_over_k(compute, target):
@@ -77,12 +78,15 @@ def test_dot_products_need_no_conversion(compute, target):
         assert not [line for line in body if not re.match(rf"({allowed}|j\w+)", line)], name
 
 
+@pytest.mark.parametrize("kind", TILE_KERNELS)
 @pytest.mark.parametrize(("compute", "target"), TILE_CASES)
-def test_tile_products(compute, target):
+def test_tile_products(kind, compute, target):
     """A step loads each tile of A and of B once and multiplies every pair of them; nothing else touches memory."""
-    code = common_functions("nn", compute, target)
-    assert sum(name.startswith("tile_kernel") for name in code) == len(TILE_KERNELS)
-    for height, vecs in TILE_KERNELS:
+    if kind == "tn" and compute != "bfloat16":
+        return
+    code, kernels = common_functions(kind, compute, target), TILE_KERNELS[kind]
+    assert sum(name.startswith("tile_kernel") for name in code) == len(kernels)
+    for height, vecs in kernels:
         [body] = [body for body in loops(code[f"tile_kernel{height}x{vecs}"]) if any("%tmm" in line for line in body)]
         counts = Counter(line.split()[0] for line in body)
         assert counts["tileloadd"] == height + vecs
@@ -121,11 +125,14 @@ def test_tiles_are_released(build, compute, target):
     assert not [line for line in job[last:] if line.startswith("j")]
 
 
+@pytest.mark.parametrize("kind", TILE_KERNELS)
 @pytest.mark.parametrize(("compute", "target"), TILE_CASES)
-def test_tiles_are_configured_where_they_have_other_rows(compute, target):
+def test_tiles_are_configured_where_they_have_other_rows(kind, compute, target):
     """Asked first: to configure takes longer than many products."""
-    code = common_functions("nn", compute, target)
-    [gemm] = [lines for name, lines in code.items() if name in ("gemm", "gemm_int8")]
+    if kind == "tn" and compute != "bfloat16":
+        return
+    code = common_functions(kind, compute, target)
+    [gemm] = [lines for name, lines in code.items() if name in ("gemm", "gemm_int8", "gemm_tn")]
     instructions = [line.split()[0] for line in gemm]
     asked, configured = instructions.index("sttilecfg"), instructions.index("ldtilecfg")
     assert any(word.startswith("j") for word in instructions[asked:configured])

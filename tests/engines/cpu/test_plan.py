@@ -95,6 +95,21 @@ def test_tiles_take_less_time(compute):
 
 
 @pytest.mark.skipif(not is_x86(), reason="AMX is an extension of x86")
+@pytest.mark.parametrize(("batch", "ratio"), [(64, 1 / 8), (1, 1 / 16)])
+def test_tiles_multiply_weight_gradients(batch, ratio):
+    """Eight times as fast as vectors, which multiply only rows of the same step by one instruction."""
+    spec = RNNSpec("lstm", 1024, 1024, compute="bfloat16")
+    rates = dict.fromkeys(("l2_bandwidth", "l3_bandwidth", "memory_bandwidth"), 1e15)
+    fast = replace(MACHINE, **rates, instruction=0.0, tile=0.0)
+    costs = []
+    for name in ("avx512-amx", "avx512-bf16"):
+        (target,) = (target for target in known_targets() if target.name == name)
+        problem = ProblemSize(spec, target, 64, batch, "backward")
+        costs.append(predict_cost(problem, largest_share(problem, (1, 1, 1)), fast)["weights"])
+    assert costs[0] / costs[1] == pytest.approx(ratio, rel=0.05)
+
+
+@pytest.mark.skipif(not is_x86(), reason="AMX is an extension of x86")
 def test_tiles_have_longer_chunks_where_weights_leave_l2():
     """They read the input weights less often; where these stay in L2, the gates of a short chunk do so beside them."""
     (amx,) = (target for target in known_targets() if target.has_tiles)

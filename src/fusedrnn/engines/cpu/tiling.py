@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fusedrnn.engines.cpu.kernels.bfloat16_products import Bfloat16DotProducts
 from fusedrnn.engines.cpu.kernels.lowered_cell import (
     Blocking,
     LoweredStage,
@@ -16,7 +15,7 @@ from fusedrnn.engines.cpu.kernels.lowered_cell import (
     moments,
     reduced_rows,
 )
-from fusedrnn.engines.cpu.kernels.products import PRODUCTS, ProductsClass, products_class
+from fusedrnn.engines.cpu.kernels.products import PRODUCTS, ProductsClass, gradient_format, products_class
 from fusedrnn.jit.target import ITEM_SIZE, Target
 from fusedrnn.layout import Kind
 from fusedrnn.lazy import cached_property
@@ -161,9 +160,9 @@ class Tiling:
         return products_class(self.spec.operand_format, self.target)
 
     @cached_property
-    def rows_per_group(self) -> int:
-        """Rows of the batch that the GEMMs of the weights' gradients multiply by one instruction."""
-        return Bfloat16DotProducts.group if self.target.multiplies_pairs(self.spec.operand_format) else 1
+    def gradient_products(self) -> ProductsClass:
+        """How the GEMMs of the weights' gradients multiply. Their groups are rows of the batch."""
+        return products_class(gradient_format(self.spec.operand_format, self.target), self.target)
 
     @property
     def converts_rows(self) -> bool:

@@ -88,7 +88,7 @@ class _DirectionLoop(CarriedGradients, CellGradient):
         f, c = self.f, self.c
         self._enter()
         rows_of_step_after = f.var(0)
-        is_first_block = f.var(1)
+        rows_before = f.var(0)
         with f.loop(0, c.steps, c.block) as first:
             last = (first + c.block).at_most(c.steps)
             rows_in_block = f.var(0)
@@ -96,8 +96,8 @@ class _DirectionLoop(CarriedGradients, CellGradient):
                 end = (begin + c.chunk).at_most(last)
                 self._chunk(begin, end, rows_of_step_after, rows_in_block)
             with f.if_(self.params_requested):
-                f.call(self._weight_gradients, *f.arguments, first, last, rows_in_block.get(), is_first_block.get())
-            is_first_block.set(0)
+                f.call(self._weight_gradients, *f.arguments, first, last, rows_in_block.get(), rows_before.get())
+            rows_before.set(rows_before.get() + rows_in_block.get())
         with f.if_((self.p.dh0 | self.p.dh_reset).is_set):
             self._recurrent_gemm(c.steps, rows_of_step_after.get())
             self.cut_gradients(c.steps, rows_of_step_after.get())

@@ -12,6 +12,7 @@ from fusedrnn.engines.cpu.kernels.direction_emitter import (
 )
 from fusedrnn.engines.cpu.kernels.layer_rows import INPUT_FIELDS
 from fusedrnn.engines.cpu.kernels.lowered_cell import LoweredStage, state_letters
+from fusedrnn.engines.cpu.kernels.row_groups import first_row_number
 from fusedrnn.engines.cpu.kernels.thread_share import Program
 from fusedrnn.engines.cpu.kernels.workspace import BACKWARD_REGIONS
 from fusedrnn.jit.builder import Function, Value
@@ -57,7 +58,9 @@ class BackwardEmitter(DirectionEmitter):
         self.unit_vecs = self.num_vectors(c.hidden)
         self.gates_k_padded = self.unit_vecs * (self.num_gates * v.lanes)
         self.group = c.groups + self.layer_dir_group * c.group_stride
-        self.transposed = self.group + c.transposed_offset
+        # Where the rows of a block of steps begin in the first transposed gradient.
+        first_row = first_row_number(program.compute, program.target)
+        self.transposed = self.group + c.transposed_offset + first_row * v.bytes
         self.scratch = c.scratch + self.thread * c.scratch_stride
         self.chunk_table = self.scratch + self.rows * (16 * len(self.gemm_stages))
         self.state_table = self.chunk_table + c.chunk * self.rows * 8

@@ -1,13 +1,12 @@
 """The operands of the GEMMs of the weights' gradients, which sum over the rows of a block of steps.
 
 A is the gate gradients, transposed as backward stored them. B is the layer's input or its previous h, packed by panels.
-A *group* of k is one row. Where the target has a dot product of pairs of bfloat16, a group is a pair of rows of one
-step: two sequences, or the last one and zeros. No pair has rows of two steps, so pairs do not depend on how steps are
-divided into blocks.
+A group of k is one row or a pair of rows, see :mod:`fusedrnn.engines.cpu.kernels.row_groups`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from fusedrnn.engines.cpu.kernels.bfloat16_products import rounded_to_bfloat16
@@ -16,8 +15,9 @@ from fusedrnn.engines.cpu.kernels.dropout import DROP_PANEL
 from fusedrnn.engines.cpu.kernels.lowered_cell import LoweredStage
 from fusedrnn.engines.cpu.kernels.parameter_sums import ParameterSums, Share
 from fusedrnn.engines.cpu.kernels.products import gradient_format, products_of
+from fusedrnn.engines.cpu.kernels.row_groups import RowGroups, StepPairs, TilePairs, first_row_number
 from fusedrnn.engines.cpu.kernels.thread_share import Program
-from fusedrnn.engines.cpu.kernels.workspace import ROW_PAIR, ROW_POSITION
+from fusedrnn.engines.cpu.kernels.workspace import ROW_POSITION
 from fusedrnn.jit.builder import Declared, Function, Value
 
 
@@ -52,23 +52,27 @@ class GradientOperands(ParameterSums):
 
     def __init__(self, program: Program, store_or_add: Function) -> None:
         super().__init__(program, store_or_add)
-        f, c = self.f, self.c
+        c = self.c
         self._drop_panel = Declared(program.module, DROP_PANEL)
-        self._pairs = products_of(gradient_format(program.compute, program.target), self.v)
-        self.multiplies_pairs = self._pairs.group > 1
+        self._products = products_of(gradient_format(program.compute, program.target), self.v)
+        self.joins_rows = self._products.group > 1
+        self.first_row_number = first_row_number(program.compute, program.target)
         self.row_positions = self.scratch + c.row_positions_offset
-        self.row_pairs = self.scratch + c.row_pairs_offset
         self.panel_features = self.panel_bytes // self.v.item
-        self.num_pairs = f.var(0)
+        self.row_groups = self._row_groups()
+
+    def _row_groups(self) -> RowGroups:
+        """How the rows of the block are grouped."""
+        if not self.joins_rows:
+            return RowGroups(self.num_rows)
+        operands = self.num_rows, self.v, self._products, self.zeros
+        if self._products.tile_instruction:
+            return TilePairs(*operands, self.rows_before, self.is_last_block)
+        return StepPairs(*operands, self.scratch + self.c.row_pairs_offset)
 
     def share_of(self, stage: LoweredStage) -> Share:
         """This thread's share of a stage's units."""
         return self.out_share if stage.projects else self.hidden_share
-
-    @property
-    def num_groups(self) -> Value:
-        """Groups of the block."""
-        return self.num_pairs.get() if self.multiplies_pairs else self.num_rows
 
     def weights_of(self, stage: LoweredStage) -> list[Weights]:
         """The weights of a stage: input weights if it has any, then recurrent ones or the projection."""
@@ -78,13 +82,17 @@ class GradientOperands(ParameterSums):
         """A stage's distinct gradient of a vector of units: a vector for each row of the block."""
         return self.transposed + self.grad_index(stage, unit_vec, grad) * self.c.transposed_stride
 
+    def groups(self, stage: LoweredStage, unit_vec: Value, grad: int) -> Value:
+        """The same by groups of rows, after they are joined."""
+        return self.gradients(stage, unit_vec, grad) - self.first_row_number * self.v.bytes
+
     def store_row_positions(self) -> None:
-        """Store for each row of the block its time, its sequence and the time before; also pairs of rows, if used.
+        """Store for each row of the block its time, its sequence and the time before; group the rows.
 
         The order is that of the transposed gradients.
         """
         f, c = self.f, self.c
-        address, first_row = f.var(self.row_positions), f.var(0)
+        address = f.var(self.row_positions + self.first_row_number * ROW_POSITION.size)
         with f.loop(self.first, self.last) as step:
             time = self.backward_time(step)
             active = self.active_in_batch(time)
@@ -94,40 +102,31 @@ class GradientOperands(ParameterSums):
                 for name, value in position:
                     f.store(value, address.get() + ROW_POSITION.offset(name))
                 address.set(address.get() + ROW_POSITION.size)
-            if self.multiplies_pairs:
-                with f.loop(0, active, 2) as sorted_row:
-                    pair = self.row_pairs + self.num_pairs.get() * ROW_PAIR.size
-                    f.store(first_row.get() + sorted_row, pair + ROW_PAIR.offset("first_row"))
-                    f.store((active - sorted_row).at_most(2), pair + ROW_PAIR.offset("num_rows"))
-                    self.num_pairs.set(self.num_pairs.get() + 1)
-                first_row.set(first_row.get() + active)
-
-    def _row_pair(self, pair: Value) -> tuple[Value, Value]:
-        """The first row of a pair, and the number of its rows."""
-        fields = ROW_PAIR.read(self.f, self.row_pairs + pair * ROW_PAIR.size)
-        return fields.first_row, fields.num_rows
+            self.row_groups.add_step(active)
 
     def join_gradients(self, stage: LoweredStage) -> None:
-        """Replace this thread's transposed gradients of a stage by pairs, in place.
+        """Replace this thread's transposed gradients of a stage by groups of rows, in place."""
+        for vectors in self._gradients_of_share(stage):
+            self.row_groups.join(vectors)
 
-        A pair is stored in the place of its first row or before it, where the rows have already been read.
-        """
-        f, v = self.f, self.v
-        grads = sorted({grad for weights in self.weights_of(stage) for grad in weights.grads})
-        with f.loop(*self.share_of(stage)[:2]) as unit_vec:
-            for grad in grads:
-                vectors = self.gradients(stage, unit_vec, grad)
-                with f.loop(0, self.num_pairs.get()) as pair:
-                    row, num_rows = self._row_pair(pair)
-                    source = vectors + row * v.bytes
-                    second = (num_rows > 1).select(source + v.bytes, self.zeros)
-                    f.store(self._pairs.slot([v.load(source), v.load(second)]), vectors + pair * v.bytes, v.bytes)
+    def keep_rest(self) -> None:
+        """Keep what belongs to the rows that the GEMMs of this block have left."""
+        for stage in self.column_groups:
+            for vectors in self._gradients_of_share(stage):
+                self.row_groups.keep_rest(vectors, self.v.bytes)
+        self.row_groups.keep_rest(self.row_positions, ROW_POSITION.size)
+
+    def _gradients_of_share(self, stage: LoweredStage) -> Iterator[Value]:
+        """The gradients of this thread's units that weights are multiplied with, by groups; emitted in a loop."""
+        with self.f.loop(*self.share_of(stage)[:2]) as unit_vec:
+            for grad in sorted({grad for weights in self.weights_of(stage) for grad in weights.grads}):
+                yield self.groups(stage, unit_vec, grad)
 
     def pack(self, weights: Weights, groups: GroupRange, feature: Value, into: Value) -> None:
         """Pack a panel of B: the features from ``feature`` on, of each row of the layer's input or stage's operand."""
         with self.f.loop(groups.begin, groups.end) as group:
             packed_group = into + (group - groups.begin) * self.panel_bytes
-            if self.multiplies_pairs:
+            if self.joins_rows:
                 self._pack_pair(weights, feature, group, packed_group)
             else:
                 self._pack_row(weights, feature, group, packed_group)
@@ -135,12 +134,15 @@ class GradientOperands(ParameterSums):
     def _pack_pair(self, weights: Weights, feature: Value, pair: Value, into: Value) -> None:
         """Pack a panel's features of a pair of rows; the panel of dx holds the second row meanwhile."""
         f, v = self.f, self.v
-        row, num_rows = self._row_pair(pair)
+        row, num_rows = self.row_groups.rows_of(pair)
         with f.loop(0, num_rows) as number:
             self._pack_row(weights, feature, row + number, number.is_zero.select(into, self.panel))
-        second = (num_rows > 1).select(self.panel, self.zeros)
+        rows = [
+            (num_rows > number).select(packed_row, self.zeros) for number, packed_row in enumerate((into, self.panel))
+        ]
         for offset in range(0, self.panel_bytes, v.bytes):
-            f.store(self._pairs.slot([v.load(into + offset), v.load(second + offset)]), into + offset, v.bytes)
+            slot = self._products.slot([v.load(packed_row + offset) for packed_row in rows])
+            f.store(slot, into + offset, v.bytes)
 
     def _pack_row(self, weights: Weights, feature: Value, row: Value, into: Value) -> None:
         """Pack a panel's features of a row as floats; rounded if the GEMM multiplies rounded floats."""
@@ -159,6 +161,6 @@ class GradientOperands(ParameterSums):
         if not of_state:
             with f.if_(p.threshold > 0):
                 f.call(self._drop_panel, into, feature, *self.dropout_counter(sequence, time))
-        if self.products.converts_rows and not self.multiplies_pairs:
+        if self.products.converts_rows and not self.joins_rows:
             for address in (into + number * v.bytes for number in range(self.panel_vectors)):
                 v.store(rounded_to_bfloat16(v, v.load(address)), address)

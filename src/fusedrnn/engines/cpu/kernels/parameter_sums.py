@@ -22,13 +22,14 @@ class Share(NamedTuple):
 
 
 class ParameterSums(BackwardEmitter):
-    """A function of (a layer-direction's arguments, first step, last step, their rows, is_first_block)."""
+    """A function of (a layer-direction's arguments, first step, last step, their rows, earlier rows)."""
 
     def __init__(self, program: Program, store_or_add: Function) -> None:
-        super().__init__(program, "weight_gradients", ("first", "last", "rows_in_block", "is_first_block"))
+        super().__init__(program, "weight_gradients", ("first", "last", "rows_in_block", "rows_before"))
         self.store_or_add = store_or_add
         f, c = self.f, self.c
-        self.first, self.last, self.num_rows, self.is_first_block = f.arguments[4:]
+        self.first, self.last, self.num_rows, self.rows_before = f.arguments[4:]
+        self.is_first_block, self.is_last_block = self.first.is_zero, self.last.equals(c.steps)
         thread = self.row_group * c.grid_units + self.unit_group
         self.hidden_share = self._share(c.weight_starts, thread, c.hidden)
         self.out_share = self._share(c.out_weight_starts, thread, c.out) if self.cell.projects else self.hidden_share
@@ -77,7 +78,7 @@ class ParameterSums(BackwardEmitter):
         grads = {leaf: grad for leaf, grad in stage.derivative.param_grads.items() if isinstance(leaf, ParamScalar)}
         if not grads:
             return
-        is_last_of_first = self.last.equals(c.steps) & self.row_group.is_zero & self.unit_group.is_zero
+        is_last_of_first = self.is_last_block & self.row_group.is_zero & self.unit_group.is_zero
         with f.if_(p.d_param_scalars.is_set & is_last_of_first):
             for leaf, grad in grads.items():
                 total = f.var(v.const(0.0))

@@ -121,11 +121,11 @@ def products_class(compute: str, target: Target) -> ProductsClass:
 
 
 def gradient_format(compute: str, target: Target) -> str:
-    """The format in which gradients of weights are multiplied: that of sums, or bfloat16 where vectors multiply pairs.
+    """The format in which gradients of weights are multiplied: that of sums, or bfloat16 if the target multiplies it.
 
     Their operands are gate gradients, inputs and states, which were rounded to the format of operands.
     """
-    return compute if target.multiplies_pairs(compute) else STORAGE[compute]
+    return compute if compute == "bfloat16" and compute in target.dot_products else STORAGE[compute]
 
 
 def products_of(compute: str, v: Vectors, a_step: int = 0) -> Products:

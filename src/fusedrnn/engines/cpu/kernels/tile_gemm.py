@@ -19,7 +19,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from fusedrnn.engines.cpu.kernels.gemm import OUTPUT_ARGUMENTS, gemm_of, k_parts
+from fusedrnn.engines.cpu.kernels.gemm import GEMM_TN, OUTPUT_ARGUMENTS, gemm_of, k_parts
 from fusedrnn.engines.cpu.kernels.one_row_gemm import emit_one_row_kernels
 from fusedrnn.engines.cpu.kernels.products import PRODUCTS, SCALE_BYTES, STORAGE, products_of
 from fusedrnn.jit.builder import Function, Module, Value
@@ -46,6 +46,26 @@ def emit_tile_gemm(module: Module, target: Target, compute: str, part_bytes: int
             f.call(kernel, a_rows, f.constant(0), b, k, *others)
         f.ret()
     _ManyRows(f, target, compute).emit(part_bytes)
+    f.ret()
+    return f
+
+
+def emit_tile_gemm_tn(module: Module, target: Target, compute: str) -> Function:
+    """The function ``GEMM_TN``: A is a tile for each K-block, with a row of 64 bytes for each row of C.
+
+    ``k`` is a number of whole K-blocks, in groups.
+    """
+    f = Function.of(module, GEMM_TN)
+    num_rows, num_col_vecs, a, b, k, *output = f.arguments[:9]
+    instruction = products_of(compute, Vectors(f, target, STORAGE[compute])).tile_instruction
+    tiles_of, zero = emit_tiles(module, target, instruction), f.constant(0)
+    kernels = {
+        vecs: _TileKernel(module, target, compute, tiles_of, 1, vecs, a_step=TILE_BYTES).emit()
+        for vecs in range(1, target.tile[1] + 1)
+    }
+    tiles_of(f, num_rows).configure()
+    for kernel in f.switch(num_col_vecs, kernels):
+        f.call(kernel, num_rows, zero, a, ROW_BYTES, zero, b, zero, k, *output)
     f.ret()
     return f
 
@@ -154,12 +174,14 @@ class _TileKernel:
 
     Its arguments: the rows of a tile, and the row where the second one begins; A, the bytes between its rows, and the
     tiles of its last groups; the first vector in B's panel, and the tiles of B's last groups; K in groups; C_in and C,
-    each with the bytes between rows; and if operands are quantized the scales of B's columns and B's head.
+    each with the bytes between rows; and if operands are quantized the scales of B's columns and B's head. A K-block of
+    A's rows follows the one before it after ``a_step`` bytes.
     """
 
     def __init__(
-        self, module: Module, target: Target, compute: str, tiles_of: TilesOf, height: int, col_vecs: int
-    ) -> None:
+        self, module: Module, target: Target, compute: str, tiles_of: TilesOf, height: int, col_vecs: int,
+        a_step: int = ROW_BYTES,
+    ) -> None:  # fmt: skip
         scales = ["b_scales", "head"] if PRODUCTS[compute].has_scales else []
         names = ["rows", "second", "a", "a_stride", "a_tail", "b", "b_tail", "k", *OUTPUT_ARGUMENTS, *scales]
         self.f = f = Function(module, f"tile_kernel{height}x{col_vecs}", names)
@@ -170,7 +192,7 @@ class _TileKernel:
         self.tiles = tiles_of(f, self.rows)
         self.group_bytes = target.tile[1] * self.products.b_bytes
         self.first_rows = [f.constant(0), self.second][:height]
-        self.col_vecs = col_vecs
+        self.col_vecs, self.a_step = col_vecs, a_step
 
     def emit(self) -> Function:
         f = self.f
@@ -179,7 +201,7 @@ class _TileKernel:
         a_tiles = [self.a + row * self.a_stride for row in self.first_rows]
         step_bytes = GROUPS * self.group_bytes
         with f.loop(0, num_steps) as step:
-            left = [tile + step * ROW_BYTES for tile in a_tiles]
+            left = [tile + step * self.a_step for tile in a_tiles]
             right = [self.b + step * step_bytes + vec * self.v.bytes for vec in range(self.col_vecs)]
             self._multiply(left, self.a_stride, right, f.constant(self.group_bytes))
         with f.if_(self.k % GROUPS > 0):

@@ -29,7 +29,7 @@ class WeightGrad(NamedTuple):
 
 
 class WeightGradients(GradientOperands):
-    """Emits a function of (a layer-direction's arguments, first step, last step, their rows, is_first_block).
+    """Emits a function of (a layer-direction's arguments, first step, last step, their rows, earlier rows).
 
     With the last block, the sums go to the caller.
     """
@@ -47,24 +47,26 @@ class WeightGradients(GradientOperands):
         """Emit the function."""
         f, c = self.f, self.c
         # If this is the only block, and the caller's array is not added to, sums of whole panels go directly there.
-        only_block = self.is_first_block.is_set & self.last.equals(c.steps)
+        only_block = self.is_first_block & self.is_last_block
         self.write_direct = only_block & (self.num_rows > 0) & c.add_params.is_zero
         self._direction_barrier()
         self.store_row_positions()
         self._clear_sums()
         for stage in self.summed_stages:
             self.add_bias_sums(stage)
-        if self.multiplies_pairs:
+        if self.joins_rows:
             for stage in self.column_groups:
                 self.join_gradients(stage)
-        num_groups = self.num_groups
+        num_groups = self.row_groups.count
         with f.loop(0, num_groups, c.inner) as begin:
             end = (begin + c.inner).at_most(num_groups)
-            accumulate = (begin + (1 - self.is_first_block)).is_set
+            accumulate = begin.is_set | self.is_first_block.is_zero
             for weights in (weights for stage in self.column_groups for weights in self.weights_of(stage)):
                 with f.if_(self._weight_grad(weights).address.is_set):
                     self._multiply(weights, GroupRange(begin, end, accumulate))
-        with f.if_(self.last.equals(c.steps)):
+        if self.first_row_number:
+            self.keep_rest()
+        with f.if_(self.is_last_block):
             self._store_sums()
         self._direction_barrier()
         for stage in self.summed_stages:
@@ -80,13 +82,13 @@ class WeightGradients(GradientOperands):
             f.call(self._barrier, c.barriers + index * BARRIER_BYTES, c.grid_rows * c.grid_units, c.spins)
 
     def _clear_sums(self) -> None:
-        """Clear the sums before the first block; sums of weights only if the block has no rows, else it writes them."""
+        """Clear the sums before the first block; sums of weights only if no GEMM of the block writes them."""
         f = self.f
-        with f.if_(self.is_first_block.is_set):
+        with f.if_(self.is_first_block):
             for stage in self.summed_stages:
                 begin, end = (self.bias_sums(stage, unit_vec) for unit_vec in self.hidden_share[:2])
                 f.fill_zero(begin, end - begin)
-        with f.if_(self.num_rows.is_zero & self.is_first_block.is_set):
+        with f.if_(self.row_groups.count.is_zero & self.is_first_block):
             for stage in self.column_groups:
                 first, last, _ = self.share_of(stage)
                 size = (last - first) * (stage.num_gates * self.v.lanes) * self.c.weights_stride
@@ -108,7 +110,7 @@ class WeightGradients(GradientOperands):
                 self.pack(weights, groups, head.first * self.v.lanes + panel * self.panel_features, into)
             with f.loop(head.first + head.begin, head.first + head.end) as unit_vec:
                 for gate, grad in enumerate(weights.grads):
-                    a = self.gradients(stage, unit_vec, grad) + groups.begin * self.v.bytes
+                    a = self.groups(stage, unit_vec, grad) + groups.begin * self.v.bytes
                     self._multiply_gate(weights, unit_vec, gate, a, b, (first, last), groups.accumulate)
 
     @contextmanager

@@ -161,7 +161,7 @@ _BACKWARD_THREAD: Arena[BackwardSizes] = Arena(
     "scratch_stride",
     # Addresses of rows: two tables for each stage, one for a chunk; one for the states of a chunk that is recomputed.
     row_tables=lambda s: _ADDRESS_BYTES * ((2 * s.num_stages + s.chunk) * s.rows + s.recomputed_rows),
-    row_positions=lambda s: ROW_POSITION.size * s.block * s.batch,
+    row_positions=lambda s: ROW_POSITION.size * s.transposed_rows,
     row_pairs=lambda s: ROW_PAIR.size * s.row_pairs,
     # A row of zeros, the initial accumulators, then a panel of dx.
     panel=lambda s: s.panel_bytes * (1 + s.chunk * s.rows),

@@ -86,7 +86,7 @@ class BackwardSizes(WorkspaceSizes):
     """The sizes of a backward call.
 
     Attributes:
-        block: Steps of a GEMM of the weight gradients.
+        transposed_rows: Rows of transposed gradients: of a block of steps, and those that the block before it left.
         gates_row: Bytes of a row of gate gradients.
         carried_stride, carried_size: Bytes from one row of a state's gradients to the next, and of all rows.
         transposed_stride: Bytes from one vector of transposed gradients to the next.
@@ -94,7 +94,7 @@ class BackwardSizes(WorkspaceSizes):
         k_padded: Rows of the weight gradients.
         pre_act_grad_vecs: Distinct vectors of pre-activation gradients.
         row_pairs: Pairs of rows of a block, where pairs are multiplied.
-        inner, packed_panels: Rows and panels that a GEMM of the weight gradients packs at once.
+        inner, packed_panels: Groups of rows and panels that a GEMM of the weight gradients packs at once.
         saved_vecs: Vectors that are computed again for each unit vector.
         recomputed_rows: Rows of a chunk that is computed again.
         dx_partial_row, dx_partial_step, dx_partial_size: Bytes of a row, of a step and of all steps of a direction's
@@ -102,7 +102,7 @@ class BackwardSizes(WorkspaceSizes):
         num_dx_partials: Such parts.
     """
 
-    block: int
+    transposed_rows: int
     gates_row: int
     carried_stride: int
     carried_size: int

@@ -208,11 +208,12 @@ class _BackwardLayer(_Layer):
         panels = (x_vecs * problem.num_gates + operand_vecs) / problem.panel_vectors
         row_panels = share.weight_unit_vecs * panels
         blocks = -(-all_rows // share.block_rows)
-        # Rows of a step are multiplied in groups: a group is packed into one slot, and one instruction multiplies it.
-        all_groups = problem.steps * -(-problem.batch // problem.rows_per_group)
+        # Rows of the batch are multiplied in groups, and a group is packed into one slot.
+        products, all_groups = problem.gradient_products, problem.gradient_groups
         panel_vectors = problem.panel_vectors * (all_groups / blocks)
+        fma_rate = machine.fma_rate * products.speedup / products.group
         self.panels(
-            "weights", row_panels * blocks, problem.lanes, problem.rows_per_tile, panel_vectors / machine.fma_rate,
+            "weights", row_panels * blocks, problem.lanes, problem.rows_per_tile, panel_vectors / fma_rate,
             panel_vectors * problem.vector_bytes, machine.l2_bandwidth,
         )  # fmt: skip
         # Each thread packs the operands for itself, and adds up the gradients of its biases.

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from fusedrnn.engines.cpu import tuning as tunings
 from fusedrnn.engines.cpu.kernels.lowered_cell import derivative_of
+from fusedrnn.engines.cpu.kernels.row_groups import K_BLOCK_ROWS
+from fusedrnn.engines.cpu.kernels.tile_gemm import GROUPS
 from fusedrnn.engines.cpu.kernels.workspace import (
     BACKWARD_REGIONS,
     FORWARD_REGIONS,
@@ -162,16 +164,19 @@ def _backward_sizes(problem: ProblemSize, share: LargestShare, packed: int, reco
     saved_vecs = len(derivative_of(spec.variant).saved) if recompute else 0
     recomputed_rows = share.chunk * share.rows if saved_vecs else 0
     dx_partial_row = pad_against_conflicts(max(spec.output_size, spec.input_size) * problem.item)
+    transposed_rows, inner = share.block * problem.batch, share.block_rows
+    if problem.multiplies_tiles:  # whole K-blocks of pairs of rows; a block leaves rows for the next one
+        transposed_rows, inner = transposed_rows + K_BLOCK_ROWS, -(-inner // K_BLOCK_ROWS) * GROUPS
     return BackwardSizes(
         **_common_sizes(problem, share),
         masked_row=problem.masked_row,
         converted_rows=recomputed_rows if problem.converts_rows else 0,
         head_rows=max(share.rows, recomputed_rows) * (spec.heads > 1),
-        block=share.block,
         gates_row=problem.gradients_stride,
         carried_stride=carried_stride,
         carried_size=problem.batch * carried_stride,
-        transposed_stride=pad_against_conflicts(share.block * problem.batch * problem.vector_bytes),
+        transposed_rows=transposed_rows,
+        transposed_stride=pad_against_conflicts(transposed_rows * problem.vector_bytes),
         # Gradients of the input weights, then of the recurrent weights.
         weights_stride=pad_against_conflicts(weight_panels * panel_bytes),
         k_padded=problem.k_padded(*problem.column_groups),
@@ -179,9 +184,9 @@ def _backward_sizes(problem: ProblemSize, share: LargestShare, packed: int, reco
             problem.num_vectors(problem.num_units(stage)) * stage.num_grads for stage in problem.column_groups
         ),
         # A pair has at least one row.
-        row_pairs=share.block * problem.batch if problem.rows_per_group > 1 else 0,
-        inner=share.block_rows,
-        packed_panels=max(1, packed // (share.block_rows * panel_bytes)),
+        row_pairs=share.block * problem.batch if problem.target.multiplies_pairs(spec.operand_format) else 0,
+        inner=inner,
+        packed_panels=max(1, packed // (inner * panel_bytes)),
         saved_vecs=saved_vecs,
         recomputed_rows=recomputed_rows,
         # A direction's parts of dx: for this layer and the one above. A single layer has them with two directions only.

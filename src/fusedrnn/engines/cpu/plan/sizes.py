@@ -74,7 +74,7 @@ class ProblemSize(Tiling):
         self.unpacked = tuning is not None and not packed and reads_unpacked(self, steps, batch, training, tuning)
         self.steps, self.batch, self.phase = steps, batch, phase
         self.inputs = tuple(spec.layer_input_size(layer) for layer in range(spec.num_layers))
-        self.rows_per_tile = target.tile[0]
+        self.rows_per_tile = self.lanes if self.multiplies_tiles else target.tile[0]
         self.instructions = _cell_instructions(spec.variant, phase)
         self.states = len(spec.state_names) + len(self.later_gemm_stages)
         self.saved = len(derivative_of(spec.variant).saved)
@@ -88,6 +88,14 @@ class ProblemSize(Tiling):
     def weights_bytes(self, features: int, unit_vecs: int) -> int:
         """Bytes of the packed weights of so many unit vectors of a layer that reads so many features."""
         return (features + self.out) * unit_vecs * self.num_gates * self.weight_vector_bytes
+
+    @property
+    def gradient_groups(self) -> int:
+        """Groups of rows that the GEMMs of the weights' gradients multiply, of all steps."""
+        group = self.gradient_products.group
+        if self.multiplies_tiles:
+            return -(-self.steps * self.batch // group)
+        return self.steps * -(-self.batch // group)
 
     @property
     def rows_per_gemm_tile(self) -> int:
