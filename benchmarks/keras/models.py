@@ -10,17 +10,20 @@ import gc
 import importlib
 import json
 import os
-import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from benchmarks.timed_rows import take_turns
+from fusedrnn.bench.peaks import RunPeak
 from fusedrnn.testing.cases import CASES, Case
 
-_BATCHES, _FLOPS = 8, 2e10
+KERAS, FUSED = "keras", "fused"
+"""The contenders."""
+BATCHES, _FLOPS = 64, 5e10
 """How many batches ``predict`` and ``fit`` run, and the most operations of these batches."""
 _MODES = {"LSTM": "lstm", "GRU": "gru", "SimpleRNN": "rnn_tanh"}
 Call = Callable[[Any], object]
@@ -39,23 +42,23 @@ def limit_threads(count: int) -> None:
     fusedrnn.set_num_threads(count)
 
 
-def make_models(case: Case, layer: str) -> list[Any]:
-    """Keras's model of a case, and the same model accelerated."""
+def make_models(case: Case, layer: str) -> dict[str, Any]:
+    """Keras's model of a case, and the same model accelerated, by the names of the contenders."""
     import keras
 
     accelerate = importlib.import_module("fusedrnn.keras").accelerate
-    models = []
-    for accelerated in (False, True):
+    models = {}
+    for name in (KERAS, FUSED):
         layers: list[Any] = [keras.Input((case.T, case.I))]
         for _ in range(case.layers):
             own = getattr(keras.layers, layer)(case.H, return_sequences=True)
             layers.append(keras.layers.Bidirectional(own) if case.bidirectional else own)
         model = keras.Sequential(layers)
-        if accelerated:
+        if name == FUSED:
             accelerate(model)
         model.compile("sgd", "mse")
-        models.append(model)
-    models[1].set_weights(models[0].get_weights())
+        models[name] = model
+    models[FUSED].set_weights(models[KERAS].get_weights())
     return models
 
 
@@ -64,7 +67,7 @@ def make_calls(case: Case, mode: str) -> dict[str, Call]:
     import keras
 
     spec = case.spec(mode)
-    count = max(1, min(_BATCHES, int(_FLOPS // spec.flops(case.T, case.N))))
+    count = max(1, min(BATCHES, int(_FLOPS // spec.flops(case.T, case.N))))
     rng = np.random.default_rng(0)
     x = rng.standard_normal((count * case.N, case.T, case.I)).astype(np.float32)
     y = np.zeros((count * case.N, case.T, spec.output_size), np.float32)
@@ -77,20 +80,6 @@ def make_calls(case: Case, mode: str) -> dict[str, Call]:
     }
 
 
-def medians(call: Call, models: list[Any], seconds: float) -> list[float]:
-    """The median time of a call of each model. They take turns for about ``seconds``, each at least three times."""
-    samples: list[list[float]] = [[] for _ in models]
-    for model in models:
-        call(model)
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(samples[-1]) < 3:
-        for model, own in zip(models, samples, strict=True):
-            start = time.perf_counter()
-            call(model)
-            own.append(time.perf_counter() - start)
-    return [statistics.median(own) for own in samples]
-
-
 def figures(options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """A figure for each case, layer and call.
 
@@ -98,22 +87,23 @@ def figures(options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         ValueError: If the models of a case disagree.
     """
     limit_threads(options["threads"])
+    peak = RunPeak("float32", options["threads"])
     for name in options["cases"]:
         for layer in options["layers"]:
-            yield from _row_figures(name, layer, options["seconds"])
+            yield from _row_figures(name, layer, options["seconds"], peak)
             gc.collect()  # models have cycles, and two pairs of large ones may not fit the memory
 
 
-def _row_figures(name: str, layer: str, seconds: float) -> Iterator[dict[str, Any]]:
+def _row_figures(name: str, layer: str, seconds: float, peak: RunPeak) -> Iterator[dict[str, Any]]:
     """The figures of a case and a layer."""
     case, models = CASES[name], make_models(CASES[name], layer)
     calls = make_calls(case, _MODES[layer])
-    theirs, ours = (calls["model(x)"](model) for model in models)
+    theirs, ours = (calls["model(x)"](models[name]) for name in (KERAS, FUSED))
     if not np.allclose(theirs, ours, rtol=1e-3, atol=1e-3):  # type: ignore[arg-type]
         raise ValueError(f"the models of {name} with {layer} disagree")
     for what, call in calls.items():
-        keras_seconds, fused_seconds = medians(call, models, seconds)
-        yield {"case": name, "layer": layer, "call": what, "keras": keras_seconds, "fused": fused_seconds}
+        timings = take_turns({key: partial(call, model) for key, model in models.items()}, seconds, peak)
+        yield {"case": name, "layer": layer, "call": what, **{key: timings[key].median for key in models}}
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ def tiny(monkeypatch):
     pytest.importorskip("keras")
     monkeypatch.setattr(models, "CASES", TINY)
     monkeypatch.setattr(models, "limit_threads", lambda count: None)
+    monkeypatch.setattr(models, "BATCHES", 2)
 
 
 def options(cases=tuple(TINY), layers=("LSTM",)):
@@ -49,7 +50,7 @@ def test_a_row_frees_its_models(tiny, monkeypatch):
     def counted(case, layer):
         rows.append(len(alive))
         pair = make_models(case, layer)
-        alive.update(pair)
+        alive.update(pair.values())
         return pair
 
     monkeypatch.setattr(models, "make_models", counted)
@@ -64,7 +65,8 @@ def test_models_that_disagree(tiny, monkeypatch):
 
     def disagreeing(case, layer):
         pair = make_models(case, layer)
-        pair[1].set_weights([np.ones_like(weight) for weight in pair[1].get_weights()])
+        fused = pair[models.FUSED]
+        fused.set_weights([np.ones_like(weight) for weight in fused.get_weights()])
         return pair
 
     monkeypatch.setattr(models, "make_models", disagreeing)
