@@ -29,6 +29,8 @@ def test_packages_of_no_extra():
         ("import fusedrnn.keras", "keras", "fusedrnn.keras", "Keras"),
         ("import fusedrnn.onnx", "onnx", "fusedrnn.onnx", "onnx"),
         ("from fusedrnn.jax import accelerate", "flax", "fusedrnn.jax.accelerate", "flax"),
+        ("import fusedrnn.jax.nnx", "flax", "fusedrnn.jax.nnx", "flax"),
+        ("import fusedrnn.jax.eqx", "equinox", "fusedrnn.jax.eqx", "equinox"),
     ],
 )
 def test_the_error_names_the_extra(statement, package, user, title):
@@ -44,7 +46,7 @@ def test_the_error_names_the_extra(statement, package, user, title):
         except ImportError as error:
             print(error)
     """
-    if package == "flax":
+    if package in ("flax", "equinox"):
         pytest.importorskip("jax")
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=120)
     assert done.stdout == f"{user} needs {title}: install fusedrnn with its extra {package!r}\n", done.stderr

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 EXTRAS = {
     **dict.fromkeys(("rich", "threadpoolctl", "typer"), "bench"),
     **dict.fromkeys(("adjustText", "jinja2", "matplotlib"), "figures"),
@@ -16,3 +19,18 @@ def needs(user: str, package: str) -> str:
     extra = EXTRAS.get(package)
     how = f"install fusedrnn with its extra {extra!r}" if extra else "install it"
     return f"{user} needs {_TITLES.get(package, package)}: {how}"
+
+
+@contextmanager
+def needed_by(user: str, package: str) -> Iterator[None]:
+    """Import a package in the ``with`` block; if it is missing, the error says what needs it.
+
+    Raises:
+        ImportError: If the package is missing.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        raise ImportError(needs(user, package)) from error

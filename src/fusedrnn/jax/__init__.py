@@ -9,14 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fusedrnn.conversion_report import LayerReport, Report
-from fusedrnn.extras import needs
+from fusedrnn.extras import needed_by
 
-try:
+with needed_by("fusedrnn.jax", "jax"):
     import jax as _jax  # noqa: F401 -- for a clear error if it is missing
-except ModuleNotFoundError as error:
-    if error.name != "jax":
-        raise
-    raise ImportError(needs("fusedrnn.jax", "jax")) from error
 
 from fusedrnn.jax.rnn import rnn
 
@@ -31,10 +27,6 @@ _NEED_FLAX = ("accelerate", "restore")
 def __getattr__(name: str) -> Any:
     if name not in _NEED_FLAX:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
+    with needed_by(f"fusedrnn.jax.{name}", "flax"):
         from fusedrnn.jax import conversion
-    except ModuleNotFoundError as error:
-        if error.name != "flax":
-            raise
-        raise ImportError(needs(f"fusedrnn.jax.{name}", "flax")) from error
     return getattr(conversion, name)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
 
+from fusedrnn.extras import needed_by
 from fusedrnn.jax.array_layout import Piece
 from fusedrnn.jax.param_arrays import ParamArrays
 from fusedrnn.jax.rnn import rnn, uncut
 from fusedrnn.spec import DTYPES, RNNSpec
+
+with needed_by("fusedrnn.jax.eqx", "equinox"):
+    import equinox as eqx
 
 __all__ = ["GRU", "LSTM"]
 

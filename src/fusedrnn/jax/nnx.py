@@ -8,8 +8,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
-from flax.nnx.nn.recurrent import flip_sequences
+
+from fusedrnn.extras import needed_by
+
+with needed_by("fusedrnn.jax.nnx", "flax"):
+    from flax import nnx
+    from flax.nnx.nn.recurrent import flip_sequences
 
 from fusedrnn.jax import nnx_cells
 from fusedrnn.jax.mesh_types import vary_with

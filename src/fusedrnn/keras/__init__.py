@@ -5,14 +5,10 @@ existing model. Keras must run on PyTorch or JAX. What the operator does not sup
 states, other devices) runs by Keras's own loop.
 """
 
-from fusedrnn.extras import needs
+from fusedrnn.extras import needed_by
 
-try:
+with needed_by("fusedrnn.keras", "keras"):
     import keras as _keras  # noqa: F401 -- for a clear error if it is missing
-except ModuleNotFoundError as error:
-    if error.name != "keras":
-        raise
-    raise ImportError(needs("fusedrnn.keras", "keras")) from error
 
 from fusedrnn.conversion_report import LayerReport, Report
 from fusedrnn.keras import saving as _saving

@@ -5,14 +5,10 @@ It implements the interface of onnx backends: :func:`prepare`, :func:`run_model`
 flat parameter vectors; :func:`write` writes parameters into a model.
 """
 
-from fusedrnn.extras import needs
+from fusedrnn.extras import needed_by
 
-try:
+with needed_by("fusedrnn.onnx", "onnx"):
     import onnx as _onnx  # noqa: F401 -- checks that the package is installed
-except ModuleNotFoundError as error:
-    if error.name != "onnx":
-        raise
-    raise ImportError(needs("fusedrnn.onnx", "onnx")) from error
 
 from fusedrnn.onnx.backend import Backend, PreparedModel
 from fusedrnn.onnx.ort.accelerated_session import AcceleratedSession, accelerate

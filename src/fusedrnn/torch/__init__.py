@@ -5,14 +5,10 @@ model. What the operator does not support (other devices and dtypes, torch.jit.t
 PyTorch's own implementation.
 """
 
-from fusedrnn.extras import needs
+from fusedrnn.extras import needed_by
 
-try:
+with needed_by("fusedrnn.torch", "torch"):
     import torch as _torch  # noqa: F401 -- for a clear error if it is missing
-except ModuleNotFoundError as error:
-    if error.name != "torch":
-        raise
-    raise ImportError(needs("fusedrnn.torch", "torch")) from error
 
 from fusedrnn.conversion_report import LayerReport, Report
 from fusedrnn.torch import custom_op as _custom_op  # noqa: F401 -- torch.export.load needs the registered operators

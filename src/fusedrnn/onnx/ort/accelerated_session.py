@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 from onnx import ModelProto
 
-from fusedrnn.extras import needs
+from fusedrnn.extras import needed_by
 from fusedrnn.onnx.graph import first_line
 from fusedrnn.onnx.ort import interrupts
 from fusedrnn.onnx.ort.choosing import choose
@@ -175,12 +175,8 @@ def accelerate(
 
 
 def _import_onnxruntime() -> Any:
-    try:
+    with needed_by("fusedrnn.onnx.accelerate", "onnxruntime"):
         import onnxruntime
-    except ModuleNotFoundError as error:
-        if error.name != "onnxruntime":
-            raise
-        raise ImportError(needs("fusedrnn.onnx.accelerate", "onnxruntime")) from error
     return onnxruntime
 
 
