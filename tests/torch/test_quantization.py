@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import fusedrnn.torch
+from fusedrnn import cells
 from fusedrnn.torch import LayerReport, accelerate, quantize, read, restore
 from torch_layers import KINDS, LAYERS, first, flat, input_for
 
@@ -157,6 +158,28 @@ def test_what_is_left_is_reported():
     assert all(parameter.requires_grad for parameter in quantized["wide"].parameters())
     both = quantize(model, subclasses=True).report.replaced
     assert both == (LayerReport("named", "Named"), LayerReport("low", "GRU"))
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (fusedrnn.torch.Layer(cells.slstm.with_heads(2), 8, 32), "needs a cell of one head"),
+        (fusedrnn.torch.Layer("gru", 140_000, 2), "needs at most 133144 features of a layer; got 140000"),
+        (torch.nn.GRU(140_000, 2), "needs at most 133144 features of a layer; got 140000"),
+        (torch.nn.LSTMCell(140_000, 2), "needs at most 133144 features of a layer; got 140000"),
+        (torch.nn.LSTM(2, 70_000, bidirectional=True, proj_size=1, device="meta"), ""),
+    ],
+    ids=["heads", "Layer", "GRU", "LSTMCell", "projection"],
+)
+def test_formats_that_a_layer_cannot_have(layer, reason):
+    """They are reported. The output of a projected layer has fewer features than units."""
+    report = accelerate(layer, compute="int8")
+    if not reason:
+        assert len(report.replaced) == 1 and not report.unchanged
+        return
+    [entry] = report.unchanged
+    assert entry.reason.startswith("compute='int8'") and reason in entry.reason and not report.replaced
+    assert getattr(layer, "compute", None) is None and all(parameter.requires_grad for parameter in layer.parameters())
 
 
 def test_errors():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.nn import Module, RNNBase, RNNCellBase
 
 from fusedrnn.conversion_report import LayerReport, Report
+from fusedrnn.spec import RNNSpec
 from fusedrnn.torch.class_map import OURS, TORCHS, Classes, counterpart, forget, is_quantized, is_scripted
 from fusedrnn.torch.eligibility import MODULE_DTYPES
 from fusedrnn.torch.formats import HasCompute, checked_compute, is_inference_only, unfreeze
@@ -155,6 +157,21 @@ def _why_unsupported(module: Module, compute: str | None) -> str:
         return f"its parameters are of several dtypes: {', '.join(sorted(map(str, dtypes)))}"
     if compute is not None and torch.float64 in dtypes:
         return f"its parameters are torch.float64, which compute={compute!r} does not take"
+    return "" if compute is None else _why_no_format(module, compute)
+
+
+def _why_no_format(module: Any, compute: str) -> str:
+    """Why a layer of these sizes cannot run in a format; empty if it can."""
+    try:
+        if not isinstance(module, (RNNBase, RNNCellBase)):  # a Layer
+            replace(module.spec, compute=compute)
+        else:  # the limits of a format are of the sizes alone, and LSTMs have them all
+            RNNSpec(
+                "lstm", module.input_size, module.hidden_size, bidirectional=getattr(module, "bidirectional", False),
+                projection_size=getattr(module, "proj_size", 0) or None, compute=compute,
+            )  # fmt: skip
+    except (TypeError, ValueError) as error:
+        return str(error)
     return ""
 
 
