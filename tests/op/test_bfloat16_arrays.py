@@ -225,3 +225,17 @@ def test_a_float32_reserve_refuses_gradients_of_bfloat16():
     y, _, reserve = op.forward(widened(x), widened(params), training=True)
     with pytest.raises(TypeError, match=r"^dy must have dtype float32; got bfloat16$"):
         op.backward(y.astype(BFLOAT16), None, reserve)
+
+
+@pytest.mark.parametrize(("compute", "array", "hint"), [
+    ("bfloat16", np.zeros((T, N, I)), ": convert it with astype"),
+    ("int8", np.zeros((T, N, I)), ": convert it with astype"),
+    (None, np.zeros((T, N, I), ">f4"), ": convert it with astype"),
+    (None, np.zeros((T, N, I)), ": convert it with astype, or use a spec of dtype='float64'"),
+])  # fmt: skip
+def test_advice_can_be_followed(compute, array, hint):
+    """A format of operands needs a spec of float32, and no spec has another byte order."""
+    op = RNNOp(RNNSpec("gru", I, H, compute=compute))
+    with pytest.raises(TypeError) as error:
+        op.forward(array, np.zeros(op.spec.layout.size, np.float32))
+    assert str(error.value) == f"x must have dtype float32; got {array.dtype}{hint}"

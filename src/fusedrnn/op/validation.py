@@ -43,7 +43,9 @@ def check_array(name: str, array: object, spec: RNNSpec, shape: tuple[int, ...] 
         if value.dtype.name == "bfloat16" != spec.compute:
             hint = ", which RNNOp takes with compute='bfloat16'"
         elif value.dtype.name in DTYPES:
-            hint = f": convert it with astype, or use a spec of dtype={value.dtype.name!r}"
+            hint = ": convert it with astype"
+            if spec.compute is None and value.dtype.isnative:
+                hint += f", or use a spec of dtype={value.dtype.name!r}"
         raise TypeError(f"{name} must have dtype {spec.dtype}; got {value.dtype}{hint}")
     if shape is not None and value.shape != shape:
         raise ValueError(f"{name} must have shape {shape}; got {value.shape}")
